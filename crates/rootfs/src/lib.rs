@@ -1,1 +1,27 @@
-//! Placeholder.
+//! What a guest and a VMM are told about a container's root file system, as values.
+//!
+//! Owns the names both sides must agree on ([`layout`]), the overlay the guest mounts ([`OverlayPlan`]), the
+//! storages a Kata agent is sent ([`AgentStorage`]), and the arguments that give QEMU or Cloud Hypervisor the share
+//! ([`ShareDevice`]). It performs no I/O and starts nothing: the same input always gives the same output. Read
+//! [`layout`] first, then [`OverlayPlan`].
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod cloud_hypervisor;
+mod container_id;
+mod guest_path;
+pub mod layout;
+mod overlay;
+pub mod qemu;
+mod share;
+mod storage;
+
+pub use cloud_hypervisor::CloudHypervisorError;
+pub use container_id::{ContainerId, ContainerIdError, MAX_CONTAINER_ID_LEN};
+pub use guest_path::{GuestPath, GuestPathError};
+pub use overlay::{OverlayPathError, OverlayPlan};
+pub use share::{
+    MAX_QUEUE_SIZE, MAX_SOCKET_PATH_LEN, MAX_TAG_LEN, QueueSize, QueueSizeError, ShareDevice, ShareSocket,
+    ShareSocketError, ShareTag, ShareTagError,
+};
+pub use storage::AgentStorage;
