@@ -1,1 +1,67 @@
-//! Placeholder.
+//! Starts, watches and ends the file-system daemon of a microVM sandbox.
+//!
+//! One daemon (the embedded one, or a stock nydusd) serves one sandbox over vhost-user. [`Sandbox::start`] checks
+//! the configuration, starts it and waits for its first answer; [`Sandbox::mount`] shares directories and mounts
+//! RAFS images; [`Sandbox::status`] and [`Sandbox::exited`] tell how it is; [`Sandbox::stop`] leaves nothing behind.
+//! Any number of sandboxes live in one process, which needs a tokio runtime; there is no global state.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use nydusbox::{MountRequest, Program, Sandbox, SandboxConfig};
+//! use nydusbox::protocol::{ContainerId, SandboxId};
+//!
+//! let program = Program::stock("/usr/bin/nydusd")?;
+//! let config = SandboxConfig::new(SandboxId::new("s1")?, nydusbox::DEFAULT_STATE_DIR, program)?
+//!     .with_share("/srv/share")?;
+//! let sandbox = Sandbox::start(config).await?;
+//! let image = MountRequest::rafs(&ContainerId::new("c1")?, "/images/bootstrap", "{\"version\":2}")?;
+//! sandbox.mount(image).await?;
+//! println!("connect the VMM to {:?}", sandbox.vhost_socket());
+//! let outcome = sandbox.stop().await;
+//! assert!(outcome.leftovers.is_empty());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Inside: [`config`](SandboxConfig) -> command (pure) -> launch (typestate) -> driver (one loop) -> lifecycle and
+//! ledger (pure) -> status. Read `launch` first, then `driver`.
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod client;
+mod command;
+mod config;
+mod daemon;
+mod dir;
+mod driver;
+mod error;
+mod exit;
+mod launch;
+mod ledger;
+mod lifecycle;
+mod output;
+mod process;
+mod program;
+mod readiness;
+mod request;
+mod sandbox;
+mod status;
+mod stop;
+
+pub use client::CallError;
+pub use config::{
+    ConfigError, DEFAULT_CALL_DEADLINE, DEFAULT_START_DEADLINE, DEFAULT_STATE_DIR, DEFAULT_STOP_GRACE,
+    SandboxConfig,
+};
+pub use dir::{DirError, Leftover};
+pub use error::{MountError, StartCause, StartError, UnmountError, WaitingFor};
+pub use exit::{Exit, ExitCause};
+pub use ledger::UnmountOutcome;
+pub use lifecycle::MountOutcome;
+pub use nydusbox_protocol as protocol;
+pub use program::{Program, ProgramError, ProgramKind};
+pub use request::{MountRequest, MountRequestError};
+pub use sandbox::Sandbox;
+pub use status::{MountStatus, Status, StatusPhase};
+pub use stop::{StopOutcome, StopStep};

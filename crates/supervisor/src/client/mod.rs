@@ -1,0 +1,125 @@
+//! The client's end of the daemon's API: typed calls over one kept connection.
+//!
+//! One call at a time (`&mut self`); each has one deadline over connecting, headers and body. Whether a failure
+//! means "refused" or "unknown whether it happened" is in the error ([`CallError::is_definite`]). The bytes are in
+//! [`transport`], the meaning of refusals in [`classify`].
+
+use std::time::Duration;
+
+use hyper::body::Bytes;
+use nydusbox_protocol::{DaemonInfo, Endpoint, MountCommand, MountPoint, SocketPath};
+use tokio::time::timeout;
+
+pub(crate) mod classify;
+mod error;
+mod transport;
+
+pub use error::CallError;
+pub(crate) use transport::ConnectFailure;
+use transport::Connection;
+
+/// The largest answer that is read. `GET /api/v1/daemon` with 255 mounts and long configurations stays below 1 MiB.
+pub(crate) const BODY_LIMIT_BYTES: usize = 4 << 20;
+
+/// A client of one daemon.
+#[derive(Debug)]
+pub(crate) struct ApiClient {
+    socket: SocketPath,
+    deadline: Duration,
+    connection: Option<Connection>,
+}
+
+impl ApiClient {
+    /// A client that connects when first needed. `deadline` bounds each call.
+    pub(crate) fn new(socket: SocketPath, deadline: Duration) -> Self {
+        Self {
+            socket,
+            deadline,
+            connection: None,
+        }
+    }
+
+    /// Connects, if not connected.
+    pub(crate) async fn connect(&mut self) -> Result<(), ConnectFailure> {
+        if self.connection.is_none() {
+            self.connection = Some(Connection::open(&self.socket).await?);
+        }
+        Ok(())
+    }
+
+    /// The daemon's version and state, without its mounts: small whatever is mounted.
+    pub(crate) async fn daemon_info(&mut self) -> Result<DaemonInfo, CallError> {
+        let endpoint = Endpoint::DaemonInfoV2;
+        let (status, body) = self.call(endpoint, endpoint.path(), Bytes::new()).await?;
+        if status != 200 {
+            return Err(classify::refusal(status, &body));
+        }
+        serde_json::from_slice(&body).map_err(|_| classify::unexpected(status, &body))
+    }
+
+    /// Mounts a file system.
+    pub(crate) async fn mount(&mut self, at: &MountPoint, command: &MountCommand) -> Result<(), CallError> {
+        let body = serde_json::to_vec(command).map_err(|source| CallError::Unencodable { source })?;
+        self.change(Endpoint::Mount, at, body.into()).await
+    }
+
+    /// Unmounts what is at a mount point.
+    pub(crate) async fn unmount(&mut self, at: &MountPoint) -> Result<(), CallError> {
+        self.change(Endpoint::Umount, at, Bytes::new()).await
+    }
+
+    async fn change(&mut self, endpoint: Endpoint, at: &MountPoint, body: Bytes) -> Result<(), CallError> {
+        let target = MountCommand::target(at);
+        let (status, body) = self.call(endpoint, &target, body).await?;
+        match status {
+            // 204 is what nydusd answers; nothing else may pass for "done".
+            204 => Ok(()),
+            status => Err(classify::refusal(status, &body)),
+        }
+    }
+
+    async fn call(
+        &mut self,
+        endpoint: Endpoint,
+        target: &str,
+        body: Bytes,
+    ) -> Result<(u16, Bytes), CallError> {
+        let deadline = self.deadline;
+        let exchange = timeout(deadline, self.exchange(endpoint, target, body)).await;
+        let result = exchange.unwrap_or(Err(CallError::TimedOut { after: deadline }));
+        if result.is_err() {
+            // An answer may still be on its way and must not be taken for the next call's.
+            self.connection = None;
+        }
+        result
+    }
+
+    async fn exchange(
+        &mut self,
+        endpoint: Endpoint,
+        target: &str,
+        body: Bytes,
+    ) -> Result<(u16, Bytes), CallError> {
+        let method = endpoint.method().as_str();
+        if let Some(kept) = &mut self.connection {
+            match kept.send(method, target, body.clone()).await {
+                // The peer closed the connection while it was idle and has not seen the request.
+                Err(transport::Failure::NotSent) => self.connection = None,
+                Ok(answer) => return Ok(answer),
+                Err(transport::Failure::Call(error)) => return Err(error),
+            }
+        }
+        let fresh = Connection::open(&self.socket).await?;
+        match self.connection.insert(fresh).send(method, target, body).await {
+            Ok(answer) => Ok(answer),
+            Err(transport::Failure::NotSent) => Err(CallError::Unreachable {
+                source: std::io::ErrorKind::ConnectionReset.into(),
+            }),
+            Err(transport::Failure::Call(error)) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,104 @@
+//! The daemon's command line: what is passed to which program, as a value.
+//!
+//! Pure. It never opens, binds or starts anything; [`crate::launch`] does.
+
+use std::ffi::OsString;
+
+use nydusbox_protocol::LogLevel;
+
+use crate::config::SandboxConfig;
+use crate::program::ProgramKind;
+
+/// Descriptor the embedded daemon finds the listening vhost-user socket at.
+pub(crate) const VHOST_FD: i32 = 3;
+/// Descriptor the embedded daemon finds the listening API socket at.
+pub(crate) const API_FD: i32 = 4;
+
+/// nydusd raises its limit of open files to this and exits when it may not.
+const NYDUSD_RLIMIT_NOFILE: u64 = 1_000_000;
+
+/// The arguments for the configured program. `nofile_hard` is this process' hard limit of open files, `None` for
+/// no limit.
+pub(crate) fn arguments(config: &SandboxConfig, nofile_hard: Option<u64>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec!["virtiofs".into()];
+    let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
+    option("--sock", config.vhost_socket().as_path().into());
+    option("--apisock", config.api_socket().as_path().into());
+    option(
+        "--log-level",
+        log_level(config.program().kind(), config.log_level()).into(),
+    );
+    match config.program().kind() {
+        ProgramKind::Embedded => {
+            option("--sock-fd", VHOST_FD.to_string().into());
+            option("--apisock-fd", API_FD.to_string().into());
+        }
+        ProgramKind::Stock => {
+            // Raising the hard limit needs CAP_SYS_RESOURCE, which containers commonly lack even as root; a
+            // lower limit that works is better than a daemon that does not start.
+            if nofile_hard.is_some_and(|hard| hard < NYDUSD_RLIMIT_NOFILE) {
+                option("--rlimit-nofile", "0".into());
+            }
+        }
+    }
+    args.extend_from_slice(config.program().args());
+    args
+}
+
+/// A stock nydusd has no level `off`.
+fn log_level(kind: ProgramKind, level: LogLevel) -> &'static str {
+    match (kind, level) {
+        (ProgramKind::Stock, LogLevel::Off) => LogLevel::Error.as_str(),
+        (ProgramKind::Stock | ProgramKind::Embedded, level) => level.as_str(),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::program::Program;
+    use nydusbox_protocol::SandboxId;
+
+    fn line(program: Program, nofile: Option<u64>, level: LogLevel) -> String {
+        let config = SandboxConfig::new(SandboxId::new("s1").unwrap(), "/run/nb", program)
+            .unwrap()
+            .with_log_level(level);
+        let args = arguments(&config, nofile);
+        args.iter()
+            .map(|a| a.to_str().unwrap())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    #[test]
+    fn an_embedded_daemon_is_told_its_descriptors() {
+        assert_eq!(
+            line(Program::embedded("/bin/sh").unwrap(), Some(1024), LogLevel::Off),
+            "virtiofs --sock /run/nb/s1/vhost.sock --apisock /run/nb/s1/api.sock --log-level off \
+             --sock-fd 3 --apisock-fd 4"
+        );
+    }
+
+    #[test]
+    fn a_stock_daemon_gets_only_what_it_knows() {
+        let stock = || Program::stock("/bin/sh").unwrap();
+        let plain = "virtiofs --sock /run/nb/s1/vhost.sock --apisock /run/nb/s1/api.sock --log-level error";
+        assert_eq!(line(stock(), None, LogLevel::Off), plain);
+        assert_eq!(line(stock(), Some(1_000_000), LogLevel::Off), plain);
+        assert_eq!(
+            line(stock(), Some(999_999), LogLevel::Off),
+            format!("{plain} --rlimit-nofile 0")
+        );
+    }
+
+    #[test]
+    fn further_arguments_come_last() {
+        let line = line(
+            Program::stock("/bin/sh").unwrap().with_args(["--id", "x"]),
+            None,
+            LogLevel::Info,
+        );
+        assert!(line.ends_with("--log-level info --id x"), "{line}");
+    }
+}

@@ -1,0 +1,255 @@
+//! What a caller asks for: one sandbox, valid by construction.
+//!
+//! Owns defaults and the checks that need no running daemon; paths of sockets are computed and length-checked
+//! here so that nothing later can find them too long. Next: [`crate::launch`].
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nydusbox_protocol::{LogLevel, SandboxId, SocketPath, SocketPathError};
+use rustix::fs::{Mode, OFlags};
+
+use crate::program::Program;
+
+/// Where sandboxes keep their directories unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/run/nydusbox";
+/// How long a start may take in all.
+pub const DEFAULT_START_DEADLINE: Duration = Duration::from_secs(10);
+/// How long one call to the daemon may take, headers and body.
+pub const DEFAULT_CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the daemon may take to end after SIGTERM before it is killed.
+pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Why a sandbox cannot be configured like that.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// State directory and sandbox id make a socket path that cannot be bound.
+    #[error("place the sockets of sandbox {sandbox} in {state_dir:?}")]
+    Socket {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// The state directory asked for.
+        state_dir: PathBuf,
+        /// The rule that is broken, with the path and its length.
+        #[source]
+        source: SocketPathError,
+    },
+    /// The state directory cannot be made absolute.
+    #[error("find the state directory {path:?}")]
+    StateDir {
+        /// The path as given.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory to share is missing, unreadable or no directory.
+    #[error("share the directory {path:?}")]
+    Share {
+        /// The path as given.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The API carries paths as text.
+    #[error("share the directory {path:?}: its name is not UTF-8")]
+    ShareNotUtf8 {
+        /// The path as given.
+        path: PathBuf,
+    },
+}
+
+/// The configuration of one sandbox.
+#[derive(Debug, Clone)]
+pub struct SandboxConfig {
+    id: SandboxId,
+    dir: PathBuf,
+    vhost_socket: SocketPath,
+    api_socket: SocketPath,
+    program: Program,
+    share: Option<String>,
+    log_level: LogLevel,
+    start_deadline: Duration,
+    call_deadline: Duration,
+    stop_grace: Duration,
+}
+
+impl SandboxConfig {
+    /// A sandbox without a share, kept in `<state_dir>/<id>/`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Socket`] when the sockets' paths would be longer than a unix socket's may be.
+    pub fn new(id: SandboxId, state_dir: impl AsRef<Path>, program: Program) -> Result<Self, ConfigError> {
+        let state_dir = state_dir.as_ref();
+        let dir = std::path::absolute(state_dir)
+            .map_err(|source| ConfigError::StateDir {
+                path: state_dir.to_owned(),
+                source,
+            })?
+            .join(id.as_str());
+        let socket = |name| {
+            SocketPath::new(dir.join(name)).map_err(|source| ConfigError::Socket {
+                sandbox: id.clone(),
+                state_dir: state_dir.to_owned(),
+                source,
+            })
+        };
+        Ok(Self {
+            vhost_socket: socket(crate::dir::VHOST_SOCKET)?,
+            api_socket: socket(crate::dir::API_SOCKET)?,
+            dir,
+            id,
+            program,
+            share: None,
+            log_level: LogLevel::Info,
+            start_deadline: DEFAULT_START_DEADLINE,
+            call_deadline: DEFAULT_CALL_DEADLINE,
+            stop_grace: DEFAULT_STOP_GRACE,
+        })
+    }
+
+    /// Shares a host directory with the guest at `/containers`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Share`] when it cannot be opened for reading as a directory.
+    pub fn with_share(mut self, dir: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let path = dir.as_ref();
+        let unusable = |source| ConfigError::Share {
+            path: path.to_owned(),
+            source,
+        };
+        let absolute = std::path::absolute(path).map_err(unusable)?;
+        rustix::fs::open(
+            &absolute,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|errno| unusable(errno.into()))?;
+        let text = absolute
+            .into_os_string()
+            .into_string()
+            .map_err(|path| ConfigError::ShareNotUtf8 { path: path.into() })?;
+        self.share = Some(text);
+        Ok(self)
+    }
+
+    /// How much the daemon logs; [`LogLevel::Info`] unless set.
+    #[must_use]
+    pub fn with_log_level(mut self, level: LogLevel) -> Self {
+        self.log_level = level;
+        self
+    }
+
+    /// How long the start may take in all; [`DEFAULT_START_DEADLINE`] unless set.
+    #[must_use]
+    pub fn with_start_deadline(mut self, deadline: Duration) -> Self {
+        self.start_deadline = deadline;
+        self
+    }
+
+    /// How long one call may take; [`DEFAULT_CALL_DEADLINE`] unless set.
+    #[must_use]
+    pub fn with_call_deadline(mut self, deadline: Duration) -> Self {
+        self.call_deadline = deadline;
+        self
+    }
+
+    /// How long the daemon may take to end by itself when stopped; [`DEFAULT_STOP_GRACE`] unless set.
+    #[must_use]
+    pub fn with_stop_grace(mut self, grace: Duration) -> Self {
+        self.stop_grace = grace;
+        self
+    }
+
+    /// The sandbox's id.
+    #[must_use]
+    pub fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    /// The sandbox's directory, absolute.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The vhost-user socket the VMM connects to.
+    #[must_use]
+    pub fn vhost_socket(&self) -> &SocketPath {
+        &self.vhost_socket
+    }
+
+    /// The daemon's API socket.
+    #[must_use]
+    pub fn api_socket(&self) -> &SocketPath {
+        &self.api_socket
+    }
+
+    pub(crate) fn program(&self) -> &Program {
+        &self.program
+    }
+
+    pub(crate) fn share(&self) -> Option<&str> {
+        self.share.as_deref()
+    }
+
+    pub(crate) fn log_level(&self) -> LogLevel {
+        self.log_level
+    }
+
+    pub(crate) fn start_deadline(&self) -> Duration {
+        self.start_deadline
+    }
+
+    pub(crate) fn call_deadline(&self) -> Duration {
+        self.call_deadline
+    }
+
+    pub(crate) fn stop_grace(&self) -> Duration {
+        self.stop_grace
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn config(id: &str, state_dir: &str) -> Result<SandboxConfig, ConfigError> {
+        SandboxConfig::new(
+            SandboxId::new(id).unwrap(),
+            state_dir,
+            Program::stock("/bin/sh").unwrap(),
+        )
+    }
+
+    #[test]
+    fn sockets_that_cannot_be_bound_are_refused_before_anything_runs() {
+        let error = config(&"s".repeat(100), "/run/nydusbox").unwrap_err();
+        let ConfigError::Socket {
+            source: SocketPathError::TooLong { len, .. },
+            ..
+        } = error
+        else {
+            panic!("{error:?}")
+        };
+        assert_eq!(len, "/run/nydusbox/".len() + 100 + "/vhost.sock".len());
+    }
+
+    #[test]
+    fn a_share_must_be_a_readable_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        std::fs::write(&file, "").unwrap();
+        let share = |p: &Path| config("s", "/run/nydusbox").unwrap().with_share(p);
+        assert!(matches!(
+            share(&dir.path().join("none")),
+            Err(ConfigError::Share { .. })
+        ));
+        assert!(matches!(share(&file), Err(ConfigError::Share { .. })));
+        assert_eq!(share(dir.path()).unwrap().share(), dir.path().to_str());
+    }
+}

@@ -1,0 +1,82 @@
+//! A running daemon: its process and its output, watched by one future.
+//!
+//! Whoever waits for the daemon's end also reads what it prints, so it can never block on a full pipe. Built by
+//! [`crate::launch`], then owned by [`crate::driver`].
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::exit::{Exit, ExitCause};
+use crate::output::Output;
+use crate::process::Process;
+
+/// How long after the end of the process its pipe may still be held open (by something that left its process
+/// group) before the last lines are taken as they are.
+const DRAIN: Duration = Duration::from_millis(40);
+/// How long a killed process may take to be reaped. Longer only happens in uninterruptible sleep.
+pub(crate) const REAP: Duration = Duration::from_secs(5);
+
+/// A daemon. Dropping it kills its process group and reaps it before `drop` returns.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    process: Process,
+    output: Output,
+    ended: Option<(ExitCause, Instant)>,
+}
+
+impl Daemon {
+    pub(crate) fn new(process: Process, output: Output) -> Self {
+        Self {
+            process,
+            output,
+            ended: None,
+        }
+    }
+
+    /// The process id, for logs only.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The last lines it has printed so far.
+    pub(crate) fn last_lines(&self) -> Vec<String> {
+        self.output.last_lines()
+    }
+
+    /// Waits for the daemon's end and reads its output meanwhile; resolves when the process is reaped and its
+    /// output read to the end. Cancel safe; resolves again at once when called again.
+    pub(crate) async fn exited(&mut self) -> Exit {
+        let (cause, at) = loop {
+            if let Some(ended) = self.ended {
+                break ended;
+            }
+            tokio::select! {
+                biased;
+                cause = self.process.exited() => self.ended = Some((cause, Instant::now())),
+                () = self.output.pump() => {}
+            }
+        };
+        while !self.output.ended() && timeout_at(at + DRAIN, self.output.pump()).await.is_ok() {}
+        Exit {
+            cause,
+            last_lines: self.output.last_lines(),
+        }
+    }
+
+    /// Asks it to end.
+    pub(crate) fn terminate(&self) {
+        self.process.terminate();
+    }
+
+    /// Kills it and its process group.
+    pub(crate) fn kill(&self) {
+        self.process.kill_group();
+    }
+
+    /// Kills it and waits until it is reaped; `None` when it does not go within [`REAP`].
+    pub(crate) async fn kill_and_reap(&mut self) -> Option<Exit> {
+        self.kill();
+        timeout(REAP, self.exited()).await.ok()
+    }
+}

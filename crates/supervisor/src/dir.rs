@@ -1,0 +1,300 @@
+//! The sandbox's directory: created, locked, cleared of a dead predecessor's sockets, removed.
+//!
+//! The lock is held from before the first file is made until after the last is gone, so two supervisors can never
+//! use one sandbox, nor one take over the other's sockets. Only files with the names below are ever removed,
+//! never a directory tree: there could be mounts in it. `drop` removes them too, for a start that is given up.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// File names inside a sandbox's directory.
+pub(crate) const VHOST_SOCKET: &str = "vhost.sock";
+pub(crate) const API_SOCKET: &str = "api.sock";
+pub(crate) const LOG: &str = "daemon.log";
+pub(crate) const LOG_OLD: &str = "daemon.log.old";
+const LOCK: &str = "lock";
+
+const FILES: [&str; 4] = [VHOST_SOCKET, API_SOCKET, LOG, LOG_OLD];
+
+/// How often the lock is tried while predecessors remove the directory under our hands.
+const LOCK_ATTEMPTS: usize = 64;
+
+/// Why a sandbox's directory could not be taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DirError {
+    /// It could not be created, opened or locked.
+    #[error("{action} {path:?}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// It exists and belongs to another user.
+    #[error("use {path:?}: it belongs to user {owner}")]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner's uid.
+        owner: u32,
+    },
+    /// Another supervisor runs this sandbox.
+    #[error("lock {path:?}: the sandbox is in use{}", by(*.holder))]
+    Held {
+        /// The directory.
+        path: PathBuf,
+        /// The process that holds the lock, when it could be read.
+        holder: Option<u32>,
+    },
+    /// Nobody holds the lock, but a daemon still serves the socket.
+    #[error("use the socket {path:?}: something still listens on it{}", by(*.holder))]
+    SocketInUse {
+        /// The socket.
+        path: PathBuf,
+        /// The process that began to listen on it, when known.
+        holder: Option<u32>,
+    },
+}
+
+fn by(holder: Option<u32>) -> String {
+    holder.map_or_else(String::new, |pid| format!(" by process {pid}"))
+}
+
+/// Something that could not be removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Leftover {
+    /// A file or the directory itself.
+    #[error("remove {path:?}")]
+    Path {
+        /// What is left.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A process that was killed and did not end.
+    #[error("end process {pid}: it was killed and is still there")]
+    Process {
+        /// Its id.
+        pid: u32,
+    },
+}
+
+/// A directory that is ours alone.
+#[derive(Debug)]
+pub(crate) struct SandboxDir {
+    path: PathBuf,
+    fd: OwnedFd,
+    /// Closed, and so unlocked, after everything else is gone.
+    _lock: OwnedFd,
+    removed: bool,
+}
+
+impl SandboxDir {
+    /// Creates or enters the directory, locks it, and removes the sockets of a predecessor that is dead. On an
+    /// error everything is as it was found.
+    pub(crate) fn claim(path: &Path) -> Result<Self, DirError> {
+        let failed = |action, path: &Path, errno: Errno| DirError::Io {
+            action,
+            path: path.to_owned(),
+            source: errno.into(),
+        };
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(|source| DirError::Io {
+                action: "create the state directory",
+                path: parent.to_owned(),
+                source,
+            })?;
+        }
+        for _ in 0..LOCK_ATTEMPTS {
+            match rustix::fs::mkdir(path, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(failed("create", path, errno)),
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = match rustix::fs::open(path, flags, Mode::empty()) {
+                Ok(fd) => fd,
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(failed("open", path, errno)),
+            };
+            let stat = rustix::fs::fstat(&fd).map_err(|e| failed("open", path, e))?;
+            if stat.st_uid != rustix::process::geteuid().as_raw() {
+                return Err(DirError::NotOurs {
+                    path: path.to_owned(),
+                    owner: stat.st_uid,
+                });
+            }
+            if Mode::from_raw_mode(stat.st_mode) != Mode::RWXU {
+                rustix::fs::fchmod(&fd, Mode::RWXU).map_err(|e| failed("close to others", path, e))?;
+            }
+            let lock = match lock(path, &fd) {
+                Ok(Some(lock)) => lock,
+                Ok(None) => continue,
+                Err(error) => return Err(error),
+            };
+            for name in [API_SOCKET, VHOST_SOCKET] {
+                let socket = path.join(name);
+                if let Some(holder) = listener(&socket, name == API_SOCKET) {
+                    return Err(DirError::SocketInUse { path: socket, holder });
+                }
+            }
+            for name in FILES {
+                match rustix::fs::unlinkat(&fd, name, AtFlags::empty()) {
+                    Ok(()) => {
+                        tracing::info!(file = %path.join(name).display(), "removed what a dead predecessor left");
+                    }
+                    Err(Errno::NOENT) => {}
+                    Err(errno) => return Err(failed("remove", &path.join(name), errno)),
+                }
+            }
+            return Ok(Self {
+                path: path.to_owned(),
+                fd,
+                _lock: lock,
+                removed: false,
+            });
+        }
+        Err(failed("lock", path, Errno::AGAIN))
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Removes the files and the directory and gives up the lock; says what could not be removed.
+    pub(crate) fn remove(mut self) -> Vec<Leftover> {
+        self.remove_all()
+    }
+
+    fn remove_all(&mut self) -> Vec<Leftover> {
+        self.removed = true;
+        let mut left = Vec::new();
+        let mut note = |path: PathBuf, errno: Errno| {
+            left.push(Leftover::Path {
+                path,
+                source: errno.into(),
+            });
+        };
+        // The lock's name goes last: whoever locks its new incarnation must find no file of ours.
+        for name in FILES.into_iter().chain([LOCK]) {
+            match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => note(self.file(name), errno),
+            }
+        }
+        match rustix::fs::rmdir(&self.path) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            // A successor was waiting and has made it its own.
+            Err(Errno::NOTEMPTY) if self.file(LOCK).exists() => {}
+            Err(errno) => note(self.path.clone(), errno),
+        }
+        left
+    }
+}
+
+impl Drop for SandboxDir {
+    fn drop(&mut self) {
+        if !self.removed {
+            for left in self.remove_all() {
+                tracing::warn!(error = &left as &dyn std::error::Error, "left behind");
+            }
+        }
+    }
+}
+
+/// Takes the lock; `None` when the file was removed by its previous holder between opening and locking.
+fn lock(path: &Path, dir: &OwnedFd) -> Result<Option<OwnedFd>, DirError> {
+    let failed = |errno: Errno| DirError::Io {
+        action: "lock",
+        path: path.to_owned(),
+        source: errno.into(),
+    };
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = match rustix::fs::openat(dir, LOCK, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(failed(errno)),
+    };
+    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
+            let mut text = String::new();
+            let read = std::fs::File::from(fd).take(32).read_to_string(&mut text);
+            return Err(DirError::Held {
+                path: path.to_owned(),
+                holder: read.ok().and_then(|_| text.trim().parse().ok()),
+            });
+        }
+        Err(errno) => return Err(failed(errno)),
+    }
+    let ours = rustix::fs::fstat(&fd).map_err(failed)?;
+    match rustix::fs::stat(path.join(LOCK)) {
+        Ok(named) if (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino) => {}
+        Ok(_) | Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(failed(errno)),
+    }
+    let mut file = std::fs::File::from(fd);
+    let written = file
+        .set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    match written {
+        Ok(()) => Ok(Some(file.into())),
+        Err(source) => Err(DirError::Io {
+            action: "lock",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Whether something listens on a socket, and who began to, if known. The API socket is asked by connecting; a
+/// vhost-user socket must not be, because a stock nydusd serves exactly one connection in its life.
+fn listener(path: &Path, may_connect: bool) -> Option<Option<u32>> {
+    if !path.exists() {
+        return None;
+    }
+    if !may_connect {
+        return listens_by_name(path).then_some(None);
+    }
+    let address = SocketAddrUnix::new(path).ok()?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) => {
+            let holder = rustix::net::sockopt::socket_peercred(&socket)
+                .ok()
+                .and_then(|cred| u32::try_from(cred.pid.as_raw_nonzero().get()).ok());
+            let _ = std::os::unix::net::UnixStream::from(socket).shutdown(Shutdown::Both);
+            Some(holder)
+        }
+        // Its backlog is full: wedged, but alive.
+        Err(Errno::AGAIN) => Some(None),
+        Err(_) => None,
+    }
+}
+
+/// Looks a path up in the system's table of unix sockets (of this network namespace).
+fn listens_by_name(path: &Path) -> bool {
+    const ACCEPTS_CONNECTIONS: &str = "00010000";
+    let table = std::fs::read("/proc/net/unix").unwrap_or_default();
+    String::from_utf8_lossy(&table).lines().any(|line| {
+        // Num: RefCount Protocol Flags Type St Inode Path
+        let mut fields = line.split_ascii_whitespace();
+        fields.nth(3) == Some(ACCEPTS_CONNECTIONS) && fields.nth(3).map(Path::new) == Some(path)
+    })
+}
+
+#[cfg(test)]
+#[path = "dir_tests.rs"]
+mod tests;

@@ -1,0 +1,295 @@
+//! The one loop of a running sandbox: events in, [`Lifecycle::step`], actions out.
+//!
+//! It owns the daemon, the client and the directory; nobody else touches them. Every decision is the lifecycle's.
+//! If the task is aborted (its runtime shuts down), dropping the fields kills and reaps the daemon and removes
+//! the directory, in the order they are declared.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::client::{ApiClient, CallError};
+use crate::config::SandboxConfig;
+use crate::daemon::{Daemon, REAP};
+use crate::dir::{Leftover, SandboxDir};
+use crate::error::{MountError, UnmountError};
+use crate::launch::Serving;
+use crate::ledger::{Knowledge, UnmountOutcome};
+use crate::lifecycle::{Action, Call, Event, Lifecycle, MountOutcome, Phase, Reply, Request, Timer};
+use crate::program::ProgramKind;
+use crate::request::MountRequest;
+use crate::status::{MountStatus, Status, StatusPhase};
+use crate::stop::{StopOutcome, StopStep, ending, frontend_seen};
+
+/// How long a broken connection may precede the end of the process that caused it.
+pub(crate) const EXIT_SHOWS: Duration = Duration::from_millis(50);
+/// All the unmounting of a stop; a mount takes a millisecond.
+const UNMOUNT_ALL: Duration = Duration::from_millis(500);
+
+/// A request with the place for its reply.
+#[derive(Debug)]
+pub(crate) enum Envelope {
+    Mount(MountRequest, oneshot::Sender<Result<MountOutcome, MountError>>),
+    Unmount(
+        nydusbox_protocol::MountPoint,
+        oneshot::Sender<Result<UnmountOutcome, UnmountError>>,
+    ),
+}
+
+#[derive(Debug)]
+enum ReplyTo {
+    Mount(oneshot::Sender<Result<MountOutcome, MountError>>),
+    Unmount(oneshot::Sender<Result<UnmountOutcome, UnmountError>>),
+}
+
+/// The owner's end of the loop.
+#[derive(Debug)]
+pub(crate) struct Strings {
+    pub(crate) requests: mpsc::Sender<Envelope>,
+    pub(crate) stop: oneshot::Sender<()>,
+    /// Dropping it abandons the sandbox.
+    pub(crate) alive: oneshot::Sender<std::convert::Infallible>,
+    pub(crate) status: watch::Receiver<Status>,
+}
+
+type CallInFlight = Pin<Box<dyn Future<Output = (ApiClient, Result<(), CallError>)> + Send>>;
+
+/// The loop's state.
+pub(crate) struct Driver {
+    call: Option<CallInFlight>,
+    /// `None` while a call has it.
+    client: Option<ApiClient>,
+    daemon: Daemon,
+    dir: SandboxDir,
+    config: SandboxConfig,
+    lifecycle: Lifecycle,
+    timer: Option<Instant>,
+    reply_to: Option<ReplyTo>,
+    requests: mpsc::Receiver<Envelope>,
+    stop: oneshot::Receiver<()>,
+    alive: oneshot::Receiver<std::convert::Infallible>,
+    status: watch::Sender<Status>,
+}
+
+impl Driver {
+    pub(crate) fn new(serving: Serving, config: SandboxConfig) -> (Self, Strings) {
+        let Serving {
+            daemon,
+            client,
+            dir,
+            ledger,
+        } = serving;
+        let (requests_in, requests) = mpsc::channel(16);
+        let (stop_in, stop) = oneshot::channel();
+        let (alive_in, alive) = oneshot::channel();
+        let lifecycle = Lifecycle::serving(ledger, body_limit_bytes(config.program().kind()));
+        let (status, status_out) = watch::channel(snapshot(0, &lifecycle, daemon.id()));
+        let strings = Strings {
+            requests: requests_in,
+            stop: stop_in,
+            alive: alive_in,
+            status: status_out,
+        };
+        let driver = Self {
+            call: None,
+            client: Some(client),
+            daemon,
+            dir,
+            config,
+            lifecycle,
+            timer: None,
+            reply_to: None,
+            requests,
+            stop,
+            alive,
+            status,
+        };
+        (driver, strings)
+    }
+
+    /// Runs to the sandbox's end.
+    pub(crate) async fn run(mut self) -> StopOutcome {
+        loop {
+            let event = self.next_event().await;
+            let mut end = None;
+            for action in self.lifecycle.step(event) {
+                end = self.perform(action).or(end);
+            }
+            match end {
+                Some(step) => return self.finish(step),
+                None => self.publish(),
+            }
+        }
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let gone = matches!(self.lifecycle.phase(), Phase::Exited(_) | Phase::Ended(_));
+        let timer = self.timer;
+        tokio::select! {
+            biased;
+            exit = self.daemon.exited(), if !gone => Event::Exited(exit),
+            Err(_) = &mut self.alive, if !self.alive.is_terminated() => Event::Abandoned,
+            Ok(()) = &mut self.stop, if !self.stop.is_terminated() => {
+                let seen = frontend_seen(self.config.vhost_socket().as_path());
+                Event::Stop(ending(self.config.program().kind(), seen))
+            }
+            (client, answer) = in_flight(&mut self.call), if self.call.is_some() => {
+                self.call = None;
+                self.client = Some(client);
+                Event::Answer(answer)
+            }
+            () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => {
+                self.timer = None;
+                Event::Elapsed
+            }
+            Some(envelope) = self.requests.recv(), if self.lifecycle.takes_requests() => {
+                Event::Request(match envelope {
+                    Envelope::Mount(request, reply) => {
+                        self.reply_to = Some(ReplyTo::Mount(reply));
+                        Request::Mount(request)
+                    }
+                    Envelope::Unmount(at, reply) => {
+                        self.reply_to = Some(ReplyTo::Unmount(reply));
+                        Request::Unmount(at)
+                    }
+                })
+            }
+            // All senders of events are gone: only an owner that is gone has none.
+            else => Event::Abandoned,
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Option<StopStep> {
+        match action {
+            Action::Call(call) => self.begin(call),
+            // The client goes with its call: an answer may still be under way on its connection.
+            Action::AbandonCall => self.call = None,
+            Action::Reply(reply) => self.reply(reply),
+            Action::Arm(timer) => self.timer = Some(Instant::now() + self.duration(timer)),
+            Action::Disarm => self.timer = None,
+            Action::Terminate => self.daemon.terminate(),
+            Action::Kill => self.daemon.kill(),
+            Action::Finish(step) => return Some(step),
+        }
+        None
+    }
+
+    fn begin(&mut self, call: Call) {
+        let mut client = self
+            .client
+            .take()
+            .unwrap_or_else(|| ApiClient::new(self.config.api_socket().clone(), self.config.call_deadline()));
+        self.call = Some(Box::pin(async move {
+            let answer = match &call {
+                Call::Mount(at, command) => client.mount(at, command).await,
+                Call::Unmount(at) => client.unmount(at).await,
+            };
+            (client, answer)
+        }));
+    }
+
+    /// A receiver that is gone was dropped by its caller, who does not want the reply.
+    fn reply(&mut self, reply: Reply) {
+        match (reply, self.reply_to.take()) {
+            (Reply::Mount(result), Some(ReplyTo::Mount(to))) => drop(to.send(result)),
+            (Reply::Unmount(result), Some(ReplyTo::Unmount(to))) => drop(to.send(result)),
+            (reply, to) => tracing::error!(?reply, ?to, "a reply for another request"),
+        }
+    }
+
+    fn duration(&self, timer: Timer) -> Duration {
+        match timer {
+            Timer::ExitShows => EXIT_SHOWS,
+            Timer::Unmount => UNMOUNT_ALL,
+            Timer::Grace => self.config.stop_grace(),
+            Timer::Reap => REAP,
+        }
+    }
+
+    fn publish(&self) {
+        let pid = self.daemon.id();
+        self.status.send_if_modified(|status| {
+            let next = snapshot(status.generation, &self.lifecycle, pid);
+            let changed = next != *status;
+            if changed {
+                if let StatusPhase::Exited(exit) = &next.phase {
+                    tracing::warn!(sandbox = %self.config.id(), pid, "{exit}");
+                }
+                *status = next;
+                status.generation += 1;
+            }
+            changed
+        });
+    }
+
+    fn finish(mut self, step: StopStep) -> StopOutcome {
+        let unmount_failures = self.lifecycle.take_unmount_failures();
+        let mut leftovers: Vec<Leftover> = Vec::new();
+        if step == StopStep::Unkillable {
+            leftovers.push(Leftover::Process {
+                pid: self.daemon.id(),
+            });
+        }
+        drop((self.call.take(), self.client.take()));
+        let (phase, pid) = (self.lifecycle.phase().clone(), self.daemon.id());
+        drop(self.daemon);
+        leftovers.extend(self.dir.remove());
+        self.status.send_modify(|status| {
+            status.generation += 1;
+            status.pid = pid;
+            status.mounts.clear();
+            status.phase = status_phase(&phase);
+        });
+        tracing::debug!(sandbox = %self.config.id(), ?step, "stopped");
+        StopOutcome {
+            step,
+            unmount_failures,
+            leftovers,
+        }
+    }
+}
+
+async fn in_flight(call: &mut Option<CallInFlight>) -> (ApiClient, Result<(), CallError>) {
+    match call {
+        Some(call) => call.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The largest request body the program reads.
+fn body_limit_bytes(kind: ProgramKind) -> usize {
+    match kind {
+        ProgramKind::Embedded => 1 << 20,
+        ProgramKind::Stock => 51_200,
+    }
+}
+
+fn snapshot(generation: u64, lifecycle: &Lifecycle, pid: u32) -> Status {
+    let mounts = lifecycle
+        .ledger()
+        .iter()
+        .map(|(at, command, knowledge)| MountStatus {
+            at: at.clone(),
+            fs_type: command.fs_type,
+            source: command.source.clone(),
+            confirmed: knowledge == Knowledge::Confirmed,
+        });
+    Status {
+        generation,
+        phase: status_phase(lifecycle.phase()),
+        pid,
+        mounts: mounts.collect(),
+    }
+}
+
+fn status_phase(phase: &Phase) -> StatusPhase {
+    match phase {
+        Phase::Serving => StatusPhase::Serving,
+        Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing => StatusPhase::Stopping,
+        Phase::Exited(exit) => StatusPhase::Exited(exit.clone()),
+        Phase::Ended(exit) => StatusPhase::Stopped(exit.clone()),
+    }
+}

@@ -1,0 +1,199 @@
+//! Errors of the sandbox's operations, one per operation.
+//!
+//! Messages are fragments that read after "failed to" and never repeat their source; print the chain once, at the
+//! edge. What a call to the daemon can answer is [`CallError`].
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nydusbox_protocol::{DaemonState, MountPoint, SandboxId};
+
+use crate::client::CallError;
+use crate::dir::{DirError, Leftover};
+use crate::exit::{Exit, ExitCause};
+use crate::ledger::SLOTS;
+
+/// A sandbox that did not start. Nothing of it is left but what `leftovers` names.
+#[derive(Debug, thiserror::Error)]
+#[error("start sandbox {sandbox}")]
+#[non_exhaustive]
+pub struct StartError {
+    /// Which sandbox.
+    pub sandbox: SandboxId,
+    /// The first thing that went wrong.
+    #[source]
+    pub cause: Box<StartCause>,
+    /// What the daemon printed last, oldest first, at most 20 lines.
+    pub last_lines: Vec<String>,
+    /// What could not be undone; normally nothing.
+    pub leftovers: Vec<Leftover>,
+}
+
+/// Why a sandbox did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartCause {
+    /// Its directory could not be taken.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// A socket, the log file or a watch could not be made.
+    #[error("{action} {path:?}")]
+    Prepare {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The program could not be executed.
+    #[error("execute {exe:?}")]
+    Spawn {
+        /// The program.
+        exe: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The daemon ended before it served.
+    #[error("wait for the daemon: it {0}")]
+    Exited(ExitCause),
+    /// The deadline of the whole start passed.
+    #[error("wait longer than {after:?} for {waiting_for}")]
+    Deadline {
+        /// The deadline.
+        after: Duration,
+        /// What had not happened by then.
+        waiting_for: WaitingFor,
+    },
+    /// What answers on the API socket does not answer as a daemon does.
+    #[error("ask the daemon for its state")]
+    Api(#[source] CallError),
+    /// The daemon refused to share the directory.
+    #[error("share {share:?}")]
+    Share {
+        /// The directory.
+        share: String,
+        /// Why.
+        #[source]
+        source: CallError,
+    },
+}
+
+/// What a start was waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WaitingFor {
+    /// The daemon to bind its API socket.
+    Socket,
+    /// Its first answer.
+    Answer,
+    /// Its state to become RUNNING.
+    Running {
+        /// What it said last.
+        state: DaemonState,
+    },
+    /// The shared directory's mount.
+    Share,
+}
+
+impl std::fmt::Display for WaitingFor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket => f.write_str("the daemon to bind its API socket"),
+            Self::Answer => f.write_str("the daemon's first answer"),
+            Self::Running { state } => write!(f, "the daemon to run (its state is {state:?})"),
+            Self::Share => f.write_str("the daemon to share the directory"),
+        }
+    }
+}
+
+/// Why a mount was not made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MountError {
+    /// Something else is mounted there; unmount it first.
+    #[error("mount at {at}: something else is mounted there")]
+    Conflict {
+        /// Where.
+        at: MountPoint,
+    },
+    /// The daemon's VFS has no mounts inside mounts.
+    #[error("mount at {at}: it overlaps the mount at {with}")]
+    Overlaps {
+        /// Where.
+        at: MountPoint,
+        /// The mount in the way.
+        with: MountPoint,
+    },
+    /// No slot is left; what is mounted is not affected.
+    #[error("mount at {at}: all {SLOTS} slots of the daemon are in use")]
+    SlotsExhausted {
+        /// Where.
+        at: MountPoint,
+    },
+    /// A stock nydusd reads requests of at most this size.
+    #[error("mount at {at}: the request has {len_bytes} bytes, the daemon takes {limit_bytes}")]
+    TooLarge {
+        /// Where.
+        at: MountPoint,
+        /// The request's size.
+        len_bytes: usize,
+        /// The daemon's limit.
+        limit_bytes: usize,
+    },
+    /// The daemon refused, or its answer was lost.
+    #[error("mount at {at}")]
+    Daemon {
+        /// Where.
+        at: MountPoint,
+        /// Why.
+        #[source]
+        source: CallError,
+    },
+    /// The daemon is gone.
+    #[error("mount at {at}: {exit}")]
+    Exited {
+        /// Where.
+        at: MountPoint,
+        /// How it ended.
+        exit: Exit,
+    },
+    /// The sandbox is being stopped.
+    #[error("mount at {at}: the sandbox is stopping")]
+    Stopping {
+        /// Where.
+        at: MountPoint,
+    },
+}
+
+/// Why an unmount failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnmountError {
+    /// The daemon refused, or its answer was lost.
+    #[error("unmount {at}")]
+    Daemon {
+        /// Where.
+        at: MountPoint,
+        /// Why.
+        #[source]
+        source: CallError,
+    },
+    /// The daemon is gone, and its mounts with it.
+    #[error("unmount {at}: {exit}")]
+    Exited {
+        /// Where.
+        at: MountPoint,
+        /// How it ended.
+        exit: Exit,
+    },
+    /// The sandbox is being stopped.
+    #[error("unmount {at}: the sandbox is stopping")]
+    Stopping {
+        /// Where.
+        at: MountPoint,
+    },
+}

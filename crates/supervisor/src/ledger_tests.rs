@@ -1,0 +1,182 @@
+//! The ledger against a model that keeps a plain list of what the daemon really has.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn request(place: u8, content: u8) -> MountRequest {
+    let at = MountPoint::new(PLACES[usize::from(place) % PLACES.len()]).unwrap();
+    MountRequest::passthrough(at, format!("/src/{content}")).unwrap()
+}
+
+const PLACES: [&str; 6] = ["/a", "/a/b", "/b", "/b/c/d", "/b/c", "/ab"];
+
+/// What becomes of a call on its way.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Answered,
+    /// Not done, and no answer.
+    LostBefore,
+    /// Done, and no answer.
+    LostAfter,
+    /// Refused for its content.
+    Refused,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Mount(u8, u8, Fate),
+    Unmount(u8, Fate),
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        4 => Just(Fate::Answered),
+        1 => Just(Fate::LostBefore),
+        1 => Just(Fate::LostAfter),
+        1 => Just(Fate::Refused)
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        2 => (any::<u8>(), 0u8..2, fate()).prop_map(|(p, c, f)| Step::Mount(p, c, f)),
+        1 => (any::<u8>(), fate()).prop_map(|(p, f)| Step::Unmount(p, f)),
+    ];
+    proptest::collection::vec(step, 0..60)
+}
+
+/// A daemon that has what it has, and loses answers.
+#[derive(Default)]
+struct Peer {
+    mounted: Vec<(String, String)>,
+}
+
+impl Peer {
+    fn lost() -> CallError {
+        CallError::Unreachable {
+            source: std::io::ErrorKind::ConnectionReset.into(),
+        }
+    }
+
+    fn refused() -> CallError {
+        CallError::BadSource {
+            message: String::new(),
+        }
+    }
+
+    fn mount(&mut self, at: &str, what: &str, fate: Fate) -> Result<(), CallError> {
+        let taken = self.mounted.iter().any(|(p, _)| p == at);
+        match fate {
+            Fate::LostBefore => return Err(Self::lost()),
+            Fate::Refused if !taken => return Err(Self::refused()),
+            _ => {}
+        }
+        if !taken {
+            self.mounted.push((at.to_owned(), what.to_owned()));
+        }
+        match (fate, taken) {
+            (Fate::LostAfter, _) => Err(Self::lost()),
+            (_, true) => Err(CallError::AlreadyMounted),
+            (_, false) => Ok(()),
+        }
+    }
+
+    fn unmount(&mut self, at: &str, fate: Fate) -> Result<(), CallError> {
+        match fate {
+            Fate::LostBefore => return Err(Self::lost()),
+            Fate::Refused => return Err(Self::refused()),
+            Fate::Answered | Fate::LostAfter => {}
+        }
+        let before = self.mounted.len();
+        self.mounted.retain(|(p, _)| p != at);
+        match fate {
+            Fate::LostAfter => Err(Self::lost()),
+            _ if before == self.mounted.len() => Err(CallError::NotMounted),
+            _ => Ok(()),
+        }
+    }
+}
+
+proptest! {
+    /// Whatever is lost on the way: what the ledger calls confirmed is there with that content, what is there is in
+    /// the ledger, "present" and success are never claimed wrongly, and no two mounts overlap.
+    #[test]
+    fn the_books_agree_with_the_daemon(steps in steps()) {
+        let mut ledger = Ledger::default();
+        let mut peer = Peer::default();
+        for step in steps {
+            match step {
+                Step::Mount(place, content, fate) => {
+                    let request = request(place, content);
+                    let (at, what) = (request.at().clone(), request.command().source.clone());
+                    let wanted = (at.as_str().to_owned(), what.clone());
+                    match ledger.admit(&request) {
+                        Ok(Admission::Present) => prop_assert!(peer.mounted.contains(&wanted)),
+                        Ok(Admission::Ask) => {
+                            let answer = peer.mount(at.as_str(), &what, fate);
+                            if ledger.settle_mount(&at, answer).is_ok() {
+                                prop_assert!(peer.mounted.contains(&wanted));
+                            }
+                        }
+                        Err(Refusal::Conflict) => prop_assert!(ledger.iter().any(|(p, c, _)| *p == at && c.source != what)),
+                        Err(Refusal::Overlaps(other)) => {
+                            prop_assert!(other != at && ledger.iter().any(|(p, _, _)| *p == other));
+                        }
+                        Err(Refusal::Full) => prop_assert!(false, "six places are never full"),
+                    }
+                }
+                Step::Unmount(place, fate) => {
+                    let at = MountPoint::new(PLACES[usize::from(place) % PLACES.len()]).unwrap();
+                    let had = peer.mounted.iter().any(|(p, _)| p == at.as_str());
+                    let answer = peer.unmount(at.as_str(), fate);
+                    if let Ok(outcome) = ledger.settle_unmount(&at, answer) {
+                        prop_assert_eq!(outcome == UnmountOutcome::Unmounted, had);
+                        prop_assert!(!ledger.iter().any(|(p, _, _)| *p == at));
+                    }
+                }
+            }
+            for (at, command, knowledge) in ledger.iter() {
+                if knowledge == Knowledge::Confirmed {
+                    prop_assert!(peer.mounted.contains(&(at.as_str().to_owned(), command.source.clone())));
+                }
+            }
+            for (at, _) in &peer.mounted {
+                prop_assert!(ledger.iter().any(|(p, _, _)| p.as_str() == at));
+            }
+            let places: Vec<_> = ledger.iter().map(|(p, _, _)| p.clone()).collect();
+            for (i, a) in places.iter().enumerate() {
+                prop_assert!(places[i + 1..].iter().all(|b| !a.overlaps(b)));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_last_slot_is_used_and_no_more() {
+    let mut ledger = Ledger::default();
+    let numbered = |n: usize| {
+        let at = MountPoint::new(format!("/m/{n}")).unwrap();
+        MountRequest::passthrough(at, "/src").unwrap()
+    };
+    for n in 0..SLOTS {
+        assert_eq!(ledger.admit(&numbered(n)), Ok(Admission::Ask));
+        ledger.settle_mount(numbered(n).at(), Ok(())).unwrap();
+    }
+    assert_eq!(ledger.admit(&numbered(SLOTS)), Err(Refusal::Full));
+    assert_eq!(ledger.admit(&numbered(0)), Ok(Admission::Present));
+    ledger.settle_unmount(numbered(7).at(), Ok(())).unwrap();
+    assert_eq!(ledger.admit(&numbered(SLOTS)), Ok(Admission::Ask));
+}
+
+#[test]
+fn a_place_taken_by_someone_else_is_not_ours() {
+    let mut ledger = Ledger::default();
+    let request = request(0, 0);
+    ledger.admit(&request).unwrap();
+    let settled = ledger.settle_mount(request.at(), Err(CallError::AlreadyMounted));
+    assert!(matches!(settled, Err(CallError::AlreadyMounted)));
+    assert_eq!(ledger.iter().count(), 0);
+}

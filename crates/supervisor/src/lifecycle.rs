@@ -1,0 +1,426 @@
+//! The life of a running daemon as a pure machine: events in, actions out.
+//!
+//! ```text
+//! Serving ──Stop──> Unmounting ──all asked away / Elapsed──> Terminating ──Elapsed──> Killing ──Elapsed──> Ended
+//!    │                  │  └───────(ending: kill)──────────────────────────────────────>│                   ^
+//!    ├──Exited──> Exited ──Stop / Abandoned──────────────────────────────────────────────────────────────────┤
+//!    └──Abandoned──> Killing      Unmounting, Terminating, Killing ──Exited──────────────────────────────────┘
+//!                                 Unmounting, Terminating ──Abandoned──> Killing
+//! ```
+//!
+//! One call to the daemon is under way at most. It knows no clock, no socket and no process; the driver
+//! ([`crate::driver`]) carries the actions out and feeds the events.
+
+use nydusbox_protocol::{MountCommand, MountPoint};
+
+use crate::client::CallError;
+use crate::error::{MountError, UnmountError};
+use crate::exit::Exit;
+use crate::ledger::{Admission, Ledger, Refusal, UnmountOutcome};
+use crate::request::MountRequest;
+use crate::stop::{Ending, StopStep};
+
+/// How a granted mount went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MountOutcome {
+    /// The daemon has mounted it.
+    Mounted,
+    /// The same was mounted there already; nothing was done.
+    AlreadyMounted,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A request; only while [`Lifecycle::takes_requests`].
+    Request(Request),
+    /// The call under way ended.
+    Answer(Result<(), CallError>),
+    /// The daemon is gone and reaped.
+    Exited(Exit),
+    /// The owner wants an orderly end.
+    Stop(Ending),
+    /// The owner is gone.
+    Abandoned,
+    /// The timer armed last has run out.
+    Elapsed,
+}
+
+#[derive(Debug)]
+pub(crate) enum Request {
+    Mount(MountRequest),
+    Unmount(MountPoint),
+}
+
+/// What is to be done, in this order.
+#[derive(Debug)]
+pub(crate) enum Action {
+    Call(Call),
+    /// Forget the call under way: no `Answer` for it may come any more.
+    AbandonCall,
+    /// Answers the one request that is open.
+    Reply(Reply),
+    /// Sets the timer, replacing what was set.
+    Arm(Timer),
+    Disarm,
+    Terminate,
+    Kill,
+    /// The end.
+    Finish(StopStep),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Call {
+    Mount(MountPoint, MountCommand),
+    Unmount(MountPoint),
+}
+
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Mount(Result<MountOutcome, MountError>),
+    Unmount(Result<UnmountOutcome, UnmountError>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Timer {
+    /// A broken connection is usually the first sign of an exit: so long it may take to show.
+    ExitShows,
+    /// All the unmounting of a stop.
+    Unmount,
+    /// From SIGTERM to SIGKILL.
+    Grace,
+    /// From SIGKILL to reaped.
+    Reap,
+}
+
+/// Where the daemon is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Serving,
+    Unmounting {
+        ending: Ending,
+        /// Places not asked away yet, the next one last.
+        remaining: Vec<MountPoint>,
+    },
+    Terminating,
+    Killing,
+    /// Ended by itself.
+    Exited(Exit),
+    /// Nothing more to do.
+    Ended(Option<Exit>),
+}
+
+/// Whose call is under way.
+#[derive(Debug)]
+enum Open {
+    Mount(MountPoint),
+    Unmount(MountPoint),
+    /// The stop's own.
+    Farewell(MountPoint),
+    /// The request's connection broke; its reply waits for the exit to show.
+    Broken(Reply),
+}
+
+/// The machine.
+#[derive(Debug)]
+pub(crate) struct Lifecycle {
+    phase: Phase,
+    ledger: Ledger,
+    open: Option<Open>,
+    body_limit_bytes: usize,
+    unmount_failures: Vec<(MountPoint, CallError)>,
+}
+
+impl Lifecycle {
+    /// A daemon that serves the mounts in `ledger` and reads requests of at most `body_limit_bytes`.
+    pub(crate) fn serving(ledger: Ledger, body_limit_bytes: usize) -> Self {
+        Self {
+            phase: Phase::Serving,
+            ledger,
+            open: None,
+            body_limit_bytes,
+            unmount_failures: Vec::new(),
+        }
+    }
+
+    pub(crate) fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Whether a request may be fed now. Requests beyond the one that is open wait outside.
+    pub(crate) fn takes_requests(&self) -> bool {
+        match self.open {
+            None | Some(Open::Farewell(_)) => true,
+            Some(Open::Mount(_) | Open::Unmount(_) | Open::Broken(_)) => false,
+        }
+    }
+
+    pub(crate) fn take_unmount_failures(&mut self) -> Vec<(MountPoint, CallError)> {
+        std::mem::take(&mut self.unmount_failures)
+    }
+
+    /// Takes an event, says what to do about it.
+    pub(crate) fn step(&mut self, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Request(request) => self.request(request, &mut actions),
+            Event::Answer(answer) => self.answer(answer, &mut actions),
+            Event::Exited(exit) => self.exited(exit, &mut actions),
+            Event::Stop(ending) => self.stop(ending, &mut actions),
+            Event::Abandoned => self.abandoned(&mut actions),
+            Event::Elapsed => self.elapsed(&mut actions),
+        }
+        actions
+    }
+
+    fn request(&mut self, request: Request, actions: &mut Vec<Action>) {
+        let reply = match (&self.phase, request) {
+            (Phase::Serving, Request::Mount(request)) => match self.admit(&request) {
+                Ok(Admission::Ask) => {
+                    let (at, command) = (request.at().clone(), request.command().clone());
+                    self.open = Some(Open::Mount(at.clone()));
+                    actions.push(Action::Call(Call::Mount(at, command)));
+                    return;
+                }
+                Ok(Admission::Present) => Reply::Mount(Ok(MountOutcome::AlreadyMounted)),
+                Err(error) => Reply::Mount(Err(error)),
+            },
+            (Phase::Serving, Request::Unmount(at)) => {
+                self.open = Some(Open::Unmount(at.clone()));
+                actions.push(Action::Call(Call::Unmount(at)));
+                return;
+            }
+            (Phase::Exited(exit), request) => gone(request, exit),
+            (
+                Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing | Phase::Ended(_),
+                Request::Mount(request),
+            ) => Reply::Mount(Err(MountError::Stopping {
+                at: request.at().clone(),
+            })),
+            (
+                Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing | Phase::Ended(_),
+                Request::Unmount(at),
+            ) => Reply::Unmount(Err(UnmountError::Stopping { at })),
+        };
+        actions.push(Action::Reply(reply));
+    }
+
+    fn admit(&mut self, request: &MountRequest) -> Result<Admission, MountError> {
+        let at = request.at().clone();
+        // A command is strings only and always has a JSON form.
+        let len_bytes = serde_json::to_vec(request.command()).map_or(0, |body| body.len());
+        if len_bytes > self.body_limit_bytes {
+            return Err(MountError::TooLarge {
+                at,
+                len_bytes,
+                limit_bytes: self.body_limit_bytes,
+            });
+        }
+        self.ledger.admit(request).map_err(|refusal| match refusal {
+            Refusal::Conflict => MountError::Conflict { at },
+            Refusal::Overlaps(with) => MountError::Overlaps { at, with },
+            Refusal::Full => MountError::SlotsExhausted { at },
+        })
+    }
+
+    fn answer(&mut self, answer: Result<(), CallError>, actions: &mut Vec<Action>) {
+        let broken = matches!(answer, Err(CallError::Unreachable { .. }));
+        let reply = match self.open.take() {
+            Some(Open::Mount(at)) => Reply::Mount(
+                self.ledger
+                    .settle_mount(&at, answer)
+                    .map(|()| MountOutcome::Mounted)
+                    .map_err(|source| MountError::Daemon { at, source }),
+            ),
+            Some(Open::Unmount(at)) => Reply::Unmount(
+                self.ledger
+                    .settle_unmount(&at, answer)
+                    .map_err(|source| UnmountError::Daemon { at, source }),
+            ),
+            Some(Open::Farewell(at)) => {
+                if let Err(error) = self.ledger.settle_unmount(&at, answer) {
+                    self.unmount_failures.push((at, error));
+                }
+                return self.next_farewell(broken, actions);
+            }
+            // No call is under way, so nothing can be answered.
+            held @ (Some(Open::Broken(_)) | None) => {
+                self.open = held;
+                return;
+            }
+        };
+        if broken && self.phase == Phase::Serving {
+            self.open = Some(Open::Broken(reply));
+            actions.push(Action::Arm(Timer::ExitShows));
+            return;
+        }
+        actions.push(Action::Reply(reply));
+        if matches!(self.phase, Phase::Unmounting { .. }) {
+            self.next_farewell(broken, actions);
+        }
+    }
+
+    fn exited(&mut self, exit: Exit, actions: &mut Vec<Action>) {
+        let step = match self.phase {
+            Phase::Serving => {
+                self.fail_open(&exit, actions);
+                actions.push(Action::Disarm);
+                self.phase = Phase::Exited(exit);
+                return;
+            }
+            Phase::Unmounting { .. } => {
+                self.fail_open(&exit, actions);
+                StopStep::AlreadyGone { exit: exit.clone() }
+            }
+            Phase::Terminating => StopStep::Exited { status: exit.cause },
+            Phase::Killing => StopStep::Killed,
+            Phase::Exited(_) | Phase::Ended(_) => return,
+        };
+        self.phase = Phase::Ended(Some(exit));
+        actions.push(Action::Finish(step));
+    }
+
+    fn stop(&mut self, ending: Ending, actions: &mut Vec<Action>) {
+        match &self.phase {
+            Phase::Serving => {
+                // Asked away in reverse order of places: images before the share they may refer to.
+                let remaining = self.ledger.iter().map(|(at, _, _)| at.clone()).collect();
+                self.phase = Phase::Unmounting { ending, remaining };
+                actions.push(Action::Arm(Timer::Unmount));
+                match self.open.take() {
+                    None => self.next_farewell(false, actions),
+                    Some(Open::Broken(reply)) => {
+                        actions.push(Action::Reply(reply));
+                        self.next_farewell(true, actions);
+                    }
+                    open @ Some(Open::Mount(_) | Open::Unmount(_) | Open::Farewell(_)) => self.open = open,
+                }
+            }
+            Phase::Exited(exit) => self.end_after_exit(exit.clone(), actions),
+            Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing | Phase::Ended(_) => {}
+        }
+    }
+
+    fn abandoned(&mut self, actions: &mut Vec<Action>) {
+        match &self.phase {
+            Phase::Serving | Phase::Unmounting { .. } | Phase::Terminating => {
+                self.stop_open(actions);
+                self.kill(actions);
+            }
+            Phase::Exited(exit) => self.end_after_exit(exit.clone(), actions),
+            Phase::Killing | Phase::Ended(_) => {}
+        }
+    }
+
+    fn elapsed(&mut self, actions: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Serving => {
+                if let Some(Open::Broken(reply)) = self.open.take() {
+                    actions.push(Action::Reply(reply));
+                }
+            }
+            Phase::Unmounting { ending, .. } => {
+                self.stop_open(actions);
+                self.end(ending, actions);
+            }
+            Phase::Terminating => self.kill(actions),
+            Phase::Killing => {
+                self.phase = Phase::Ended(None);
+                actions.push(Action::Finish(StopStep::Unkillable));
+            }
+            Phase::Exited(_) | Phase::Ended(_) => {}
+        }
+    }
+
+    /// Asks the next mount away, or goes on when there is none or the daemon cannot be reached.
+    fn next_farewell(&mut self, broken: bool, actions: &mut Vec<Action>) {
+        let Phase::Unmounting { ending, remaining } = &mut self.phase else {
+            return;
+        };
+        let ending = *ending;
+        match remaining.pop().filter(|_| !broken) {
+            Some(at) => {
+                self.open = Some(Open::Farewell(at.clone()));
+                actions.push(Action::Call(Call::Unmount(at)));
+            }
+            None => self.end(ending, actions),
+        }
+    }
+
+    fn end(&mut self, ending: Ending, actions: &mut Vec<Action>) {
+        match ending {
+            Ending::Ask => {
+                self.phase = Phase::Terminating;
+                actions.extend([Action::Terminate, Action::Arm(Timer::Grace)]);
+            }
+            Ending::Kill => self.kill(actions),
+        }
+    }
+
+    fn kill(&mut self, actions: &mut Vec<Action>) {
+        self.phase = Phase::Killing;
+        actions.extend([Action::Kill, Action::Arm(Timer::Reap)]);
+    }
+
+    fn end_after_exit(&mut self, exit: Exit, actions: &mut Vec<Action>) {
+        self.phase = Phase::Ended(Some(exit.clone()));
+        actions.push(Action::Finish(StopStep::AlreadyGone { exit }));
+    }
+
+    /// Fails the open request with the exit, instead of with what its connection says.
+    fn fail_open(&mut self, exit: &Exit, actions: &mut Vec<Action>) {
+        let reply = match self.open.take() {
+            Some(Open::Mount(at) | Open::Broken(Reply::Mount(Err(MountError::Daemon { at, .. })))) => {
+                Reply::Mount(Err(MountError::Exited {
+                    at,
+                    exit: exit.clone(),
+                }))
+            }
+            Some(Open::Unmount(at) | Open::Broken(Reply::Unmount(Err(UnmountError::Daemon { at, .. })))) => {
+                Reply::Unmount(Err(UnmountError::Exited {
+                    at,
+                    exit: exit.clone(),
+                }))
+            }
+            Some(Open::Broken(reply)) => reply,
+            Some(Open::Farewell(_)) => {
+                actions.push(Action::AbandonCall);
+                return;
+            }
+            None => return,
+        };
+        actions.extend([Action::AbandonCall, Action::Reply(reply)]);
+    }
+
+    /// Gives the call under way up because the sandbox is being stopped.
+    fn stop_open(&mut self, actions: &mut Vec<Action>) {
+        let reply = match self.open.take() {
+            None => return,
+            Some(Open::Farewell(_)) => None,
+            Some(Open::Mount(at)) => Some(Reply::Mount(Err(MountError::Stopping { at }))),
+            Some(Open::Unmount(at)) => Some(Reply::Unmount(Err(UnmountError::Stopping { at }))),
+            Some(Open::Broken(reply)) => Some(reply),
+        };
+        actions.push(Action::AbandonCall);
+        actions.extend(reply.map(Action::Reply));
+    }
+}
+
+fn gone(request: Request, exit: &Exit) -> Reply {
+    let exit = exit.clone();
+    match request {
+        Request::Mount(request) => Reply::Mount(Err(MountError::Exited {
+            at: request.at().clone(),
+            exit,
+        })),
+        Request::Unmount(at) => Reply::Unmount(Err(UnmountError::Exited { at, exit })),
+    }
+}
+
+#[cfg(test)]
+#[path = "lifecycle_tests.rs"]
+mod tests;

@@ -1,0 +1,194 @@
+//! One child process: spawned, signalled, waited for, reaped, all through one owner.
+//!
+//! A signal goes out only while the child has not been reaped, so neither the pid nor the process group can be
+//! someone else's. Dropping a [`Process`] kills its group and reaps it before `drop` returns. What the child says
+//! is in [`crate::output`]; both together are [`crate::daemon`].
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use tokio::io::unix::AsyncFd;
+
+use crate::exit::ExitCause;
+use crate::readiness::readable_fd;
+
+/// How long `drop` waits for a killed child. Longer only happens in uninterruptible sleep, where waiting would
+/// block the caller for as long as a broken disk pleases.
+const DROP_WAIT: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// A child in its own process group.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    pid: Pid,
+    pidfd: AsyncFd<OwnedFd>,
+    reaped: Option<ExitCause>,
+}
+
+impl Process {
+    /// Starts a command as the leader of a new process group. Must be called within a runtime.
+    pub(crate) fn spawn(command: &mut Command) -> io::Result<Self> {
+        let mut child = command.process_group(0).spawn()?;
+        match Self::watch(&child) {
+            Ok((pid, pidfd)) => Ok(Self {
+                child,
+                pid,
+                pidfd,
+                reaped: None,
+            }),
+            Err(error) => {
+                // Without a pidfd (out of descriptors) it could not be waited for without blocking.
+                child.kill()?;
+                child.wait()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn watch(child: &Child) -> io::Result<(Pid, AsyncFd<OwnedFd>)> {
+        let pid = Pid::from_child(child);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok((pid, readable_fd(pidfd)?))
+    }
+
+    /// The process id, for logs only.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the child has ended and reaps it, taking whatever is left of its group along. Cancel safe; may
+    /// be called again after it has ended.
+    pub(crate) async fn exited(&mut self) -> ExitCause {
+        loop {
+            if let Some(cause) = self.reaped {
+                return cause;
+            }
+            match self.pidfd.readable().await {
+                Ok(mut guard) => guard.clear_ready(),
+                // The runtime is shutting down and drops this future next; `drop` reaps.
+                Err(_) => std::future::pending().await,
+            }
+            if self.ended() {
+                self.reap();
+            }
+        }
+    }
+
+    /// Whether the child has ended, reaped or not.
+    fn ended(&self) -> bool {
+        self.reaped.is_some() || wait_readable(self.pidfd.get_ref(), Timespec::default())
+    }
+
+    /// Reaps a child that has ended. Its group is killed first: until the leader is reaped the group's number is
+    /// still ours.
+    fn reap(&mut self) {
+        self.kill_group();
+        self.reaped = match self.child.try_wait() {
+            Ok(Some(status)) => Some(status.into()),
+            Ok(None) => None,
+            Err(_) => Some(ExitCause::Unknown),
+        };
+    }
+
+    /// Asks the child to end.
+    pub(crate) fn terminate(&self) {
+        if self.reaped.is_none()
+            && let Err(error) = pidfd_send_signal(&self.pidfd, Signal::TERM)
+        {
+            tracing::warn!(pid = self.id(), %error, "cannot send SIGTERM");
+        }
+    }
+
+    /// Kills the child and its group.
+    pub(crate) fn kill_group(&self) {
+        if self.reaped.is_some() {
+            return;
+        }
+        // ESRCH: the leader is a zombie and nothing else is in the group.
+        if let Err(error) = kill_process_group(self.pid, Signal::KILL)
+            && error != rustix::io::Errno::SRCH
+        {
+            tracing::warn!(pid = self.id(), %error, "cannot send SIGKILL");
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.reaped.is_some() {
+            return;
+        }
+        self.kill_group();
+        if wait_readable(self.pidfd.get_ref(), DROP_WAIT) {
+            self.reap();
+        } else {
+            tracing::error!(pid = self.id(), "killed, but does not end");
+        }
+    }
+}
+
+fn wait_readable(fd: &OwnedFd, timeout: Timespec) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
+    loop {
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(ready) => return ready > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn sh(script: &str) -> Process {
+        Process::spawn(Command::new("/bin/sh").args(["-c", script])).unwrap()
+    }
+
+    #[tokio::test]
+    async fn reports_code_and_signal() {
+        assert_eq!(sh("exit 7").exited().await, ExitCause::Code(7));
+        assert_eq!(sh("kill -9 $$").exited().await, ExitCause::Signal(9));
+        let mut process = sh("exec sleep 1000");
+        process.terminate();
+        assert_eq!(process.exited().await, ExitCause::Signal(15));
+        assert_eq!(process.exited().await, ExitCause::Signal(15));
+    }
+
+    #[tokio::test]
+    async fn drop_kills_and_reaps_before_it_returns() {
+        let process = sh("exec sleep 1000");
+        let proc_dir = format!("/proc/{}", process.id());
+        assert!(Path::new(&proc_dir).exists());
+        drop(process);
+        assert!(!Path::new(&proc_dir).exists());
+    }
+
+    #[tokio::test]
+    async fn the_group_goes_with_its_leader() {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "sleep 1000 & exit 0"])
+            .stdout(writer.try_clone().unwrap());
+        drop(writer);
+        let mut process = Process::spawn(&mut command).unwrap();
+        drop(command);
+        assert_eq!(process.exited().await, ExitCause::Code(0));
+        // The sleeping grandchild held the pipe: end of file means it is gone as well.
+        let rest = tokio::task::spawn_blocking(move || io::read_to_string(reader).unwrap())
+            .await
+            .unwrap();
+        assert_eq!(rest, "");
+    }
+}

@@ -1,0 +1,99 @@
+//! What can be asked of a running sandbox: a mount, checked as far as it can be without the daemon.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use nydusbox_protocol::{ContainerId, MountCommand, MountPoint};
+
+/// Why a request cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MountRequestError {
+    /// The daemon resolves paths in its own working directory; a relative one would be a guess.
+    #[error("mount {path:?}: the path must be absolute")]
+    NotAbsolute {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The API carries paths as text.
+    #[error("mount {path:?}: the path is not UTF-8")]
+    NotUtf8 {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+/// A mount to be made.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MountRequest {
+    at: MountPoint,
+    command: MountCommand,
+}
+
+impl MountRequest {
+    /// Shares the host directory `source` at `at`.
+    ///
+    /// # Errors
+    /// [`MountRequestError`] when the path is relative or not UTF-8.
+    pub fn passthrough(at: MountPoint, source: impl AsRef<Path>) -> Result<Self, MountRequestError> {
+        let command = MountCommand::passthrough(text(source.as_ref())?);
+        Ok(Self { at, command })
+    }
+
+    /// Mounts a container's RAFS image at `/rafs/<container>/lowerdir`. `config` is a nydusd configuration, JSON
+    /// or TOML.
+    ///
+    /// # Errors
+    /// [`MountRequestError`] when the bootstrap's path is relative or not UTF-8.
+    pub fn rafs(
+        container: &ContainerId,
+        bootstrap: impl AsRef<Path>,
+        config: impl Into<String>,
+    ) -> Result<Self, MountRequestError> {
+        Ok(Self {
+            at: MountPoint::rafs_lowerdir(container),
+            command: MountCommand::rafs(text(bootstrap.as_ref())?, config),
+        })
+    }
+
+    /// Files of the image to fetch ahead, absolute paths inside it.
+    #[must_use]
+    pub fn with_prefetch(mut self, files: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let files: Vec<String> = files.into_iter().map(Into::into).collect();
+        self.command.prefetch_files = Some(files).filter(|f| !f.is_empty());
+        self
+    }
+
+    /// Where it goes.
+    #[must_use]
+    pub fn at(&self) -> &MountPoint {
+        &self.at
+    }
+
+    pub(crate) fn command(&self) -> &MountCommand {
+        &self.command
+    }
+}
+
+impl fmt::Debug for MountRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // MountCommand's own Debug leaves the configuration out.
+        f.debug_struct("MountRequest")
+            .field("at", &self.at)
+            .field("command", &self.command)
+            .finish()
+    }
+}
+
+fn text(path: &Path) -> Result<String, MountRequestError> {
+    if !path.is_absolute() {
+        return Err(MountRequestError::NotAbsolute {
+            path: path.to_owned(),
+        });
+    }
+    path.to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| MountRequestError::NotUtf8 {
+            path: path.to_owned(),
+        })
+}

@@ -1,0 +1,158 @@
+//! The handle of a running sandbox.
+//!
+//! Holds no state of the sandbox itself: requests go to the driver's task, what it knows comes back through a
+//! watch. Next: [`crate::driver`].
+
+use std::future::Future;
+
+use nydusbox_protocol::{MountPoint, SandboxId, SocketPath};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::config::SandboxConfig;
+use crate::driver::{Driver, Envelope, Strings};
+use crate::error::{MountError, StartError, UnmountError};
+use crate::exit::{Exit, ExitCause};
+use crate::launch;
+use crate::ledger::UnmountOutcome;
+use crate::lifecycle::MountOutcome;
+use crate::request::MountRequest;
+use crate::status::{Status, StatusPhase};
+use crate::stop::{StopOutcome, StopStep};
+
+/// A sandbox whose daemon was started by this process.
+///
+/// Dropping it kills and reaps the daemon and removes the sandbox's directory. The task that owns the daemon does
+/// this as soon as it runs next; if its runtime is shut down before, the same happens while the task is dropped.
+/// The end can be awaited: [`Sandbox::status`] yields its last value and then closes when all is gone.
+#[derive(Debug)]
+pub struct Sandbox {
+    id: SandboxId,
+    vhost_socket: SocketPath,
+    api_socket: SocketPath,
+    strings: Strings,
+    task: JoinHandle<StopOutcome>,
+}
+
+impl Sandbox {
+    /// Starts a daemon, waits until it serves, and shares the configured directory at `/containers`.
+    ///
+    /// # Errors
+    /// [`StartError`] with the first cause and the daemon's last lines; everything done so far is undone.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before it is ready kills and reaps the daemon and removes the directory before `drop`
+    /// returns (it blocks for the few milliseconds this takes, at most one second).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time enabled.
+    pub async fn start(config: SandboxConfig) -> Result<Self, StartError> {
+        let serving = Box::pin(launch::launch(&config)).await?;
+        let (id, vhost_socket, api_socket) = (
+            config.id().clone(),
+            config.vhost_socket().clone(),
+            config.api_socket().clone(),
+        );
+        let (driver, strings) = Driver::new(serving, config);
+        Ok(Self {
+            id,
+            vhost_socket,
+            api_socket,
+            strings,
+            task: tokio::spawn(driver.run()),
+        })
+    }
+
+    /// Mounts something. The same again is a no-op; something else at the same place is an error.
+    ///
+    /// # Errors
+    /// [`MountError`]; where the daemon refused, its `source` says why.
+    ///
+    /// # Cancel safety
+    /// A request whose future is dropped is carried out all the same, and entered in the books.
+    pub async fn mount(&self, request: MountRequest) -> Result<MountOutcome, MountError> {
+        let at = request.at().clone();
+        let (reply, answer) = oneshot::channel();
+        // Either end is closed only while the driver ends; what it did not take was not done.
+        let _ = self.strings.requests.send(Envelope::Mount(request, reply)).await;
+        answer.await.unwrap_or(Err(MountError::Stopping { at }))
+    }
+
+    /// Unmounts what is at a place. Nothing there is a success of its own kind.
+    ///
+    /// # Errors
+    /// [`UnmountError`] when the daemon refused, did not answer, or is gone.
+    ///
+    /// # Cancel safety
+    /// As for [`Sandbox::mount`].
+    pub async fn unmount(&self, at: MountPoint) -> Result<UnmountOutcome, UnmountError> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self
+            .strings
+            .requests
+            .send(Envelope::Unmount(at.clone(), reply))
+            .await;
+        answer.await.unwrap_or(Err(UnmountError::Stopping { at }))
+    }
+
+    /// The sandbox's state, now and whenever it changes.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.strings.status.clone()
+    }
+
+    /// Resolves when the daemon is gone, asked or not.
+    pub fn exited(&self) -> impl Future<Output = Exit> + Send + 'static {
+        let mut status = self.strings.status.clone();
+        async move {
+            let ended =
+                |status: &Status| matches!(status.phase, StatusPhase::Exited(_) | StatusPhase::Stopped(_));
+            let exit = match status.wait_for(ended).await.map(|status| status.phase.clone()) {
+                Ok(StatusPhase::Exited(exit) | StatusPhase::Stopped(Some(exit))) => Some(exit),
+                Ok(StatusPhase::Serving | StatusPhase::Stopping | StatusPhase::Stopped(None)) | Err(_) => {
+                    None
+                }
+            };
+            exit.unwrap_or(Exit {
+                cause: ExitCause::Unknown,
+                last_lines: Vec::new(),
+            })
+        }
+    }
+
+    /// The sandbox's id.
+    #[must_use]
+    pub fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    /// The vhost-user socket the VMM connects to.
+    #[must_use]
+    pub fn vhost_socket(&self) -> &SocketPath {
+        &self.vhost_socket
+    }
+
+    /// The daemon's API socket.
+    #[must_use]
+    pub fn api_socket(&self) -> &SocketPath {
+        &self.api_socket
+    }
+
+    /// Ends the sandbox: mounts, daemon, sockets, directory. Stop the VMM first: a stock nydusd does not end while
+    /// its frontend is connected, and costs the grace.
+    ///
+    /// # Cancel safety
+    /// Dropping the future skips to killing.
+    pub async fn stop(self) -> StopOutcome {
+        let Strings { stop, alive, .. } = self.strings;
+        // Refused only when the task is over already, and its outcome is waiting.
+        let _ = stop.send(());
+        let outcome = self.task.await;
+        drop(alive);
+        outcome.unwrap_or(StopOutcome {
+            step: StopStep::Interrupted,
+            unmount_failures: Vec::new(),
+            leftovers: Vec::new(),
+        })
+    }
+}

@@ -1,0 +1,47 @@
+//! What anyone may know about a sandbox at any time: a value, published whenever it changes.
+
+use nydusbox_protocol::{FsType, MountPoint};
+use serde::Serialize;
+
+use crate::exit::Exit;
+
+/// The state of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// Grows by one with each change.
+    pub generation: u64,
+    /// What it is doing.
+    pub phase: StatusPhase,
+    /// The daemon's process id, for people; it may be gone.
+    pub pid: u32,
+    /// What is mounted, in the order of the places.
+    pub mounts: Vec<MountStatus>,
+}
+
+/// What a sandbox is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum StatusPhase {
+    /// The daemon serves.
+    Serving,
+    /// The sandbox is being stopped.
+    Stopping,
+    /// The daemon ended without being asked to.
+    Exited(Exit),
+    /// Stopped; the directory is gone. `None` when the daemon was killed and would not end.
+    Stopped(Option<Exit>),
+}
+
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MountStatus {
+    /// Where.
+    pub at: MountPoint,
+    /// What kind.
+    pub fs_type: FsType,
+    /// The bootstrap or the directory.
+    pub source: String,
+    /// Whether the daemon has confirmed it. Otherwise the call is under way, or its answer was lost.
+    pub confirmed: bool,
+}
