@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The embedded file-system daemon: a vhost-user-fs backend with nydusd's HTTP API.
+//!
+//! Guest bytes flow one way, `virtqueue → transport → fuse → namespace → passthrough | RAFS`; the operator's
+//! requests flow the other, `api.sock → control → namespace`. The two meet in the namespace only. [`Daemon`] ties
+//! them together; start reading there.
+
+#![deny(unsafe_code)]
+#![deny(missing_docs)]
+
+mod config;
+mod control;
+mod daemon;
+mod fuse;
+mod inflight;
+mod limits;
+mod namespace;
+mod socket;
+pub mod sys;
+mod transport;
+
+pub use config::{DaemonConfig, InitialMount, LogControl, SocketSource, WorkerLimits};
+pub use daemon::{Daemon, StartError};
+pub use limits::{NofileOutcome, raise_nofile};
+pub use namespace::{MAX_MOUNTS, MountError};
+pub use socket::SocketError;

@@ -87,6 +87,9 @@ pub struct DaemonInfo {
     /// The mounts (v1), always `null` in v2.
     #[serde(default)]
     pub backend_collection: Option<BackendCollection>,
+    /// Whether a VMM is connected to the vhost-user socket. Said by the embedded daemon only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm_attached: Option<bool>,
 }
 
 /// What can be mounted.

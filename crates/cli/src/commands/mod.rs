@@ -1,0 +1,67 @@
+//! The `nydusbox` command line; each subcommand has its file.
+
+pub(crate) mod virtiofs;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::args::{GlobalArgs, VirtiofsArgs};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "nydusbox",
+    version,
+    about = "File systems for microVM sandboxes: shared directories and images fetched as they are read"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve images and directories to a VMM over vhost-user (compatible with `nydusd virtiofs`)
+    Virtiofs(DaemonArgs),
+}
+
+#[derive(Debug, Args)]
+struct DaemonArgs {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(flatten)]
+    virtiofs: VirtiofsArgs,
+}
+
+pub(crate) fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Virtiofs(DaemonArgs { global, virtiofs }) => virtiofs::main(global, virtiofs),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_and_option_has_help() {
+        fn walk(command: &clap::Command) {
+            for arg in command.get_arguments() {
+                assert!(
+                    arg.get_help().is_some(),
+                    "{} {} has no help",
+                    command.get_name(),
+                    arg.get_id()
+                );
+            }
+            for sub in command.get_subcommands() {
+                assert!(sub.get_about().is_some(), "{} has no help", sub.get_name());
+                walk(sub);
+            }
+        }
+        let command = Cli::command();
+        command.clone().debug_assert();
+        walk(&command);
+    }
+}

@@ -1,0 +1,158 @@
+//! The log: one line an event, to stderr or a file, at a level that can be changed while running.
+//!
+//! The nydus crates log through `log`; both ways end here. Some of their lines quote a backend's configuration,
+//! so user information in URLs is cut out of whatever is written.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use nydusbox_fsd::LogControl;
+use nydusbox_protocol::LogLevel;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
+
+use crate::error::Failure;
+
+/// Starts logging; the handle changes the level.
+pub(crate) fn start(level: LogLevel, file: Option<&Path>) -> Result<LogControl, Failure> {
+    let (filter, handle) = reload::Layer::<_, Registry>::new(filter(level));
+    let out = Output::open(file)?;
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_target(true)
+        .with_writer(out);
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .try_init()
+        .map_err(|e| Failure::new("start logging", &e))?;
+    Ok(LogControl::new(move |level| {
+        if let Err(e) = handle.reload(self::filter(level)) {
+            tracing::warn!(error = %e, "log level could not be changed");
+        }
+    }))
+}
+
+fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+/// Where lines go.
+struct Output(Mutex<Box<dyn Write + Send>>);
+
+impl Output {
+    fn open(file: Option<&Path>) -> Result<Self, Failure> {
+        let out: Box<dyn Write + Send> = match file {
+            None => Box::new(io::stderr()),
+            Some(path) => {
+                let path = with_suffix(path);
+                let file = OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(&path)
+                    .map_err(|e| Failure::new(&format!("open the log file {}", path.display()), &e))?;
+                Box::new(file)
+            }
+        };
+        Ok(Self(Mutex::new(out)))
+    }
+}
+
+/// nydusd's rule: a log file without a suffix gets `.log`.
+fn with_suffix(path: &Path) -> PathBuf {
+    if path.extension().is_some() {
+        path.to_owned()
+    } else {
+        path.with_extension("log")
+    }
+}
+
+impl<'a> MakeWriter<'a> for Output {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line {
+            out: self,
+            text: Vec::new(),
+        }
+    }
+}
+
+/// One line being written.
+struct Line<'a> {
+    out: &'a Output,
+    text: Vec<u8>,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(buf);
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        let text = String::from_utf8_lossy(&self.text);
+        let mut out = self
+            .out
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        // A log that cannot be written (disk full) must not stop the file system.
+        let _ = out.write_all(without_userinfo(&text).as_bytes());
+    }
+}
+
+/// Cuts `user:password@` out of every URL in a line.
+fn without_userinfo(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some(at) = rest.find("://") {
+        let (head, tail) = rest.split_at(at + 3);
+        out.push_str(head);
+        let end = tail
+            .find(|c: char| c.is_whitespace() || matches!(c, '/' | '?' | '#' | '"' | ',' | ')'))
+            .unwrap_or(tail.len());
+        rest = match tail[..end].rfind('@') {
+            Some(user) => &tail[user + 1..],
+            None => tail,
+        };
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_in_urls_are_cut_out() {
+        assert_eq!(
+            without_userinfo(r#"proxy: "http://u:p@proxy:3128/x", ping: https://a/b mail me@x"#),
+            r#"proxy: "http://proxy:3128/x", ping: https://a/b mail me@x"#
+        );
+    }
+
+    #[test]
+    fn a_file_without_suffix_gets_one() {
+        assert_eq!(with_suffix(Path::new("/v/daemon")), Path::new("/v/daemon.log"));
+        assert_eq!(with_suffix(Path::new("/v/d.txt")), Path::new("/v/d.txt"));
+    }
+}

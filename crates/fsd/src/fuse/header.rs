@@ -1,0 +1,71 @@
+//! The header of a FUSE request, read from guest memory wherever the guest has put it.
+
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::transport::Chain;
+
+/// Size of `fuse_in_header`, in bytes.
+pub(super) const IN_HEADER_LEN: u32 = 40;
+
+/// Opcodes this module has to know by name (`enum fuse_opcode`).
+pub(super) mod opcode {
+    pub(in crate::fuse) const FORGET: u32 = 2;
+    pub(in crate::fuse) const GETXATTR: u32 = 22;
+    pub(in crate::fuse) const LISTXATTR: u32 = 23;
+    pub(in crate::fuse) const INIT: u32 = 26;
+    pub(in crate::fuse) const INTERRUPT: u32 = 36;
+    pub(in crate::fuse) const DESTROY: u32 = 38;
+    pub(in crate::fuse) const BATCH_FORGET: u32 = 42;
+    pub(in crate::fuse) const SETUPMAPPING: u32 = 48;
+    pub(in crate::fuse) const REMOVEMAPPING: u32 = 49;
+}
+
+/// What is needed of `fuse_in_header`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct InHeader {
+    pub(super) len: u32,
+    pub(super) opcode: u32,
+    pub(super) unique: u64,
+    pub(super) nodeid: u64,
+}
+
+impl InHeader {
+    pub(super) fn read(chain: &Chain) -> Option<Self> {
+        let mut raw = [0; IN_HEADER_LEN as usize];
+        read_at(chain, 0, &mut raw)?;
+        let u32_at = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
+        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        Some(Self {
+            len: u32_at(0),
+            opcode: u32_at(4),
+            unique: u64_at(8),
+            nodeid: u64_at(16),
+        })
+    }
+}
+
+/// Fills `buf` from offset `skip` of the readable part of the chain; `None` when it is shorter or lies outside
+/// the guest's memory.
+pub(super) fn read_at(chain: &Chain, skip: u64, buf: &mut [u8]) -> Option<()> {
+    let mut skip = skip;
+    let mut filled = 0;
+    for desc in chain.clone().readable() {
+        let len = u64::from(desc.len());
+        if skip >= len {
+            skip -= len;
+            continue;
+        }
+        let here = usize::try_from(len - skip).ok()?.min(buf.len() - filled);
+        let from = GuestAddress(desc.addr().0.checked_add(skip)?);
+        chain
+            .memory()
+            .read_slice(&mut buf[filled..filled + here], from)
+            .ok()?;
+        filled += here;
+        skip = 0;
+        if filled == buf.len() {
+            return Some(());
+        }
+    }
+    (filled == buf.len()).then_some(())
+}

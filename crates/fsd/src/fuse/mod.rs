@@ -1,0 +1,138 @@
+//! From a descriptor chain to a FUSE request and its answer.
+//!
+//! fuse-backend-rs decodes and dispatches; this module stands between it and a guest that may send anything. It
+//! reads the header itself, refuses what must not get further (`screen.rs`), makes sure that every request that
+//! expects an answer gets one (`reply.rs`), that a panic costs one request, and that a guest may start over with
+//! FUSE_INIT. FUSE protocol: Linux's `include/uapi/linux/fuse.h`, 7.33.
+
+mod header;
+mod reply;
+mod screen;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fuse_backend_rs::api::Vfs;
+use fuse_backend_rs::api::filesystem::FileSystem;
+use fuse_backend_rs::api::server::Server;
+use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
+use rustix::io::Errno;
+
+use self::header::{InHeader, opcode};
+use self::screen::Verdict;
+use crate::inflight::Slot;
+use crate::transport::Chain;
+
+/// What FUSE_INIT agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct InitRecord {
+    /// What the guest can do.
+    pub(crate) in_flags: u64,
+    /// What is used.
+    pub(crate) out_flags: u64,
+}
+
+/// The result of FUSE_INIT, shared by the server that makes it and the session that keeps it.
+pub(crate) type Negotiated = Arc<Mutex<Option<InitRecord>>>;
+
+/// Serves FUSE requests on a namespace of mounts.
+pub(crate) struct FuseServer {
+    server: Server<Arc<Vfs>>,
+    vfs: Arc<Vfs>,
+    negotiated: Negotiated,
+}
+
+impl std::fmt::Debug for FuseServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FuseServer")
+            .field("negotiated", &self.negotiated)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FuseServer {
+    pub(crate) fn new(vfs: Arc<Vfs>) -> Self {
+        Self {
+            server: Server::new(Arc::clone(&vfs)),
+            vfs,
+            negotiated: Negotiated::default(),
+        }
+    }
+
+    pub(crate) fn negotiated(&self) -> Negotiated {
+        Arc::clone(&self.negotiated)
+    }
+
+    /// Forgets the guest's session: open handles, looked-up inodes and what FUSE_INIT agreed on. Mounts stay.
+    pub(crate) fn reset(&self) {
+        self.vfs.destroy();
+        *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Runs one request and returns the number of bytes written for the guest.
+    pub(crate) fn serve(&self, chain: &Chain, slot: &Slot<'_>) -> u32 {
+        let Some(header) = InHeader::read(chain) else {
+            // Not even a header: there is no `unique` to answer to.
+            return reply::error(chain, 0, Errno::IO);
+        };
+        slot.begin(header.nodeid, header.opcode, header.unique);
+        let written = match screen::screen(&header, chain) {
+            Verdict::Pass => self.dispatch(&header, chain),
+            Verdict::Refuse(errno) => reply::error(chain, header.unique, errno),
+            Verdict::Drop => 0,
+        };
+        slot.end();
+        written
+    }
+
+    fn dispatch(&self, header: &InHeader, chain: &Chain) -> u32 {
+        if header.opcode == opcode::INIT {
+            // A guest that reboots without DESTROY starts over on the same connection.
+            if self.vfs.initialized() {
+                self.reset();
+            }
+            let written = self.handle(header, chain);
+            self.record_init();
+            return written;
+        }
+        if header.opcode == opcode::DESTROY {
+            self.reset();
+            return reply::ok(chain, header.unique);
+        }
+        self.handle(header, chain)
+    }
+
+    fn handle(&self, header: &InHeader, chain: &Chain) -> u32 {
+        // The state behind `server` is guarded by its own locks; a request that panicked is answered with EIO.
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let mem = chain.memory();
+            let reader = Reader::from_descriptor_chain(mem, chain.clone()).ok()?;
+            let writer = VirtioFsWriter::new(mem, chain.clone()).ok()?;
+            self.server.handle_message(reader, writer.into(), None, None).ok()
+        }));
+        match outcome {
+            Ok(Some(written)) => u32::try_from(written).unwrap_or(u32::MAX),
+            Ok(None) if reply::is_answered(chain, header.unique) => reply::HEADER_LEN,
+            Ok(None) => reply::error(chain, header.unique, Errno::IO),
+            Err(_) => {
+                tracing::error!(
+                    opcode = header.opcode,
+                    nodeid = header.nodeid,
+                    "a request failed unexpectedly"
+                );
+                reply::error(chain, header.unique, Errno::IO)
+            }
+        }
+    }
+
+    fn record_init(&self) {
+        if self.vfs.initialized() {
+            let options = self.vfs.options();
+            let record = InitRecord {
+                in_flags: options.in_opts.bits(),
+                out_flags: options.out_opts.bits(),
+            };
+            *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = Some(record);
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What a guest asks for and must not get.
+//!
+//! Each rule is here because the code behind it trusts a length. All other requests pass and are judged by the
+//! file system they are for.
+
+use rustix::io::Errno;
+
+use super::header::{IN_HEADER_LEN, InHeader, opcode, read_at};
+use crate::transport::Chain;
+
+/// The largest extended attribute or list of names Linux has (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`), in bytes.
+const XATTR_MAX: u32 = 64 * 1024;
+
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is served.
+    Pass,
+    /// It is answered with this error.
+    Refuse(Errno),
+    /// It has no answer and no effect.
+    Drop,
+}
+
+pub(super) fn screen(header: &InHeader, chain: &Chain) -> Verdict {
+    if header.len < IN_HEADER_LEN {
+        return refuse(header.opcode, Errno::IO);
+    }
+    match header.opcode {
+        // There is no DAX window to map into.
+        opcode::SETUPMAPPING | opcode::REMOVEMAPPING => Verdict::Refuse(Errno::NOSYS),
+        // The buffer for the answer is allocated at the size the guest names.
+        opcode::GETXATTR | opcode::LISTXATTR => {
+            let mut size = [0; 4];
+            match read_at(chain, u64::from(IN_HEADER_LEN), &mut size) {
+                Some(()) if u32::from_le_bytes(size) <= XATTR_MAX => Verdict::Pass,
+                Some(()) => Verdict::Refuse(Errno::TOOBIG),
+                None => Verdict::Refuse(Errno::IO),
+            }
+        }
+        // Requests run to their end here; there is nothing to interrupt and no answer.
+        opcode::INTERRUPT => Verdict::Drop,
+        _ => Verdict::Pass,
+    }
+}
+
+fn refuse(code: u32, errno: Errno) -> Verdict {
+    if matches!(code, opcode::FORGET | opcode::BATCH_FORGET) {
+        Verdict::Drop
+    } else {
+        Verdict::Refuse(errno)
+    }
+}

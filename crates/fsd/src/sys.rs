@@ -1,0 +1,33 @@
+//! The crate's only unsafe code: what the kernel hands us as bare numbers becomes owned here.
+#![expect(
+    unsafe_code,
+    reason = "a descriptor number handed down by the parent can only be adopted this way"
+)]
+
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::net::sockopt::{socket_acceptconn, socket_domain};
+
+/// Takes ownership of a listening unix socket that the parent process has handed down under this number.
+///
+/// Call it once for each number, before anything else in the process opens or closes descriptors.
+///
+/// # Errors
+/// The number is a standard stream, is not open, or is not a listening unix socket.
+pub fn adopt_listening_socket(fd: RawFd) -> io::Result<OwnedFd> {
+    let refused = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    if fd < 3 {
+        return refused("numbers below 3 are the standard streams");
+    }
+    // SAFETY: the borrow ends before this function returns, and at this point of the process' life nothing else
+    // closes descriptors. A number that is not open makes the calls below fail with EBADF, which is harmless.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    if socket_domain(borrowed)? != rustix::net::AddressFamily::UNIX || !socket_acceptconn(borrowed)? {
+        return refused("it is not a listening unix socket");
+    }
+    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
+    // SAFETY: `fd` is open, as the calls above have shown. It was handed down for us to own: the parent names it
+    // on the command line and nothing else in this process knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

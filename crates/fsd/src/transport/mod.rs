@@ -1,0 +1,18 @@
+//! The vhost-user transport of the virtio-fs device: from the frontend's socket to descriptor chains.
+//!
+//! `listener` accepts frontends, `handler` applies their messages to the `session` and the `ring`s, `memory` is
+//! the guest's memory, and the workers of `pool` take requests off the rings and give them to the FUSE server.
+//! Specifications: vhost-user (QEMU interop documents), virtio 1.2 section 2.7 and 5.11.
+
+mod device;
+mod handler;
+mod listener;
+mod memory;
+mod pool;
+mod ring;
+mod session;
+
+pub(crate) use device::Device;
+pub(crate) use listener::Listener;
+pub(crate) use pool::PoolConfig;
+pub(crate) use ring::Chain;
