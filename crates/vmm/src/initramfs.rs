@@ -1,0 +1,58 @@
+//! The initramfs the guest starts from: busybox, the modules, our `/init` and what this boot is about.
+//!
+//! Made in memory, uncompressed (decompressing under emulation costs more than reading), and reproducible: the same
+//! assets and parameters give the same bytes. `init.sh` is the guest's whole user space outside the container; read
+//! it next.
+
+pub(crate) mod cpio;
+pub(crate) mod params;
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use crate::guest::GuestAssets;
+use cpio::Archive;
+
+/// The guest's `/init`.
+const INIT: &[u8] = include_bytes!("initramfs/init.sh");
+
+/// A part of the initramfs that can't be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot put {path:?} into the initramfs")]
+pub struct InitramfsError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Builds the archive. `params` is what [`params`] wrote for `/params`.
+pub(crate) fn build(assets: &GuestAssets, params: &[u8]) -> Result<Vec<u8>, InitramfsError> {
+    let read = |path: &std::path::Path| {
+        fs::read(path).map_err(|source| InitramfsError {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let mut archive = Archive::default();
+    for dir in ["bin", "dev", "modules", "proc", "run", "sys", "tmp"] {
+        archive.directory(dir, 0o755);
+    }
+    // The kernel opens it for /init before anything could mount devtmpfs.
+    archive.character_device("dev/console", 0o600, 5, 1);
+    archive.file("bin/busybox", 0o755, &read(assets.busybox())?);
+    archive.symlink("bin/sh", "busybox");
+    let mut order = String::new();
+    for module in assets.modules() {
+        let name = format!("{}.ko", module.name);
+        archive.file(&format!("modules/{name}"), 0o644, &read(&module.path)?);
+        order.push_str(&name);
+        order.push('\n');
+    }
+    archive.file("modules/order", 0o644, order.as_bytes());
+    archive.file("init", 0o755, INIT);
+    archive.file("params", 0o600, params);
+    Ok(archive.finish())
+}

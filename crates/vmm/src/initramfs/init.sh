@@ -1,0 +1,173 @@
+#!/bin/busybox sh
+# The guest's init: bring up the share, assemble the container's root, run one command in it, power off.
+#
+# /params (generated) sets the NB_ variables and defines nb_shares and nb_command; see params.rs.
+# Events go to the host as lines on the control port; event.rs reads them. The host answers with one line when it
+# has everything, and closes the port when it is gone: either way the machine is then switched off.
+
+export PATH=/bin
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o ptmxmode=0666,gid=5,mode=0620 devpts /dev/pts
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+mount -t tmpfs -o mode=0755 tmpfs /run
+mount -t tmpfs -o mode=1777 tmpfs /tmp
+# devtmpfs has none of these, and shells and languages expect them.
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
+. /params
+
+power_off() {
+    sync
+    poweroff -f
+}
+
+# Without a control port nobody can be told but the console's reader.
+without_control() {
+    echo "init: $*" >/dev/console
+    power_off
+}
+
+while read -r module; do
+    insmod "/modules/$module" || without_control "cannot load $module"
+done </modules/order
+
+# Prints the device of the virtio port called $1.
+port() {
+    for name in /sys/class/virtio-ports/*/name; do
+        if [ "$(cat "$name" 2>/dev/null)" = "$1" ]; then
+            name=${name%/name}
+            echo "/dev/${name##*/}"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# The driver adds ports from a work queue, so they may appear a moment after it has loaded. Control is the last one:
+# when it is open for the host, the others are too (their messages share one queue), and a read of stdin can't be
+# mistaken for its end.
+tries=0
+until control=$(port nydusbox.control) && [ -c "$control" ]; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 500 ] || without_control "no control port after 5 s"
+    usleep 10000
+done
+exec 3<"$(port nydusbox.stdin)" 4>"$(port nydusbox.stdout)" 5>"$(port nydusbox.stderr)" 6<>"$control"
+
+event() {
+    printf '%s\n' "$*" >&6
+}
+event ready
+
+# If the host goes away while the command runs, so does the machine.
+(read -r answer <&6; power_off) &
+watcher=$!
+
+# Ends the boot: no command ran. $1 is the step, the rest says why, on one line.
+fail() {
+    step=$1
+    shift
+    event error "$step" "$(echo "$*" | tr '\n' ' ')"
+    wait "$watcher"
+}
+
+# Runs a command of step $1, whose own message explains a failure. The last kernel messages go with it: mount(2) says
+# no more than "invalid argument", the file system says which one and why.
+try() {
+    step=$1
+    shift
+    message=$("$@" 2>&1) || fail "$step" "$message; kernel:" "$(dmesg | tail -n 2)"
+}
+
+# Whether $1, below the root, is still below it when symbolic links are followed; they would be followed from the
+# guest's root, not from the container's.
+stays_inside() {
+    real=$(readlink -f "$NB_ROOT$1") || return 1
+    case $real/ in
+    "$NB_ROOT"/*) return 0 ;;
+    *) return 1 ;;
+    esac
+}
+
+try share mkdir -p "$NB_SHARE"
+try share mount -t virtiofs "$NB_TAG" "$NB_SHARE"
+event share-mounted
+
+# Kata's place for the root is inside the share; a daemon that refuses it leaves the guest's own memory.
+if ! mkdir -p "$NB_ROOT" 2>/dev/null || ! [ -d "$NB_ROOT" ]; then
+    NB_ROOT=/run/nydusbox/rootfs
+    try rootfs mkdir -p "$NB_ROOT"
+fi
+[ -d "$NB_LOWER" ] || fail rootfs "the share has no directory $NB_LOWER"
+if [ "$NB_UPPER_IN" = memory ]; then
+    try rootfs mkdir -p /run/nydusbox/upper
+    try rootfs mount -t tmpfs -o mode=0755 tmpfs /run/nydusbox/upper
+fi
+try rootfs mkdir -p "$NB_UPPER" "$NB_WORK"
+# A daemon without CAP_SYS_ADMIN can't store trusted.* attributes; overlayfs then does with user.* ones if it is told.
+mount -t overlay -o "$NB_OVERLAY" overlay "$NB_ROOT" 2>/dev/null ||
+    try rootfs mount -t overlay -o "$NB_OVERLAY,userxattr" overlay "$NB_ROOT"
+
+for dir in proc sys dev run; do
+    stays_inside "/$dir" || fail rootfs "/$dir of the image leads out of it"
+    try rootfs mkdir -p "$NB_ROOT/$dir"
+done
+if ! [ -e "$NB_ROOT/tmp" ]; then
+    try rootfs mkdir -m 1777 "$NB_ROOT/tmp"
+fi
+try rootfs mount -t proc -o nosuid,noexec,nodev proc "$NB_ROOT/proc"
+try rootfs mount -t sysfs -o nosuid,noexec,nodev sysfs "$NB_ROOT/sys"
+try rootfs mount -o rbind /dev "$NB_ROOT/dev"
+try rootfs mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs "$NB_ROOT/run"
+event rootfs-mounted
+
+# Shows the directory $1 of the share at $2 in the container; $3 is ro or rw.
+nb_share() {
+    [ -d "$NB_SHARE$1" ] || fail shares "the share has no directory $1"
+    stays_inside "${2%/*}" || try shares mkdir -p "$NB_ROOT${2%/*}"
+    stays_inside "$2" || fail shares "$2 leads out of the image"
+    try shares mkdir -p "$NB_ROOT$2"
+    try shares mount -o bind "$NB_SHARE$1" "$NB_ROOT$2"
+    if [ "$3" = ro ]; then
+        try shares mount -o remount,bind,ro "$NB_ROOT$2"
+    fi
+}
+nb_shares
+
+hostname "$NB_HOSTNAME"
+ifconfig lo 127.0.0.1 2>/dev/null
+stays_inside "$NB_WORKDIR" || fail workdir "$NB_WORKDIR leads out of the image"
+[ -d "$NB_ROOT$NB_WORKDIR" ] || fail workdir "the container has no directory $NB_WORKDIR"
+
+# The command gets pipes, not the ports: a port can be opened once only, and /dev/stderr opens it again.
+mkfifo /run/stdin /run/stdout /run/stderr
+cat <&3 >/run/stdin &
+feeder=$!
+cat </run/stdout >&4 &
+out=$!
+cat </run/stderr >&5 &
+err=$!
+event command-started
+(nb_command 3<&- 4>&- 5>&- 6>&-) </run/stdin >/run/stdout 2>/run/stderr
+code=$?
+
+# What the command left behind still holds the pipes. The two that carry output must live until they are empty.
+kill -9 "$feeder" 2>/dev/null
+for process in /proc/[0-9]*; do
+    process=${process#/proc/}
+    case $process in
+    1 | "$out" | "$err" | "$watcher") ;;
+    *) kill -9 "$process" 2>/dev/null ;;
+    esac
+done
+wait "$out" "$err"
+printf '%s' "$NB_MARKER" >&4
+printf '%s' "$NB_MARKER" >&5
+event exit "$code"
+wait "$watcher"

@@ -1,0 +1,115 @@
+//! `/params`: what one boot is about, as shell that `init.sh` reads.
+//!
+//! Pure. Every value is single-quoted, so none can be anything but a value; bytes stay as they are.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::qemu::{UpperDir, VmSpec};
+
+/// Where the guest's own memory is the upper directory. `init.sh` mounts a tmpfs there.
+pub(crate) const MEMORY_UPPER: (&str, &str) = ("/run/nydusbox/upper/fs", "/run/nydusbox/upper/work");
+
+/// Writes the parameters. `marker` is what ends the command's two output streams.
+pub(crate) fn write(spec: &VmSpec, marker: &str) -> Vec<u8> {
+    let mut out = Shell::default();
+    out.variable("NB_TAG", spec.share.tag.as_str());
+    out.variable("NB_SHARE", spec.share_mount.as_str());
+    out.variable("NB_ROOT", spec.rootfs.mount_point().as_str());
+    out.variable("NB_LOWER", spec.rootfs.lower().as_str());
+    out.variable("NB_UPPER", spec.rootfs.upper().as_str());
+    out.variable("NB_WORK", spec.rootfs.work().as_str());
+    out.variable("NB_OVERLAY", spec.rootfs.options().join(","));
+    out.variable(
+        "NB_UPPER_IN",
+        match spec.upper {
+            UpperDir::Share => "share",
+            UpperDir::GuestMemory => "memory",
+        },
+    );
+    out.variable("NB_HOSTNAME", &spec.hostname);
+    out.variable("NB_WORKDIR", spec.workdir.as_str());
+    out.variable("NB_MARKER", marker);
+
+    out.raw(b"nb_shares() {\n:\n");
+    for share in &spec.shares {
+        out.raw(b"nb_share");
+        out.word(share.source.as_str());
+        out.word(share.target.as_str());
+        out.word(if share.read_only { "ro" } else { "rw" });
+        out.raw(b"\n");
+    }
+    out.raw(b"}\n");
+
+    // nsenter, not chroot: it enters the root and the working directory, whatever the image contains. env and
+    // nsenter are named by path because the container's PATH is already in force for them.
+    out.raw(b"nb_command() {\nexec /bin/busybox env -i");
+    for (name, value) in &spec.env {
+        let mut pair = name.clone();
+        pair.push("=");
+        pair.push(value);
+        out.word(pair);
+    }
+    out.raw(b" /bin/busybox nsenter -r\"$NB_ROOT\" -w\"$NB_ROOT$NB_WORKDIR\" --");
+    for argument in &spec.command {
+        out.word(argument);
+    }
+    out.raw(b"\n}\n");
+    out.0
+}
+
+#[derive(Default)]
+struct Shell(Vec<u8>);
+
+impl Shell {
+    fn raw(&mut self, text: &[u8]) {
+        self.0.extend_from_slice(text);
+    }
+
+    fn quoted(&mut self, value: &OsStr) {
+        self.0.push(b'\'');
+        for &byte in value.as_bytes() {
+            if byte == b'\'' {
+                self.raw(br"'\''");
+            } else {
+                self.0.push(byte);
+            }
+        }
+        self.0.push(b'\'');
+    }
+
+    fn word(&mut self, value: impl AsRef<OsStr>) {
+        self.0.push(b' ');
+        self.quoted(value.as_ref());
+    }
+
+    fn variable(&mut self, name: &str, value: impl AsRef<OsStr>) {
+        self.raw(name.as_bytes());
+        self.0.push(b'=');
+        self.quoted(value.as_ref());
+        self.0.push(b'\n');
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    use std::process::Command;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        /// A real shell prints back exactly what was quoted.
+        #[test]
+        fn a_shell_reads_back_what_was_quoted(bytes in proptest::collection::vec(1u8.., 0..40)) {
+            let mut script = Shell(b"printf %s".to_vec());
+            script.word(OsString::from_vec(bytes.clone()));
+            let output = Command::new("sh").arg("-c").arg(OsString::from_vec(script.0)).output().unwrap();
+            prop_assert!(output.status.success());
+            prop_assert_eq!(output.stdout, bytes);
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! What to boot: asked for in a [`VmSpec`], checked once into a [`VmConfig`].
+//!
+//! No I/O. Everything after this file may rely on the checks made here.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nydusbox_rootfs::{GuestPath, OverlayPathError, OverlayPlan, ShareDevice};
+
+use super::accel::AccelRequest;
+use crate::guest::GuestAssets;
+use crate::initramfs::params::MEMORY_UPPER;
+
+/// Memory unless told otherwise: enough for an interpreter and the page cache of a small image.
+const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
+/// Below this the kernel, busybox and the modules leave nothing for a command.
+const MIN_MEMORY_BYTES: u64 = 96 << 20;
+/// QEMU maps guest memory in these pages.
+const PAGE_BYTES: u64 = 4096;
+/// More cores than this make booting under emulation slower, not faster.
+const DEFAULT_CPUS: u16 = 2;
+/// q35's limit without an IOMMU.
+const MAX_CPUS: u16 = 255;
+/// An emulated boot takes 3 s alone on two cores; a busy machine may need several times that.
+const DEFAULT_BOOT_DEADLINE: Duration = Duration::from_secs(90);
+
+/// Where the container's writes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpperDir {
+    /// To the plan's upper directory, in the share: they outlive the guest.
+    Share,
+    /// Into the guest's memory: they end with it. Works with daemons that can't store `trusted.*` attributes.
+    GuestMemory,
+}
+
+/// A directory of the daemon's namespace that the container sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedDir {
+    /// Its path in the daemon's namespace, such as `/share0`.
+    pub source: GuestPath,
+    /// Where the container sees it.
+    pub target: GuestPath,
+    /// Whether the container may only read it.
+    pub read_only: bool,
+}
+
+/// What is asked for. [`VmSpec::new`] has the defaults; change fields, then [`VmConfig::new`].
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Kernel, modules and busybox.
+    pub assets: GuestAssets,
+    /// The daemon's device. The daemon must already listen.
+    pub share: ShareDevice,
+    /// Where the guest mounts the share.
+    pub share_mount: GuestPath,
+    /// The container's overlay.
+    pub rootfs: OverlayPlan,
+    /// Where its writes go.
+    pub upper: UpperDir,
+    /// Further directories shown in the container.
+    pub shares: Vec<SharedDir>,
+    /// The command and its arguments; looked up in the container's `PATH`.
+    pub command: Vec<OsString>,
+    /// The command's environment, whole.
+    pub env: Vec<(OsString, OsString)>,
+    /// Its working directory in the container.
+    pub workdir: GuestPath,
+    /// The guest's host name.
+    pub hostname: String,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// Number of virtual processors.
+    pub cpus: u16,
+    /// How to run the guest's instructions.
+    pub accel: AccelRequest,
+    /// How long until the command has started.
+    pub boot_deadline: Duration,
+    /// The QEMU program, by path or looked up in `PATH`.
+    pub qemu: PathBuf,
+}
+
+impl VmSpec {
+    /// A machine with the defaults: 512 MiB, at most two processors, `/` as working directory, writes in the share,
+    /// and an environment of `PATH`, `HOME` and `TERM`.
+    #[must_use]
+    pub fn new(assets: GuestAssets, share: ShareDevice, rootfs: OverlayPlan, command: Vec<OsString>) -> Self {
+        let path = |text| GuestPath::new(text).expect("constants are valid guest paths");
+        let env = [
+            (
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            ),
+            ("HOME", "/root"),
+            ("TERM", "dumb"),
+        ];
+        let host_cpus =
+            std::thread::available_parallelism().map_or(1, |n| u16::try_from(n.get()).unwrap_or(u16::MAX));
+        Self {
+            assets,
+            share,
+            share_mount: path(nydusbox_rootfs::layout::GUEST_SHARE),
+            rootfs,
+            upper: UpperDir::Share,
+            shares: Vec::new(),
+            command,
+            env: env.map(|(name, value)| (name.into(), value.into())).to_vec(),
+            workdir: path("/"),
+            hostname: "nydusbox".to_owned(),
+            memory_bytes: DEFAULT_MEMORY_BYTES,
+            cpus: host_cpus.min(DEFAULT_CPUS),
+            accel: AccelRequest::Auto,
+            boot_deadline: DEFAULT_BOOT_DEADLINE,
+            qemu: "qemu-system-x86_64".into(),
+        }
+    }
+}
+
+/// What can't be booted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmConfigError {
+    /// No command.
+    #[error("no command to run")]
+    NoCommand,
+    /// An argument, variable or working directory with a NUL byte, which `execve` can't pass.
+    #[error("{what} {value:?} contains a NUL byte")]
+    Nul {
+        /// `argument` or `environment variable`.
+        what: &'static str,
+        /// The value.
+        value: OsString,
+    },
+    /// A variable's name is empty or contains `=`.
+    #[error("environment variable name {name:?} is empty or contains '='")]
+    VariableName {
+        /// The name.
+        name: OsString,
+    },
+    /// Too little memory, or not whole pages.
+    #[error("{bytes} bytes of memory: at least {MIN_MEMORY_BYTES} and a multiple of {PAGE_BYTES} are needed")]
+    Memory {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// No processors, or more than the machine can have.
+    #[error("{cpus} processors: 1 to {MAX_CPUS} are possible")]
+    Cpus {
+        /// What was asked for.
+        cpus: u16,
+    },
+    /// Not a host name.
+    #[error("host name {name:?} is not 1 to 64 letters, digits, dots and hyphens")]
+    Hostname {
+        /// The refused text.
+        name: String,
+    },
+    /// A share shown at the container's root, or in place of what every container has.
+    #[error("a share cannot be shown at {target}")]
+    ShareTarget {
+        /// The target.
+        target: GuestPath,
+    },
+    /// Two shares at one place.
+    #[error("two shares are to be shown at {target}")]
+    ShareTwice {
+        /// The target.
+        target: GuestPath,
+    },
+    /// The overlay's options can't be written.
+    #[error("the container's overlay cannot be mounted")]
+    Overlay(#[source] OverlayPathError),
+}
+
+/// A machine that can be booted.
+#[derive(Debug, Clone)]
+pub struct VmConfig(VmSpec);
+
+impl VmConfig {
+    /// Checks what is asked for.
+    ///
+    /// # Errors
+    /// [`VmConfigError`] names the first thing that can't be.
+    pub fn new(mut spec: VmSpec) -> Result<Self, VmConfigError> {
+        if spec.command.is_empty() {
+            return Err(VmConfigError::NoCommand);
+        }
+        let without_nul = |what, value: &OsString| {
+            if value.as_bytes().contains(&0) {
+                Err(VmConfigError::Nul {
+                    what,
+                    value: value.clone(),
+                })
+            } else {
+                Ok(())
+            }
+        };
+        for argument in &spec.command {
+            without_nul("argument", argument)?;
+        }
+        for (name, value) in &spec.env {
+            without_nul("environment variable", name)?;
+            without_nul("environment variable", value)?;
+            if name.is_empty() || name.as_bytes().contains(&b'=') {
+                return Err(VmConfigError::VariableName { name: name.clone() });
+            }
+        }
+        if spec.memory_bytes < MIN_MEMORY_BYTES || !spec.memory_bytes.is_multiple_of(PAGE_BYTES) {
+            return Err(VmConfigError::Memory {
+                bytes: spec.memory_bytes,
+            });
+        }
+        if spec.cpus == 0 || spec.cpus > MAX_CPUS {
+            return Err(VmConfigError::Cpus { cpus: spec.cpus });
+        }
+        let in_a_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+        if !(1..=64).contains(&spec.hostname.len()) || !spec.hostname.chars().all(in_a_name) {
+            return Err(VmConfigError::Hostname { name: spec.hostname });
+        }
+        for (at, share) in spec.shares.iter().enumerate() {
+            let target = &share.target;
+            if target.is_root() || ["/proc", "/sys", "/dev"].contains(&target.as_str()) {
+                return Err(VmConfigError::ShareTarget {
+                    target: target.clone(),
+                });
+            }
+            if spec.shares[..at].iter().any(|other| other.target == *target) {
+                return Err(VmConfigError::ShareTwice {
+                    target: target.clone(),
+                });
+            }
+        }
+        if spec.upper == UpperDir::GuestMemory {
+            let path = |text| GuestPath::new(text).expect("constants are valid guest paths");
+            spec.rootfs = spec
+                .rootfs
+                .with_upper(path(MEMORY_UPPER.0), path(MEMORY_UPPER.1))
+                .map_err(VmConfigError::Overlay)?;
+        }
+        Ok(Self(spec))
+    }
+
+    /// What was asked for, checked.
+    #[must_use]
+    pub fn spec(&self) -> &VmSpec {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+#[path = "config/tests.rs"]
+pub(crate) mod tests;

@@ -1,0 +1,75 @@
+//! The last lines of a stream or a file, for an error that must show why a process ended.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Bytes kept of a stream.
+const KEPT_BYTES: usize = 16 << 10;
+/// Lines shown of what is kept.
+const SHOWN_LINES: usize = 25;
+
+/// Reads `stream` to its end and returns its last lines.
+pub(super) async fn of_stream(mut stream: impl AsyncRead + Unpin) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        kept.extend_from_slice(&buffer[..read]);
+        kept.drain(..kept.len().saturating_sub(KEPT_BYTES));
+    }
+    lines(&kept)
+}
+
+/// The last lines of a file. A file that can't be read has none: this decorates an error and must not replace it.
+pub(super) fn of_file(path: &Path) -> Vec<String> {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let start = file.metadata()?.len().saturating_sub(KEPT_BYTES as u64);
+        file.seek(SeekFrom::Start(start))?;
+        let mut kept = Vec::new();
+        file.take(KEPT_BYTES as u64).read_to_end(&mut kept)?;
+        Ok(kept)
+    };
+    lines(&read().unwrap_or_default())
+}
+
+fn lines(bytes: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let shown = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
+    // A guest's console may carry escape sequences; they must not reach the operator's terminal.
+    shown
+        .iter()
+        .map(|line| line.chars().filter(|c| !c.is_control()).collect())
+        .collect()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_lines_of_much_output() {
+        let many: String = (0..5000).map(|n| format!("line {n}\r\n")).collect();
+        let last = of_stream(many.as_bytes()).await;
+        assert_eq!(last.len(), SHOWN_LINES);
+        assert_eq!(last[SHOWN_LINES - 1], "line 4999");
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &many).unwrap();
+        assert_eq!(of_file(file.path()), last);
+    }
+
+    #[test]
+    fn escape_sequences_are_disarmed_and_a_missing_file_has_no_lines() {
+        assert_eq!(lines(b"\x1b[31mred\n\n"), ["[31mred"]);
+        assert!(of_file(Path::new("/nonexistent/console")).is_empty());
+    }
+}

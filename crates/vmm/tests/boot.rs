@@ -1,0 +1,265 @@
+//! Real machines on a genuine virtio-fs daemon: what the host sees of a command is what the command did.
+//!
+//! The daemon is virtiofsd from `target/peers/bin`, the guest is Debian's kernel and busybox unpacked in
+//! `target/guest`. Where either is absent the tests say so and pass, unless `NYDUSBOX_REQUIRE_PEERS=1`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "boot/host.rs"]
+mod host;
+
+use std::fs;
+use std::time::Duration;
+
+use host::{Host, Sink, path};
+use nydusbox_vmm::{GuestEvent, GuestStdio, GuestStep, SharedDir, UpperDir, Vm, VmConfig, VmOutcome};
+
+/// All byte values, in an order without period, so that a lost, doubled or translated byte shows.
+fn binary(len: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_u32;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()[1]
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn share(source: &str, target: &str, read_only: bool) -> SharedDir {
+    SharedDir {
+        source: path(source),
+        target: path(target),
+        read_only,
+    }
+}
+
+#[tokio::test]
+async fn streams_files_and_status_are_the_commands_own() {
+    let Some(host) = Host::new() else { return };
+    fs::write(host.dir("share0").join("in"), "from the host").unwrap();
+    let script = "cat; cat /share/in >&2; echo again >/dev/stderr; hostname >&2; pwd >&2; echo $# \"$1\" \"$X\" >&2; \
+                  echo from the guest >/share/out; echo kept >/etc/new; exit 7";
+    let mut spec = host.spec(&["sh", "-c", script, "sh", "a 'b' \u{fc}\u{102} $HOME\n\\"]);
+    spec.shares = vec![share("/share0", "/share", false)];
+    spec.workdir = path("/etc");
+    spec.env.push(("X".into(), "x'y".into()));
+    let input = binary(3 << 20);
+    let (stdout, stderr) = (Sink::default(), Sink::default());
+    let stdio = GuestStdio {
+        stdin: Box::new(std::io::Cursor::new(input.clone())),
+        ..GuestStdio::output(stdout.clone(), stderr.clone())
+    };
+    let mut vm = Vm::boot(&VmConfig::new(spec).unwrap(), &host.dir("vm"), stdio)
+        .await
+        .unwrap();
+    let outcome = vm.wait().await;
+
+    assert_eq!(outcome, VmOutcome::CommandExited { status: 7 }, "{outcome}");
+    assert!(stdout.take() == input, "stdin came back changed");
+    assert_eq!(
+        String::from_utf8(stderr.take()).unwrap(),
+        "from the hostagain\nnydusbox\n/etc\n1 a 'b' \u{fc}\u{102} $HOME\n\\ x'y\n"
+    );
+    assert_eq!(
+        fs::read_to_string(host.dir("share0").join("out")).unwrap(),
+        "from the guest\n"
+    );
+    let upper = host.dir("containers/c1/snapshotdir/fs");
+    assert_eq!(fs::read_to_string(upper.join("etc/new")).unwrap(), "kept\n");
+    assert!(
+        !host.dir("rootfs/etc/new").exists(),
+        "the lower directory was written to"
+    );
+    assert_eq!(
+        *vm.events().borrow(),
+        [
+            GuestEvent::Ready,
+            GuestEvent::ShareMounted,
+            GuestEvent::RootfsMounted,
+            GuestEvent::CommandStarted,
+            GuestEvent::Exited { status: 7 },
+        ]
+    );
+    host.assert_gone(&vm);
+}
+
+#[tokio::test]
+async fn all_output_arrives_although_the_reader_is_slow() {
+    let Some(host) = Host::new() else { return };
+    // Eight MiB, and a background process that still holds the streams when the command ends.
+    let script = "sleep 1000 & i=0; while [ $i -lt 128 ]; do cat /data; i=$((i + 1)); done";
+    let data = binary(64 << 10);
+    fs::write(host.dir("rootfs").join("data"), &data).unwrap();
+    let mut spec = host.spec(&["sh", "-c", script]);
+    spec.upper = UpperDir::GuestMemory;
+    let (stdout, mut reader) = host::slow_sink();
+    let mut vm = Vm::boot(
+        &VmConfig::new(spec).unwrap(),
+        &host.dir("vm"),
+        GuestStdio::output(stdout, Sink::default()),
+    )
+    .await
+    .unwrap();
+    let (outcome, output) = tokio::join!(vm.wait(), reader.read_all());
+    assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{outcome}");
+    assert!(output == data.repeat(128), "{} bytes arrived", output.len());
+    assert!(
+        fs::read_dir(host.dir("containers/c1/snapshotdir/fs"))
+            .unwrap()
+            .next()
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn a_status_that_is_not_the_commands_own_is_a_shells() {
+    for (command, status) in [
+        (&["no-such-command"][..], 127),
+        (&["/etc"], 126),
+        (&["sh", "-c", "kill -9 $$"], 137),
+        (&["true"], 0),
+    ] {
+        let Some(host) = Host::new() else { return };
+        let (outcome, _, stderr) = host.run(host.spec(command)).await;
+        assert_eq!(
+            outcome,
+            VmOutcome::CommandExited { status },
+            "{command:?}: {outcome}"
+        );
+        assert_eq!(
+            stderr.is_empty(),
+            !matches!(status, 126 | 127),
+            "{command:?}: {stderr}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_read_only_share_cannot_be_written() {
+    let Some(host) = Host::new() else { return };
+    let mut spec = host.spec(&["sh", "-c", "echo x >/a/new || echo refused; echo y >/b/new"]);
+    spec.shares = vec![share("/share0", "/a", true), share("/share0", "/b", false)];
+    let (outcome, stdout, _) = host.run(spec).await;
+    assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{outcome}");
+    assert_eq!(stdout, "refused\n");
+    assert_eq!(fs::read_to_string(host.dir("share0").join("new")).unwrap(), "y\n");
+}
+
+#[tokio::test]
+async fn a_daemon_without_privileges_still_keeps_the_containers_writes() {
+    // Without CAP_SYS_ADMIN, virtiofsd can't set trusted.* attributes.
+    let Some(host) = Host::with_daemon_arguments(&[]) else {
+        return;
+    };
+    fs::create_dir(host.dir("rootfs").join("old")).unwrap();
+    let (outcome, stdout, stderr) = host
+        .run(host.spec(&[
+            "sh",
+            "-c",
+            "busybox rm -r /old && busybox mkdir /old && echo x >/old/new && cat /old/*",
+        ]))
+        .await;
+    assert_eq!(
+        outcome,
+        VmOutcome::CommandExited { status: 0 },
+        "{outcome} {stderr}"
+    );
+    assert_eq!(stdout, "x\n");
+    assert_eq!(
+        fs::read_to_string(host.dir("containers/c1/snapshotdir/fs").join("old/new")).unwrap(),
+        "x\n"
+    );
+}
+
+#[tokio::test]
+async fn a_step_that_fails_in_the_guest_is_named() {
+    let Some(host) = Host::new() else { return };
+    let mut spec = host.spec(&["true"]);
+    spec.shares = vec![share("/no-such-share", "/a", false)];
+    let (outcome, ..) = host.run(spec).await;
+    let VmOutcome::GuestFailed { step, message } = outcome else {
+        panic!("{outcome}")
+    };
+    assert_eq!(
+        (step, message.as_str()),
+        (GuestStep::Shares, "the share has no directory /no-such-share")
+    );
+}
+
+#[tokio::test]
+async fn a_share_is_not_shown_outside_the_image() {
+    let Some(host) = Host::new() else { return };
+    std::os::unix::fs::symlink("/modules", host.dir("rootfs").join("trap")).unwrap();
+    let mut spec = host.spec(&["true"]);
+    spec.shares = vec![share("/share0", "/trap", false)];
+    let (outcome, ..) = host.run(spec).await;
+    assert!(
+        matches!(
+            outcome,
+            VmOutcome::GuestFailed {
+                step: GuestStep::Shares,
+                ..
+            }
+        ),
+        "{outcome}"
+    );
+}
+
+#[tokio::test]
+async fn kill_ends_a_running_command_and_drop_ends_a_machine() {
+    let Some(host) = Host::new() else { return };
+    let config = VmConfig::new(host.spec(&["sh", "-c", "echo running; sleep 1000"])).unwrap();
+    let stdout = Sink::default();
+    let stdio = GuestStdio::output(stdout.clone(), Sink::default());
+    let mut vm = Vm::boot(&config, &host.dir("vm"), stdio).await.unwrap();
+    tokio::select! {
+        () = stdout.wait_for(b"running\n") => {}
+        early = vm.wait() => panic!("{early}"),
+    }
+    assert_eq!(vm.kill().await, VmOutcome::Killed);
+    assert_eq!(
+        vm.kill().await,
+        VmOutcome::Killed,
+        "a second kill changes nothing"
+    );
+    host.assert_gone(&vm);
+
+    let Some(host) = Host::new() else { return };
+    let config = VmConfig::new(host.spec(&["true"])).unwrap();
+    let vm = Vm::boot(
+        &config,
+        &host.dir("vm"),
+        GuestStdio::output(Sink::default(), Sink::default()),
+    )
+    .await
+    .unwrap();
+    let (pid, mut events) = (vm.pid(), vm.events());
+    drop(vm);
+    // The channel closes when the driver, and with it the child, has been dropped.
+    while events.changed().await.is_ok() {}
+    host::wait_until_gone(pid).await;
+}
+
+#[tokio::test]
+async fn a_boot_that_takes_too_long_is_stopped() {
+    let Some(host) = Host::new() else { return };
+    let mut spec = host.spec(&["true"]);
+    spec.boot_deadline = Duration::from_millis(50);
+    let (outcome, ..) = host.run(spec).await;
+    assert!(
+        matches!(outcome, VmOutcome::BootDeadline { reached: None, .. }),
+        "{outcome}"
+    );
+}
+
+#[tokio::test]
+async fn a_vmm_that_refuses_to_start_is_quoted() {
+    let Some(mut host) = Host::new() else { return };
+    host.stop_daemon();
+    let (outcome, ..) = host.run(host.spec(&["true"])).await;
+    let VmOutcome::VmmExited { status, vmm, .. } = outcome else {
+        panic!("{outcome}")
+    };
+    assert!(!status.success());
+    assert!(vmm.iter().any(|line| line.contains("fs.sock")), "{vmm:?}");
+}
