@@ -1,1 +1,50 @@
-//! Placeholder.
+//! RAFS images: made from a directory or a tar archive, opened again, and described to a daemon.
+//!
+//! An *image directory* holds `image.boot` (the bootstrap: all metadata), `blobs/<sha256>` (the data, in
+//! chunks) and `image.json` (what is in it). [`build`] makes one, [`ImageDir`] opens one, and
+//! [`rafs_config`] writes the configuration with which a daemon serves it.
+//!
+//! This crate never talks to a daemon, never mounts anything, and draws no progress bar: it reports to a
+//! [`Progress`] that the caller brings. Read `build.rs` next.
+//!
+//! ```no_run
+//! use nydusbox_image::{BuildConfig, ImageDir, Quiet, Source, build, rafs_config};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = BuildConfig::new(Source::detect("rootfs.tar".as_ref())?, "image");
+//! let summary = build(&config, &Quiet)?;
+//! println!("{} files, {} bytes", summary.regular_files, summary.uncompressed_bytes);
+//!
+//! let image = ImageDir::open("image".as_ref())?;
+//! let json = rafs_config(&image, "my-image", "cache".as_ref())?;
+//! # Ok(())
+//! # }
+//! ```
+
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod build;
+mod config;
+mod error;
+mod image_dir;
+mod progress;
+mod rafs_config;
+mod scan;
+mod staging;
+mod summary;
+
+pub use build::build;
+pub use config::{BuildConfig, ChunkSize, ChunkSizeError, Compressor, FsVersion, Source, UnknownName};
+pub use error::{BuildError, TarEntryProblem};
+pub use image_dir::{ImageDir, OpenError};
+pub use progress::{Phase, Progress, Quiet};
+pub use rafs_config::{RafsConfigError, rafs_config};
+pub use summary::{BlobSummary, BuildSummary};
+
+/// The bootstrap's name inside an image directory.
+pub const BOOTSTRAP_FILE: &str = "image.boot";
+/// The directory of blobs inside an image directory; each blob's name is the SHA-256 of its content.
+pub const BLOB_DIR: &str = "blobs";
+/// The summary's name inside an image directory.
+pub const SUMMARY_FILE: &str = "image.json";

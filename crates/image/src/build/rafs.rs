@@ -1,0 +1,95 @@
+//! The call into nydus-builder: our configuration in its terms.
+//!
+//! Owns nothing and watches nothing; runs on the thread `build/run.rs` gives it, until it is done.
+
+use std::error::Error as StdError;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nydus_api::ConfigV2;
+use nydus_builder::attributes::Attributes;
+use nydus_builder::{
+    ArtifactStorage, BlobManager, BootstrapManager, BuildContext, Builder, ConversionType, DirectoryBuilder,
+    Features, Prefetch, PrefetchPolicy, TarballBuilder, WhiteoutSpec,
+};
+use nydus_rafs::metadata::RafsVersion;
+use nydus_utils::{compress, digest};
+
+use crate::config::{ChunkSize, Compressor, FsVersion};
+
+/// Which of the builder's two ways to read its input.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Input {
+    Directory,
+    TarStream,
+}
+
+/// One call's arguments.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) input: Input,
+    /// What the builder opens: a directory, or something that yields an uncompressed tar stream.
+    pub(super) path: PathBuf,
+    pub(super) bootstrap: PathBuf,
+    pub(super) blob_dir: PathBuf,
+    pub(super) fs_version: FsVersion,
+    pub(super) compressor: Compressor,
+    pub(super) chunk_size: ChunkSize,
+}
+
+/// Only v5 makes use of it in metadata, and both in naming chunks; it is the fastest of the two there are.
+const DIGESTER: digest::Algorithm = digest::Algorithm::Blake3;
+
+impl Job {
+    pub(super) fn run(self) -> Result<(), Box<dyn StdError + Send + Sync>> {
+        let conversion = match self.input {
+            Input::Directory => ConversionType::DirectoryToRafs,
+            Input::TarStream => ConversionType::TarToRafs,
+        };
+        let version = match self.fs_version {
+            FsVersion::V5 => RafsVersion::V5,
+            FsVersion::V6 => RafsVersion::V6,
+        };
+        let compressor = match self.compressor {
+            Compressor::None => compress::Algorithm::None,
+            Compressor::Lz4Block => compress::Algorithm::Lz4Block,
+            Compressor::Zstd => compress::Algorithm::Zstd,
+        };
+        // Any other policy reads a list of files from our standard input.
+        let prefetch = Prefetch::new(PrefetchPolicy::None)?;
+        let mut context = BuildContext::new(
+            String::new(),   // blob id: the blob's SHA-256
+            version.is_v6(), // chunks aligned to 4 KiB, as EROFS addresses them
+            0,
+            compressor,
+            DIGESTER,
+            true, // owners are kept
+            // One layer is all there is to this image: a name like `.wh.x` hides nothing and is kept.
+            WhiteoutSpec::None,
+            conversion,
+            self.path,
+            prefetch,
+            Some(ArtifactStorage::FileDir((self.blob_dir, String::new()))),
+            None,
+            false, // the bootstrap is a file of its own
+            Features::new(),
+            false,
+            Attributes::default(),
+        );
+        context.set_fs_version(version);
+        context.set_chunk_size(self.chunk_size.bytes());
+        let config = ConfigV2::default();
+        config.internal.set_blob_accessible(true);
+        context.set_configuration(Arc::new(config));
+
+        let mut bootstraps = BootstrapManager::new(Some(ArtifactStorage::SingleFile(self.bootstrap)), None);
+        let mut blobs = BlobManager::new(DIGESTER, false);
+        match self.input {
+            Input::Directory => DirectoryBuilder::new().build(&mut context, &mut bootstraps, &mut blobs),
+            Input::TarStream => {
+                TarballBuilder::new(conversion).build(&mut context, &mut bootstraps, &mut blobs)
+            }
+        }?;
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! Runs the builder on a thread of its own, and from outside sees how far it is, stops it, and sorts out
+//! what its failure means.
+//!
+//! nydus-builder reports no progress and takes no stop condition. What it offers instead:
+//! * position: an archive is fed to it through a pipe (`build/feed.rs`); for a directory the kernel counts
+//!   what its thread has read;
+//! * stopping: the pipe ends early; a directory is reached through a symbolic link in the staging
+//!   directory, and once that is gone the next file can't be opened. The file being read is read to its end.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, ScopedJoinHandle};
+use std::time::Duration;
+
+use super::feed::{Fed, feed};
+use super::rafs::{Input, Job};
+use crate::config::{BuildConfig, Source};
+use crate::error::{BuildError, out_of_space_below};
+use crate::progress::Progress;
+use crate::scan::{self, Totals};
+use crate::staging::Staging;
+
+/// How often the position is reported, and whether to stop asked.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Builds into the staging directory's working directory.
+pub(super) fn run(
+    config: &BuildConfig,
+    staging: &Staging,
+    totals: Totals,
+    progress: &dyn Progress,
+) -> Result<(), BuildError> {
+    match &config.source {
+        Source::Directory(dir) => run_directory(config, dir, staging, totals, progress),
+        Source::Tar(archive) => run_tar(config, archive, staging, totals, progress),
+    }
+}
+
+fn run_directory(
+    config: &BuildConfig,
+    dir: &Path,
+    staging: &Staging,
+    totals: Totals,
+    progress: &dyn Progress,
+) -> Result<(), BuildError> {
+    let target = dir.canonicalize().map_err(|source| BuildError::Unreadable {
+        path: dir.to_owned(),
+        source,
+    })?;
+    let link = staging.path().join("source");
+    symlink(&target, &link).map_err(|source| BuildError::output(&link, source))?;
+    // The trailing dot makes the root the directory itself and not the link.
+    let root = link.join(".");
+    let job = job(config, staging, Input::Directory, &root);
+    let stop = || {
+        // Failing to remove it only means that the build goes on to its end before it is thrown away.
+        let _ = fs::remove_file(&link);
+    };
+    let outcome = thread::scope(|scope| {
+        let worker = Worker::spawn(scope, job)?;
+        worker.watch(progress, totals.bytes, |worker| worker.bytes_read(), stop)
+    });
+    outcome.map_err(|failure| failure.into_error(config, &link, &target))
+}
+
+fn run_tar(
+    config: &BuildConfig,
+    archive: &Path,
+    staging: &Staging,
+    totals: Totals,
+    progress: &dyn Progress,
+) -> Result<(), BuildError> {
+    let unreadable = |source| BuildError::Unreadable {
+        path: archive.to_owned(),
+        source,
+    };
+    let stream = scan::open_stream(archive).map_err(unreadable)?;
+    let (reader, writer) = io::pipe().map_err(unreadable)?;
+    // The builder opens this for itself; our own end only has to outlive the opening.
+    let path = Path::new("/proc/self/fd").join(reader.as_raw_fd().to_string());
+    let job = job(config, staging, Input::TarStream, &path);
+
+    let position = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    let (outcome, fed) = thread::scope(|scope| {
+        let feeder = scope.spawn(|| feed(stream, writer, &position, &stop));
+        let outcome = Worker::spawn(scope, job).and_then(|worker| {
+            worker.watch(
+                progress,
+                totals.bytes,
+                |_| Some(position.load(Ordering::Relaxed)),
+                || stop.store(true, Ordering::Relaxed),
+            )
+        });
+        // The last reading end: a feeder that is still writing ends now.
+        drop(reader);
+        (outcome, feeder.join())
+    });
+    match (outcome, fed) {
+        // A stream that was cut at the right place looks complete to the builder.
+        (Err(Failure::Cancelled), _) | (_, Ok(Fed::Stopped)) => Err(BuildError::Cancelled),
+        (_, Ok(Fed::Unreadable(source))) => Err(BuildError::DamagedTar {
+            path: archive.to_owned(),
+            source,
+        }),
+        (_, Err(_)) => Err(BuildError::BuilderPanicked {
+            path: archive.to_owned(),
+        }),
+        (outcome, Ok(Fed::All | Fed::Refused)) => {
+            outcome.map_err(|failure| failure.into_error(config, &path, archive))
+        }
+    }
+}
+
+fn job(config: &BuildConfig, staging: &Staging, input: Input, path: &Path) -> Job {
+    Job {
+        input,
+        path: path.to_owned(),
+        bootstrap: staging.work_bootstrap(),
+        blob_dir: staging.work_blobs(),
+        fs_version: config.fs_version,
+        compressor: config.compressor,
+        chunk_size: config.chunk_size,
+    }
+}
+
+/// Why the builder's thread made nothing.
+#[derive(Debug)]
+enum Failure {
+    Cancelled,
+    Panicked,
+    NoThread(io::Error),
+    Refused(Box<dyn StdError + Send + Sync>),
+}
+
+impl Failure {
+    /// `opened` is the path by which the builder knew `real`.
+    fn into_error(self, config: &BuildConfig, opened: &Path, real: &Path) -> BuildError {
+        let path = config.source.path().to_owned();
+        match self {
+            Self::Cancelled => BuildError::Cancelled,
+            Self::Panicked => BuildError::BuilderPanicked { path },
+            Self::NoThread(source) => BuildError::Builder {
+                path,
+                source: Box::new(source),
+            },
+            Self::Refused(source) if out_of_space_below(&*source) => BuildError::OutOfSpace {
+                path: config.out_dir.clone(),
+            },
+            Self::Refused(source) => BuildError::Builder {
+                path,
+                source: Box::new(Reworded::new(&*source, opened, real)),
+            },
+        }
+    }
+}
+
+type WorkerResult = Result<(), Box<dyn StdError + Send + Sync>>;
+
+/// The builder's thread.
+struct Worker<'scope> {
+    thread: ScopedJoinHandle<'scope, WorkerResult>,
+    /// Disconnected when the thread ends, in whatever way.
+    ended: mpsc::Receiver<()>,
+    thread_id: rustix::thread::Pid,
+}
+
+impl<'scope> Worker<'scope> {
+    fn spawn<'env>(scope: &'scope thread::Scope<'scope, 'env>, job: Job) -> Result<Self, Failure> {
+        let (alive, ended) = mpsc::channel::<()>();
+        let (announce, announced) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("image-builder".to_owned())
+            .spawn_scoped(scope, move || {
+                let _alive = alive;
+                let _ = announce.send(rustix::thread::gettid());
+                job.run()
+            })
+            .map_err(Failure::NoThread)?;
+        match announced.recv() {
+            Ok(thread_id) => Ok(Self {
+                thread,
+                ended,
+                thread_id,
+            }),
+            Err(mpsc::RecvError) => Err(Failure::Panicked),
+        }
+    }
+
+    /// Reports until the thread has ended; calls `stop` once if that is asked for.
+    fn watch(
+        self,
+        progress: &dyn Progress,
+        total: u64,
+        position: impl Fn(&Self) -> Option<u64>,
+        stop: impl Fn(),
+    ) -> Result<(), Failure> {
+        let mut reported = 0;
+        let mut cancelled = false;
+        loop {
+            match self.ended.recv_timeout(REPORT_INTERVAL) {
+                Err(RecvTimeoutError::Disconnected) | Ok(()) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            // The kernel also counts the odd byte that isn't content.
+            let now = position(&self).unwrap_or(0).min(total);
+            if now > reported {
+                reported = now;
+                progress.position(now);
+            }
+            if !cancelled && progress.is_cancelled() {
+                cancelled = true;
+                stop();
+            }
+        }
+        match self.thread.join() {
+            _ if cancelled => Err(Failure::Cancelled),
+            Ok(Ok(())) => {
+                progress.position(total);
+                Ok(())
+            }
+            Ok(Err(source)) => Err(Failure::Refused(source)),
+            Err(_) => Err(Failure::Panicked),
+        }
+    }
+
+    /// How many bytes the thread has read by system calls, `rchar` of proc(5); `None` where the kernel
+    /// keeps no such account.
+    fn bytes_read(&self) -> Option<u64> {
+        let path = format!("/proc/self/task/{}/io", self.thread_id.as_raw_nonzero());
+        let account = fs::read_to_string(path).ok()?;
+        account
+            .lines()
+            .find_map(|line| line.strip_prefix("rchar:"))?
+            .trim()
+            .parse()
+            .ok()
+    }
+}
+
+/// The builder's error with the path it was given replaced by the one the caller knows.
+#[derive(Debug)]
+struct Reworded {
+    message: String,
+    source: Option<Box<Self>>,
+}
+
+impl Reworded {
+    fn new(error: &(dyn StdError + 'static), opened: &Path, real: &Path) -> Self {
+        let opened = opened.to_string_lossy();
+        let real = real.to_string_lossy();
+        Self {
+            message: error
+                .to_string()
+                .replace(&format!("{opened}/./"), &format!("{real}/"))
+                .replace(&*opened, &real),
+            source: error
+                .source()
+                .map(|source| Box::new(Self::new(source, Path::new(&*opened), Path::new(&*real)))),
+        }
+    }
+}
+
+impl fmt::Display for Reworded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Reworded {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

@@ -1,0 +1,42 @@
+//! How a build says how far it is, and asks whether it should go on.
+//!
+//! Owns no output: drawing is the caller's. Read `build.rs` for who calls it.
+
+/// What a build is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Looking through the source. Position: entries found so far. The total isn't known.
+    Scan,
+    /// Reading, compressing and writing the data. Position and total: bytes of the source's content.
+    Data,
+    /// Writing the metadata out, reading it back, putting the image in its place. No positions.
+    Finish,
+}
+
+/// Receives the progress of a build, and may stop it.
+///
+/// Called from the thread that called [`build`](crate::build()), a few times a second at most.
+pub trait Progress {
+    /// A phase begins; `total` is where [`Self::position`] will end, when that is known.
+    fn begin(&self, phase: Phase, total: Option<u64>);
+
+    /// How far the current phase is, in its own unit; never decreases within a phase.
+    fn position(&self, position: u64);
+
+    /// Asked a few times a second: whether to give up. The build then ends with
+    /// [`BuildError::Cancelled`](crate::BuildError::Cancelled) and leaves nothing behind.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// A [`Progress`] that says nothing and never stops the build.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Quiet;
+
+impl Progress for Quiet {
+    fn begin(&self, _phase: Phase, _total: Option<u64>) {}
+
+    fn position(&self, _position: u64) {}
+}
