@@ -32,6 +32,7 @@
 mod client;
 mod command;
 mod config;
+mod counters;
 mod daemon;
 mod dir;
 mod driver;
@@ -54,6 +55,7 @@ pub use config::{
     ConfigError, DEFAULT_CALL_DEADLINE, DEFAULT_START_DEADLINE, DEFAULT_STATE_DIR, DEFAULT_STOP_GRACE,
     SandboxConfig,
 };
+pub use counters::ImageCounters;
 pub use dir::{DirError, Leftover};
 pub use error::{MountError, StartCause, StartError, UnmountError, WaitingFor};
 pub use exit::{Exit, ExitCause};

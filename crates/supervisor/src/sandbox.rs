@@ -9,7 +9,9 @@ use nydusbox_protocol::{MountPoint, SandboxId, SocketPath};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::config::SandboxConfig;
+use crate::client::CallError;
+use crate::config::{DEFAULT_CALL_DEADLINE, SandboxConfig};
+use crate::counters::{self, ImageCounters};
 use crate::driver::{Driver, Envelope, Strings};
 use crate::error::{MountError, StartError, UnmountError};
 use crate::exit::{Exit, ExitCause};
@@ -95,6 +97,14 @@ impl Sandbox {
         answer.await.unwrap_or(Err(UnmountError::Stopping { at }))
     }
 
+    /// How much of the image mounted at a place was read.
+    ///
+    /// # Errors
+    /// [`CallError`] when the daemon has no counters for it or cannot be asked.
+    pub async fn image_counters(&self, at: &MountPoint) -> Result<ImageCounters, CallError> {
+        counters::read(self.api_socket.clone(), DEFAULT_CALL_DEADLINE, at).await
+    }
+
     /// The sandbox's state, now and whenever it changes.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
@@ -154,5 +164,22 @@ impl Sandbox {
             unmount_failures: Vec::new(),
             leftovers: Vec::new(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sandboxes are started and stopped from tasks of multi-threaded runtimes.
+    #[expect(dead_code, reason = "compiling is the test")]
+    fn futures_are_send(config: SandboxConfig, sandbox: Sandbox, request: MountRequest) {
+        fn send<T: Send>(value: T) {
+            drop(value);
+        }
+        send(sandbox.mount(request));
+        send(sandbox.exited());
+        send(sandbox.stop());
+        send(Sandbox::start(config));
     }
 }

@@ -1,5 +1,9 @@
 //! The `nydusbox` command line; each subcommand has its file.
 
+mod doctor;
+mod image;
+mod run;
+mod size;
 pub(crate) mod virtiofs;
 
 use std::process::ExitCode;
@@ -23,6 +27,13 @@ struct Cli {
 enum Command {
     /// Serve images and directories to a VMM over vhost-user (compatible with `nydusd virtiofs`)
     Virtiofs(DaemonArgs),
+    /// Run a command in a microVM on an image that is fetched as it is read
+    Run(run::RunArgs),
+    /// Make and look at images
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Say what this machine lacks for running microVMs, and how to mend it
+    Doctor(doctor::DoctorArgs),
 }
 
 #[derive(Debug, Args)]
@@ -36,6 +47,9 @@ struct DaemonArgs {
 pub(crate) fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Virtiofs(DaemonArgs { global, virtiofs }) => virtiofs::main(global, virtiofs),
+        Command::Run(args) => run::main(args),
+        Command::Image(command) => image::main(command),
+        Command::Doctor(args) => doctor::main(args),
     }
 }
 

@@ -57,6 +57,25 @@ impl ApiClient {
         serde_json::from_slice(&body).map_err(|_| classify::unexpected(status, &body))
     }
 
+    /// The counters an endpoint keeps for a mount.
+    pub(crate) async fn counters<T: serde::de::DeserializeOwned>(
+        &mut self,
+        endpoint: Endpoint,
+        at: &MountPoint,
+    ) -> Result<T, CallError> {
+        // nydusd calls the mount point `id` here.
+        let target = format!(
+            "{}?{}",
+            endpoint.path(),
+            at.query().replacen("mountpoint=", "id=", 1)
+        );
+        let (status, body) = self.call(endpoint, &target, Bytes::new()).await?;
+        if status != 200 {
+            return Err(classify::refusal(status, &body));
+        }
+        serde_json::from_slice(&body).map_err(|_| classify::unexpected(status, &body))
+    }
+
     /// Mounts a file system.
     pub(crate) async fn mount(&mut self, at: &MountPoint, command: &MountCommand) -> Result<(), CallError> {
         let body = serde_json::to_vec(command).map_err(|source| CallError::Unencodable { source })?;

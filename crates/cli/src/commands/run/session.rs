@@ -1,0 +1,256 @@
+//! Does what was planned, and undoes it whatever happens: VMM first, then the daemon with its mounts, then the
+//! directories. Ctrl-C and SIGTERM go the same way.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Instant;
+
+use nydusbox::{Exit, Sandbox};
+use nydusbox_vmm::{GuestEvent, GuestStdio, Vm, VmOutcome};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::plan::Plan;
+use super::timeline::{MountTime, Report, Timeline};
+use crate::error::Failure;
+
+/// A shell's exit status for a command ended by Ctrl-C: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+pub(super) fn run(plan: &Plan) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new("start the runtime", &e))?;
+    let result = runtime.block_on(supervised(plan));
+    // Standard input may still be waited for on a blocking thread.
+    runtime.shutdown_background();
+    result
+}
+
+async fn supervised(plan: &Plan) -> Result<u8, Failure> {
+    let failed = |e: io::Error| Failure::new("watch for signals", &e);
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let interrupted = async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    let timeline = Timeline::new(plan.verbose);
+    let mut report = Report {
+        image_bytes: plan.image_bytes,
+        ..Report::default()
+    };
+    let dirs = RunDirs::make(plan)?;
+    let result = tokio::select! {
+        result = in_sandbox(plan, &timeline, &mut report) => result,
+        // Dropping the other branch ends the VMM, then the daemon.
+        () = interrupted => Ok(INTERRUPTED),
+    };
+    let removed = dirs.remove(plan.keep);
+    if let Some(file) = &plan.report {
+        write_report(file, &report)?;
+    }
+    // The first failure is the one that matters; a clean-up that failed too is said besides.
+    match (result, removed) {
+        (Ok(status), Ok(())) => Ok(status),
+        (Ok(_), Err(failure)) => Err(failure),
+        (Err(failure), Ok(())) => Err(failure),
+        (Err(failure), Err(besides)) => {
+            let _ = besides.report(0);
+            Err(failure)
+        }
+    }
+}
+
+async fn in_sandbox(plan: &Plan, timeline: &Timeline, report: &mut Report) -> Result<u8, Failure> {
+    let config = plan
+        .sandbox
+        .clone()
+        .with_share(&plan.shared_dir)
+        .map_err(|e| Failure::new("share the container's directory", &e))?;
+    let since = Instant::now();
+    let sandbox = Sandbox::start(config).await.map_err(|e| {
+        let lines = e.last_lines.join("\n  ");
+        let failure = Failure::new("start the sandbox", &e);
+        if lines.is_empty() {
+            failure
+        } else {
+            failure.hint(format!("the daemon said last:\n  {lines}"))
+        }
+    })?;
+    report.sandbox_start_ms = timeline.step("sandbox started, /containers mounted", since);
+    let result = tokio::select! {
+        result = in_vm(plan, &sandbox, timeline, report) => result,
+        exit = sandbox.exited() => Err(daemon_died(&exit)),
+    };
+    let since = Instant::now();
+    let outcome = sandbox.stop().await;
+    report.stop_ms += timeline.step("daemon stopped", since);
+    if outcome.leftovers.is_empty() {
+        return result;
+    }
+    let left: Vec<String> = outcome.leftovers.iter().map(|l| format!("{l:?}")).collect();
+    let failure = Failure::plain(format!(
+        "the sandbox could not be removed whole, left are: {}",
+        left.join(", ")
+    ));
+    match result {
+        Ok(_) => Err(failure),
+        Err(first) => {
+            let _ = failure.report(0);
+            Err(first)
+        }
+    }
+}
+
+async fn in_vm(
+    plan: &Plan,
+    sandbox: &Sandbox,
+    timeline: &Timeline,
+    report: &mut Report,
+) -> Result<u8, Failure> {
+    for mount in &plan.mounts {
+        let since = Instant::now();
+        sandbox
+            .mount(mount.clone())
+            .await
+            .map_err(|e| Failure::new(&format!("mount {}", mount.at()), &e))?;
+        let ms = timeline.step(&format!("{} mounted", mount.at()), since);
+        report.mounts.push(MountTime {
+            mountpoint: mount.at().to_string(),
+            ms,
+        });
+    }
+    let booting = Instant::now();
+    let stdio = GuestStdio {
+        stdin: Box::new(tokio::io::stdin()),
+        stdout: Box::new(tokio::io::stdout()),
+        stderr: Box::new(tokio::io::stderr()),
+    };
+    let mut vm = Vm::boot(&plan.vm, &plan.run_dir.join("vm"), stdio)
+        .await
+        .map_err(|e| Failure::new("boot the VM", &e))?;
+    timeline.step(&format!("VMM started ({:?})", vm.accel().accel()), booting);
+    let mut command_started = booting;
+    let outcome = {
+        let mut events = vm.events();
+        let mut seen = 0;
+        let waiting = vm.wait();
+        tokio::pin!(waiting);
+        loop {
+            tokio::select! {
+                outcome = &mut waiting => break outcome,
+                changed = events.changed() => {
+                    if changed.is_err() {
+                        break waiting.await;
+                    }
+                    for event in &events.borrow_and_update()[seen..] {
+                        seen += 1;
+                        if *event == GuestEvent::CommandStarted {
+                            command_started = Instant::now();
+                            report.boot_ms = timeline.step("guest booted, command started", booting);
+                        } else {
+                            timeline.step(&format!("guest: {event:?}"), booting);
+                        }
+                    }
+                }
+            }
+        }
+    };
+    report.command_ms = timeline.step("command ended", command_started);
+    read_counters(plan, sandbox, report).await;
+    let since = Instant::now();
+    // Gone already after an orderly end; verified either way.
+    let _ = vm.kill().await;
+    report.stop_ms += timeline.step("VMM gone", since);
+    status(outcome)
+}
+
+async fn read_counters(plan: &Plan, sandbox: &Sandbox, report: &mut Report) {
+    match sandbox.image_counters(&plan.image_at).await {
+        Ok(counters) => {
+            report.bytes_read_backend = Some(counters.backend_bytes);
+            report.bytes_read_guest = Some(counters.guest_bytes);
+        }
+        // Counters are an extra: the run itself went well.
+        Err(e) => tracing::warn!(error = %e, "the image's counters could not be read"),
+    }
+}
+
+fn status(outcome: VmOutcome) -> Result<u8, Failure> {
+    match outcome {
+        VmOutcome::CommandExited { status } => Ok(status),
+        VmOutcome::VmmExited {
+            ref console, ref vmm, ..
+        } => {
+            let lines: Vec<&str> = vmm.iter().chain(console).map(String::as_str).collect();
+            let failure = Failure::plain(format!("the command did not run: {outcome}"));
+            Err(if lines.is_empty() {
+                failure
+            } else {
+                failure.hint(format!("said last:\n  {}", lines.join("\n  ")))
+            })
+        }
+        VmOutcome::BootDeadline { ref console, .. } => {
+            let failure = Failure::plain(format!("the command did not run: {outcome}"));
+            Err(failure.hint(format!(
+                "the guest's console said last:\n  {}",
+                console.join("\n  ")
+            )))
+        }
+        other => Err(Failure::plain(format!("the command did not run: {other}"))),
+    }
+}
+
+fn daemon_died(exit: &Exit) -> Failure {
+    Failure::plain(format!(
+        "the file-system daemon ended while the VM was running: {exit}"
+    ))
+}
+
+fn write_report(file: &Path, report: &Report) -> Result<(), Failure> {
+    let failed = |e: &(dyn std::error::Error + 'static)| {
+        Failure::new(&format!("write the report {}", file.display()), e)
+    };
+    let text = serde_json::to_string_pretty(report).map_err(|e| failed(&e))?;
+    fs::write(file, text + "\n").map_err(|e| failed(&e))
+}
+
+/// The directories of this run only.
+struct RunDirs<'a> {
+    run_dir: &'a Path,
+}
+
+impl<'a> RunDirs<'a> {
+    fn make(plan: &'a Plan) -> Result<Self, Failure> {
+        let dirs = Self {
+            run_dir: &plan.run_dir,
+        };
+        let wanted = plan.snapshot_dirs.iter().chain([&plan.cache_dir]);
+        for dir in wanted {
+            if let Err(e) = fs::create_dir_all(dir) {
+                let _ = dirs.remove(false);
+                return Err(Failure::new(&format!("create {}", dir.display()), &e)
+                    .hint("give a writable place with --data-dir"));
+            }
+        }
+        Ok(dirs)
+    }
+
+    /// Removes them; with `keep`, says what is kept. Nothing is ever mounted in there.
+    fn remove(&self, keep: bool) -> Result<(), Failure> {
+        if keep {
+            eprintln!("kept: {}", self.run_dir.display());
+            return Ok(());
+        }
+        match fs::remove_dir_all(self.run_dir) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Failure::new(&format!("remove {}", self.run_dir.display()), &e)),
+        }
+    }
+}
