@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use host::{Host, Sink, path};
 use nydusbox_vmm::{GuestEvent, GuestStdio, GuestStep, SharedDir, UpperDir, Vm, VmConfig, VmOutcome};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// All byte values, in an order without period, so that a lost, doubled or translated byte shows.
 fn binary(len: usize) -> Vec<u8> {
@@ -238,6 +239,51 @@ async fn kill_ends_a_running_command_and_drop_ends_a_machine() {
     // The channel closes when the driver, and with it the child, has been dropped.
     while events.changed().await.is_ok() {}
     host::wait_until_gone(pid).await;
+}
+
+/// SIGKILL leaves its victim no time to kill anything; the guest itself notices that its host is gone.
+#[tokio::test]
+async fn a_machine_does_not_outlive_its_owner() {
+    if Host::new().is_none() {
+        return;
+    }
+    // The victim can't remove its directories; they are in this one.
+    let dir = tempfile::tempdir().unwrap();
+    let mut owner = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "owner_of_a_machine", "--ignored", "--nocapture"])
+        .env("TMPDIR", dir.path())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines();
+    let pid = loop {
+        let line = lines
+            .next_line()
+            .await
+            .unwrap()
+            .expect("the owner prints its machine's pid");
+        if let Some((_, pid)) = line.split_once("machine ") {
+            break pid.parse().unwrap();
+        }
+    };
+    owner.kill().await.unwrap();
+    host::wait_until_gone(pid).await;
+}
+
+#[tokio::test]
+#[ignore = "not a test: the process that a_machine_does_not_outlive_its_owner kills"]
+async fn owner_of_a_machine() {
+    let Some(host) = Host::new() else { return };
+    let config = VmConfig::new(host.spec(&["sh", "-c", "echo running; sleep 1000"])).unwrap();
+    let stdout = Sink::default();
+    let stdio = GuestStdio::output(stdout.clone(), Sink::default());
+    let mut vm = Vm::boot(&config, &host.dir("vm"), stdio).await.unwrap();
+    tokio::select! {
+        () = stdout.wait_for(b"running\n") => println!("machine {}", vm.pid()),
+        early = vm.wait() => panic!("{early}"),
+    }
+    let _ = vm.wait().await;
 }
 
 #[tokio::test]

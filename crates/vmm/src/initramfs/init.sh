@@ -167,6 +167,10 @@ for process in /proc/[0-9]*; do
     esac
 done
 wait "$out" "$err"
+# FUSE writes a file back when it is closed; unmounting also covers mappings that outlived their descriptor. What
+# stays busy is the guest's own. Only then may the host be told that the command is over.
+umount -a 2>/dev/null
+sync
 printf '%s' "$NB_MARKER" >&4
 printf '%s' "$NB_MARKER" >&5
 event exit "$code"

@@ -31,7 +31,8 @@ const DEFAULT_BOOT_DEADLINE: Duration = Duration::from_secs(90);
 pub enum UpperDir {
     /// To the plan's upper directory, in the share: they outlive the guest.
     Share,
-    /// Into the guest's memory: they end with it. Works with daemons that can't store `trusted.*` attributes.
+    /// Into the guest's memory: they end with it. The only choice when the daemon does not run as root: overlayfs
+    /// makes directories only root may enter, and is refused in a share where the guest's root is an ordinary user.
     GuestMemory,
 }
 

@@ -1,0 +1,210 @@
+//! A genuine nydusd with a RAFS image made by the genuine nydus-image, mounted as Kata mounts them.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::mem::MaybeUninit;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nydusbox_rootfs::{ContainerId, GuestPath, OverlayPlan, ShareDevice, ShareSocket};
+use nydusbox_vmm::{GuestAssets, VmSpec};
+use rustix::fs::inotify;
+
+pub(crate) fn path(text: &str) -> GuestPath {
+    GuestPath::new(text).unwrap()
+}
+
+/// A nydusd serving `/containers`, `/share0` and container `c1`'s RAFS.
+pub(crate) struct Sandbox {
+    root: tempfile::TempDir,
+    assets: GuestAssets,
+    nydusd: Child,
+}
+
+impl Sandbox {
+    /// `None`, with the reason printed, where peers or guest are absent.
+    pub(crate) fn new() -> Option<Self> {
+        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
+        let peers = target.join("peers/bin");
+        let assets = GuestAssets::find(&target.join("guest"));
+        let lacking = match &assets {
+            Err(error) => Some(error.to_string()),
+            Ok(_) if !peers.join("nydusd").exists() => Some("no nydusd in target/peers/bin".to_owned()),
+            Ok(_)
+                if Command::new("qemu-system-x86_64")
+                    .arg("-version")
+                    .output()
+                    .is_err() =>
+            {
+                Some("no qemu-system-x86_64".to_owned())
+            }
+            Ok(_) => None,
+        };
+        if let Some(reason) = lacking {
+            let required = std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_some_and(|v| v == "1");
+            assert!(!required, "peers are required: {reason}");
+            eprintln!("skipped: {reason}");
+            return None;
+        }
+        let assets = assets.unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        for dir in [
+            "source/bin",
+            "source/etc",
+            "blobs",
+            "cache",
+            "share",
+            "vm",
+            "shared/c1/snapshotdir/fs",
+        ] {
+            fs::create_dir_all(at(dir)).unwrap();
+        }
+        fs::create_dir(at("shared/c1/snapshotdir/work")).unwrap();
+        fs::copy(assets.busybox(), at("source/bin/busybox")).unwrap();
+        for applet in ["sh", "cat", "cp"] {
+            std::os::unix::fs::symlink("busybox", at("source/bin").join(applet)).unwrap();
+        }
+        fs::write(at("source/etc/greeting"), "hello\n").unwrap();
+        let data: Vec<u8> = (0..1_048_576u32)
+            .map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0])
+            .collect();
+        fs::write(at("source/data"), data).unwrap();
+        let made = Command::new(peers.join("nydus-image"))
+            .args([
+                "create",
+                "--type",
+                "dir-rafs",
+                "--fs-version",
+                "6",
+                "--log-level",
+                "error",
+                "--bootstrap",
+            ])
+            .arg(at("bootstrap"))
+            .arg("--blob-dir")
+            .arg(at("blobs"))
+            .arg(at("source"))
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(made.success());
+
+        let created = watch(root.path());
+        let nydusd = Command::new(peers.join("nydusd"))
+            .args([
+                "virtiofs",
+                "--log-level",
+                "error",
+                "--rlimit-nofile",
+                "0",
+                "--sock",
+            ])
+            .arg(at("fs.sock"))
+            .arg("--apisock")
+            .arg(at("api.sock"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let sandbox = Self { root, assets, nydusd };
+        wait_for(created, "api.sock");
+        let config = serde_json::json!({
+            "device": {
+                "backend": { "type": "localfs", "config": { "dir": sandbox.at("blobs") } },
+                "cache": { "type": "blobcache", "config": { "work_dir": sandbox.at("cache") } },
+            },
+            "mode": "direct",
+        });
+        sandbox.mount("/containers", "passthrough_fs", "shared", "");
+        sandbox.mount("/share0", "passthrough_fs", "share", "");
+        sandbox.mount("/rafs/c1/lowerdir", "rafs", "bootstrap", &config.to_string());
+        Some(sandbox)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn mount(&self, mount_point: &str, fs_type: &str, source: &str, config: &str) {
+        let body = serde_json::json!({ "fs_type": fs_type, "source": self.at(source), "config": config })
+            .to_string();
+        // The socket's name appears when it is bound, a moment before it listens.
+        let mut api = loop {
+            match UnixStream::connect(self.at("api.sock")) {
+                Ok(api) => break api,
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                    std::thread::yield_now();
+                }
+                Err(error) => panic!("{error}"),
+            }
+        };
+        write!(
+            api,
+            "POST /api/v1/mount?mountpoint={mount_point} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = [0; 1024];
+        let read = api.read(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]);
+        assert!(answer.starts_with("HTTP/1.1 204"), "{mount_point}: {answer}");
+    }
+
+    pub(crate) fn spec(&self, command: &[&str]) -> VmSpec {
+        VmSpec::new(
+            self.assets.clone(),
+            ShareDevice::on(ShareSocket::new(self.at("fs.sock")).unwrap()),
+            OverlayPlan::for_container(&ContainerId::new("c1").unwrap()),
+            command.iter().map(Into::into).collect(),
+        )
+    }
+
+    pub(crate) fn vm_dir(&self) -> PathBuf {
+        self.at("vm")
+    }
+
+    /// A file of the image's source.
+    pub(crate) fn source(&self, name: &str) -> PathBuf {
+        self.at("source").join(name)
+    }
+
+    /// A file of the shared directory.
+    pub(crate) fn share(&self, name: &str) -> PathBuf {
+        self.at("share").join(name)
+    }
+
+    /// A file of the container's upper directory.
+    pub(crate) fn upper(&self, name: &str) -> PathBuf {
+        self.at("shared/c1/snapshotdir/fs").join(name)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = self.nydusd.kill();
+        let _ = self.nydusd.wait();
+    }
+}
+
+fn watch(dir: &Path) -> File {
+    let events = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+    inotify::add_watch(&events, dir, inotify::WatchFlags::CREATE).unwrap();
+    events.into()
+}
+
+/// Returns when a file called `name` has been created in the watched directory.
+fn wait_for(events: File, name: &str) {
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(events, &mut buffer);
+    loop {
+        let event = reader.next().unwrap();
+        if event
+            .file_name()
+            .is_some_and(|found| found.to_bytes() == name.as_bytes())
+        {
+            return;
+        }
+    }
+}
