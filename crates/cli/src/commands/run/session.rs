@@ -16,6 +16,8 @@ use crate::error::Failure;
 
 /// A shell's exit status for a command ended by Ctrl-C: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
+/// The VM's files, in the run's directory.
+const VM_DIR: &str = "vm";
 
 pub(super) fn run(plan: &Plan) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -131,7 +133,7 @@ async fn in_vm(
         stdout: Box::new(tokio::io::stdout()),
         stderr: Box::new(tokio::io::stderr()),
     };
-    let mut vm = Vm::boot(&plan.vm, &plan.run_dir.join("vm"), stdio)
+    let mut vm = Vm::boot(&plan.vm, &plan.run_dir.join(VM_DIR), stdio)
         .await
         .map_err(|e| Failure::new("boot the VM", &e))?;
     timeline.step(&format!("VMM started ({:?})", vm.accel().accel()), booting);
@@ -230,7 +232,8 @@ impl<'a> RunDirs<'a> {
         let dirs = Self {
             run_dir: &plan.run_dir,
         };
-        let wanted = plan.snapshot_dirs.iter().chain([&plan.cache_dir]);
+        let vm_dir = plan.run_dir.join(VM_DIR);
+        let wanted = plan.snapshot_dirs.iter().chain([&plan.cache_dir, &vm_dir]);
         for dir in wanted {
             if let Err(e) = fs::create_dir_all(dir) {
                 let _ = dirs.remove(false);
