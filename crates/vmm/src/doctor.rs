@@ -1,7 +1,7 @@
 //! What this machine lacks for booting a guest, and the exact command that mends it.
 //!
-//! [`probe`] asks the machine and decides nothing; [`decide`] turns the answers into checks and asks nothing. To
-//! change a sentence or a command, read [`decide`].
+//! `probe.rs` asks the machine and decides nothing; `decide.rs` turns the answers into checks and asks nothing. To
+//! change a sentence or a command, read `decide.rs`.
 
 mod decide;
 mod probe;

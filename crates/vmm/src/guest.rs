@@ -2,7 +2,7 @@
 //!
 //! [`GuestAssets::find`] looks below a directory shaped like a root file system: `/` on a host with the packages
 //! installed, or a directory Debian packages were unpacked into. It reads and never writes. Next:
-//! [`modules`] for dependencies, [`crate::initramfs`] for what is made of all this.
+//! `guest/modules.rs` for dependencies, `initramfs.rs` for what is made of all this.
 
 mod elf;
 mod kernel;
@@ -89,16 +89,12 @@ impl GuestAssets {
     /// # Errors
     /// [`GuestAssetsError`] names the first thing that is missing or unusable.
     pub fn find(root: &Path) -> Result<Self, GuestAssetsError> {
-        let kernels = Kernel::installed(root).map_err(GuestAssetsError::Kernel)?;
-        let newest = kernels.first().ok_or_else(|| GuestAssetsError::NoKernel {
-            root: root.to_owned(),
-        })?;
-        // A kernel whose package was half removed keeps its image; the next older one may be complete.
-        let kernel = kernels
-            .iter()
-            .find(|k| modules_dir(root, k.version()).is_some())
-            .unwrap_or(newest);
-        Self::with_kernel(root, kernel.clone())
+        let (kernel, modules) = newest_kernel(root)?;
+        Ok(Self {
+            kernel,
+            modules,
+            busybox: static_busybox(root)?,
+        })
     }
 
     /// As [`Self::find`], with the kernel in `image`; its modules must still be below `root`.
@@ -107,20 +103,9 @@ impl GuestAssets {
     /// [`GuestAssetsError`] names the first thing that is missing or unusable.
     pub fn find_for_kernel(root: &Path, image: &Path) -> Result<Self, GuestAssetsError> {
         let kernel = Kernel::open(image).map_err(GuestAssetsError::Kernel)?;
-        Self::with_kernel(root, kernel)
-    }
-
-    fn with_kernel(root: &Path, kernel: Kernel) -> Result<Self, GuestAssetsError> {
-        let version = kernel.version().to_owned();
-        let dir = modules_dir(root, &version).ok_or_else(|| GuestAssetsError::NoModules {
-            root: root.to_owned(),
-            version: version.clone(),
-        })?;
-        let modules = modules::load_order(&dir, &WANTED_MODULES)
-            .map_err(|source| GuestAssetsError::Module { version, source })?;
         Ok(Self {
+            modules: modules_for(root, &kernel)?,
             kernel,
-            modules,
             busybox: static_busybox(root)?,
         })
     }
@@ -152,6 +137,29 @@ impl GuestAssets {
     pub fn busybox(&self) -> &Path {
         &self.busybox
     }
+}
+
+/// The newest kernel below `root` that has modules, and the modules.
+pub(crate) fn newest_kernel(root: &Path) -> Result<(Kernel, Vec<ModuleFile>), GuestAssetsError> {
+    let kernels = Kernel::installed(root).map_err(GuestAssetsError::Kernel)?;
+    let newest = kernels.first().ok_or_else(|| GuestAssetsError::NoKernel {
+        root: root.to_owned(),
+    })?;
+    // A kernel whose package was half removed keeps its image; the next older one may be complete.
+    let kernel = kernels
+        .iter()
+        .find(|k| modules_dir(root, k.version()).is_some())
+        .unwrap_or(newest);
+    Ok((kernel.clone(), modules_for(root, kernel)?))
+}
+
+fn modules_for(root: &Path, kernel: &Kernel) -> Result<Vec<ModuleFile>, GuestAssetsError> {
+    let version = kernel.version().to_owned();
+    let dir = modules_dir(root, &version).ok_or_else(|| GuestAssetsError::NoModules {
+        root: root.to_owned(),
+        version: version.clone(),
+    })?;
+    modules::load_order(&dir, &WANTED_MODULES).map_err(|source| GuestAssetsError::Module { version, source })
 }
 
 fn modules_dir(root: &Path, version: &str) -> Option<PathBuf> {

@@ -5,7 +5,7 @@
 //!                      |
 //!                      +-- Vm::boot --> driver: the only select! loop, owns the process --> VmOutcome
 //! ```
-//! [`config`] checks, [`arguments`] is pure, [`driver`] has the effects, [`event`] is what the guest says.
+//! `config.rs` checks, `arguments.rs` is pure, `driver.rs` has the effects, `event.rs` is what the guest says.
 
 mod accel;
 mod arguments;

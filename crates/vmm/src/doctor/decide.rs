@@ -65,7 +65,7 @@ fn guest(fact: &GuestFact) -> CheckState {
         GuestFact::Found { kernel, modules } => ok(format!(
             "kernel {kernel} with virtiofs and overlay ({modules} modules to load)"
         )),
-        GuestFact::NoKernel { error } | GuestFact::NoModules { error } => missing(error, INSTALL_KERNEL),
+        GuestFact::Unusable { error } => missing(error, INSTALL_KERNEL),
     }
 }
 
@@ -88,7 +88,7 @@ fn memfd(fact: &Result<(), String>) -> CheckState {
 }
 
 fn kvm(usable: Result<(), KvmUnusable>) -> CheckState {
-    let slower = |why: &KvmUnusable| format!("{why}; guests are emulated (TCG), about ten times slower");
+    let slower = |why: &KvmUnusable| format!("{why}; guests are emulated (TCG), which is much slower");
     match usable {
         Ok(()) => ok("usable"),
         Err(why @ KvmUnusable::NoProcessorSupport) => CheckState::Warn {
@@ -184,7 +184,7 @@ mod tests {
         fn error() -> String {
             "x".to_owned()
         }
-        let spoil: [Spoilt; 10] = [
+        let spoil: [Spoilt; 9] = [
             ("qemu", true, INSTALL_QEMU, &|f| {
                 f.qemu = QemuFact::NotRun { error: error() }
             }),
@@ -195,10 +195,7 @@ mod tests {
                 };
             }),
             ("guest kernel", true, INSTALL_KERNEL, &|f| {
-                f.guest = GuestFact::NoKernel { error: error() }
-            }),
-            ("guest kernel", true, INSTALL_KERNEL, &|f| {
-                f.guest = GuestFact::NoModules { error: error() }
+                f.guest = GuestFact::Unusable { error: error() }
             }),
             ("busybox", true, INSTALL_BUSYBOX, &|f| f.busybox = Err(error())),
             (

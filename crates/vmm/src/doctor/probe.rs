@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::fs::{MemfdFlags, memfd_create, statvfs};
 use rustix::process::{Resource, getrlimit};
 
-use crate::guest::{self, GuestAssets, GuestAssetsError};
+use crate::guest;
 use crate::qemu::KvmFacts;
 
 /// What `qemu-system-x86_64` answers.
@@ -27,8 +27,7 @@ pub(super) enum QemuFact {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum GuestFact {
     Found { kernel: String, modules: usize },
-    NoKernel { error: String },
-    NoModules { error: String },
+    Unusable { error: String },
 }
 
 /// Everything [`super::decide`] needs to know.
@@ -91,29 +90,12 @@ fn version_number(answer: &str) -> &str {
 }
 
 fn guest(root: &Path) -> GuestFact {
-    match GuestAssets::find(root) {
-        Ok(assets) => GuestFact::Found {
-            kernel: assets.kernel().version().to_owned(),
-            modules: assets.modules().len(),
+    match guest::newest_kernel(root) {
+        Ok((kernel, modules)) => GuestFact::Found {
+            kernel: kernel.version().to_owned(),
+            modules: modules.len(),
         },
-        Err(error) => {
-            let text = chain(&error);
-            match error {
-                GuestAssetsError::NoKernel { .. } | GuestAssetsError::Kernel(_) => {
-                    GuestFact::NoKernel { error: text }
-                }
-                GuestAssetsError::NoModules { .. } | GuestAssetsError::Module { .. } => {
-                    GuestFact::NoModules { error: text }
-                }
-                // The kernel and its modules were found; busybox is looked at last and has a check of its own.
-                GuestAssetsError::NoBusybox { .. }
-                | GuestAssetsError::BusyboxNotStatic { .. }
-                | GuestAssetsError::Read { .. } => GuestFact::Found {
-                    kernel: "found".to_owned(),
-                    modules: guest::WANTED_MODULES.len(),
-                },
-            }
-        }
+        Err(error) => GuestFact::Unusable { error: chain(&error) },
     }
 }
 
@@ -144,7 +126,7 @@ mod tests {
     #[test]
     fn this_machine_answers_every_question() {
         let facts = facts(Path::new("/nonexistent"));
-        assert!(matches!(facts.guest, GuestFact::NoKernel { .. }));
+        assert!(matches!(facts.guest, GuestFact::Unusable { .. }));
         assert!(facts.busybox.is_err());
         assert!(facts.open_files.0 != Some(0));
     }

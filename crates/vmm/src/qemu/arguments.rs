@@ -21,7 +21,7 @@ const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet panic=-1";
 
 /// The machine. `microvm` with a PCIe bus starts its init 0.5 s sooner under emulation (2.2 s against 2.7 s in all),
 /// but with QEMU 7.2 and Debian's 6.1 kernel 11 of 24 boots hung before the kernel printed anything; q35: none
-/// of 24. What the guest doesn't use is switched off, which saves firmware and driver probing (about 0.1 s).
+/// of 24. What the guest doesn't use is switched off: less for firmware and drivers to probe.
 const MACHINE: &str = "q35,smm=off,vmport=off,sata=off,smbus=off";
 
 /// Everything after the program's name. The process must find the sockets of [`PORTS`] at consecutive descriptors

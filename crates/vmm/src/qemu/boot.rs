@@ -1,7 +1,7 @@
 //! Starting a machine, and the handle on it.
 //!
 //! [`Vm::boot`] writes the initramfs, makes the ports' sockets, starts QEMU and hands everything to the driver's
-//! task. From then on the process has exactly one owner, [`super::driver`].
+//! task. From then on the process has exactly one owner, `driver.rs`.
 
 use std::fmt;
 use std::fs::File;

@@ -30,7 +30,8 @@ use super::tail;
 
 /// What QEMU gets to end after SIGTERM; it needs a few milliseconds unless it hangs in the kernel.
 const TERM_GRACE: Duration = Duration::from_secs(1);
-/// What the guest gets to sync and power off once we have everything. Under emulation it takes 0.3 s.
+/// What the guest gets to sync and power off once we have everything. It needs well under a second, but a
+/// busy host may emulate slowly.
 const POWER_OFF_GRACE: Duration = Duration::from_secs(10);
 /// What the output's readers get to take the rest after the VMM ended. A reader may be slow, or stopped for good.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
