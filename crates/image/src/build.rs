@@ -44,7 +44,7 @@ pub fn build(config: &BuildConfig, progress: &dyn Progress) -> Result<BuildSumma
     }
 
     progress.begin(Phase::Scan, None);
-    let totals = scan::scan(&config.source, progress)?;
+    let totals = scan::scan(config, progress)?;
     tracing::debug!(source = %source_path.display(), totals.entries, totals.bytes, "scanned");
 
     progress.begin(Phase::Data, Some(totals.bytes));

@@ -170,6 +170,10 @@ pub enum TarEntryProblem {
     /// A sparse file in one of GNU tar's formats; the archive has to be made without `--sparse`.
     #[error("sparse files in archives are not supported")]
     Sparse,
+    /// A pax record (an extended attribute, most likely) that the archive's reader can't make out: not of
+    /// the length it says, or with a newline in its value.
+    #[error("one of its pax records is malformed or contains a newline")]
+    PaxRecord,
     /// A header for all entries that follow, as `git archive` writes.
     #[error("pax global headers are not supported")]
     GlobalHeader,
@@ -182,4 +186,7 @@ pub enum TarEntryProblem {
     /// A hard link to something that didn't come before it, or isn't a regular file.
     #[error("its hard link target is not a regular file that precedes it")]
     LinkTarget,
+    /// A further name for a file that has extended attributes, to be built as RAFS v5.
+    #[error("a hard link to a file with extended attributes cannot be kept in RAFS v5 from an archive")]
+    LinkWithXattrs,
 }

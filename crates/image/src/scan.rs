@@ -8,7 +8,7 @@ mod tar_archive;
 
 pub(crate) use tar_archive::open_stream;
 
-use crate::config::Source;
+use crate::config::{BuildConfig, Source};
 use crate::error::BuildError;
 use crate::progress::Progress;
 
@@ -39,11 +39,11 @@ impl Totals {
     }
 }
 
-/// Looks through `source`.
-pub(crate) fn scan(source: &Source, progress: &dyn Progress) -> Result<Totals, BuildError> {
-    let totals = match source {
+/// Looks through the source of `config`.
+pub(crate) fn scan(config: &BuildConfig, progress: &dyn Progress) -> Result<Totals, BuildError> {
+    let totals = match &config.source {
         Source::Directory(path) => directory::scan(path, progress),
-        Source::Tar(path) => tar_archive::scan(path, progress),
+        Source::Tar(path) => tar_archive::scan(path, config.fs_version, progress),
     }?;
     progress.position(totals.entries);
     Ok(totals)

@@ -15,6 +15,7 @@ use flate2::read::MultiGzDecoder;
 use tar::{Archive, Entry, EntryType};
 
 use super::Totals;
+use crate::config::FsVersion;
 use crate::error::{BuildError, TarEntryProblem};
 use crate::progress::Progress;
 
@@ -38,7 +39,7 @@ pub(crate) fn open_stream(path: &Path) -> io::Result<Box<dyn Read + Send>> {
     })
 }
 
-pub(super) fn scan(path: &Path, progress: &dyn Progress) -> Result<Totals, BuildError> {
+pub(super) fn scan(path: &Path, version: FsVersion, progress: &dyn Progress) -> Result<Totals, BuildError> {
     let unreadable = |source| BuildError::Unreadable {
         path: path.to_owned(),
         source,
@@ -61,7 +62,7 @@ pub(super) fn scan(path: &Path, progress: &dyn Progress) -> Result<Totals, Build
     for entry in archive.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
         let name = entry.path().map_err(damaged)?.into_owned();
-        check_entry(&mut entry, &name, &mut seen).map_err(|problem| match problem {
+        check_entry(&mut entry, &name, version, &mut seen).map_err(|problem| match problem {
             EntryError::Problem(problem) => BuildError::TarEntry {
                 path: path.to_owned(),
                 entry: name.clone(),
@@ -106,9 +107,15 @@ fn checksum(block: &[u8; BLOCK_SIZE]) -> u32 {
     block.iter().enumerate().map(byte).sum()
 }
 
-/// What hard links may point to: for each path, whether its latest entry is a regular file.
+/// What hard links may point to: the latest entry of each path.
 #[derive(Default)]
-struct Seen(HashMap<PathBuf, bool>);
+struct Seen(HashMap<PathBuf, SeenEntry>);
+
+#[derive(Clone, Copy)]
+struct SeenEntry {
+    is_file: bool,
+    has_xattrs: bool,
+}
 
 enum EntryError {
     Problem(TarEntryProblem),
@@ -127,7 +134,12 @@ impl From<io::Error> for EntryError {
     }
 }
 
-fn check_entry<R: Read>(entry: &mut Entry<'_, R>, name: &Path, seen: &mut Seen) -> Result<(), EntryError> {
+fn check_entry<R: Read>(
+    entry: &mut Entry<'_, R>,
+    name: &Path,
+    version: FsVersion,
+    seen: &mut Seen,
+) -> Result<(), EntryError> {
     let kind = entry.header().entry_type();
     let is_file = match kind {
         EntryType::Regular | EntryType::Link => true,
@@ -144,21 +156,28 @@ fn check_entry<R: Read>(entry: &mut Entry<'_, R>, name: &Path, seen: &mut Seen) 
         }
     };
     let path = image_path(name)?;
+    let mut has_xattrs = false;
     if let Some(extensions) = entry.pax_extensions()? {
         for extension in extensions {
             // The format of GNU tar 1.14 and later: an ordinary file whose content begins with a map.
-            if extension?.key_bytes().starts_with(b"GNU.sparse.") {
+            let extension = extension.map_err(|_| TarEntryProblem::PaxRecord)?;
+            if extension.key_bytes().starts_with(b"GNU.sparse.") {
                 return Err(TarEntryProblem::Sparse.into());
             }
+            has_xattrs |= extension.key_bytes().starts_with(b"SCHILY.xattr.");
         }
     }
     if kind == EntryType::Link {
-        let target = entry.link_name()?.ok_or(TarEntryProblem::LinkTarget)?;
-        if seen.0.get(&image_path(&target)?) != Some(&true) {
-            return Err(TarEntryProblem::LinkTarget.into());
+        let target = image_path(&entry.link_name()?.ok_or(TarEntryProblem::LinkTarget)?)?;
+        let target = seen.0.get(&target).filter(|target| target.is_file);
+        has_xattrs = target.ok_or(TarEntryProblem::LinkTarget)?.has_xattrs;
+        // nydus-builder 0.2.0 gives the link its target's attributes but not the flag that it has any,
+        // which makes a v5 bootstrap unreadable from there on. In v6 nothing depends on the flag.
+        if has_xattrs && version == FsVersion::V5 {
+            return Err(TarEntryProblem::LinkWithXattrs.into());
         }
     }
-    seen.0.insert(path, is_file);
+    seen.0.insert(path, SeenEntry { is_file, has_xattrs });
     Ok(())
 }
 
