@@ -178,11 +178,11 @@ impl FileSystem for GuardedPassthrough {
     }
 
     fn forget(&self, ctx: &Context, inode: u64, count: u64) {
-        self.inner.forget(ctx, inode, count)
+        self.inner.forget(ctx, inode, count);
     }
 
     fn batch_forget(&self, ctx: &Context, requests: Vec<(u64, u64)>) {
-        self.inner.batch_forget(ctx, requests)
+        self.inner.batch_forget(ctx, requests);
     }
 
     fn getattr(&self, ctx: &Context, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)> {

@@ -14,6 +14,7 @@ use nydus_rafs::fs::Rafs;
 use nydus_rafs::metadata::RafsSuper;
 use nydus_rafs::{RafsError, RafsIoRead};
 use nydusbox_protocol::{MountCommand, MountPoint};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::MountError;
@@ -100,7 +101,7 @@ fn explain(text: &str) -> String {
             );
         }
     };
-    let Value::Object(map) = value else {
+    let Value::Object(map) = &value else {
         return "is JSON, but not an object".into();
     };
     if map.get("version").is_some_and(|v| v == 2) {
@@ -108,7 +109,11 @@ fn explain(text: &str) -> String {
             None | Some(Value::Null) => "lacks the section `backend`".into(),
             Some(backend) => match backend.get("type").and_then(Value::as_str) {
                 None => "has a section `backend` without `type`".into(),
-                Some(kind) => format!("is not valid: look at `backend` (type {kind:?}), `cache` and `rafs`"),
+                Some(kind) => {
+                    let detail = missing_field(&value)
+                        .unwrap_or_else(|| "look at `backend`, `cache` and `rafs`".into());
+                    format!("is not valid (backend type {kind:?}): {detail}")
+                }
             },
         }
     } else if map.contains_key("device") {
@@ -122,6 +127,12 @@ fn explain(text: &str) -> String {
     }
 }
 
+/// Which field a version 2 configuration lacks. Other complaints of the parser quote values, which may be secret.
+fn missing_field(value: &Value) -> Option<String> {
+    let error = ConfigV2::deserialize(value).err()?.to_string();
+    error.starts_with("missing field").then_some(error)
+}
+
 /// Opens the image.
 pub(super) fn build(
     at: &MountPoint,
@@ -131,7 +142,7 @@ pub(super) fn build(
     let prefetch = prefetch_list(command)?;
     let path = Path::new(&command.source);
     check_bootstrap(path)?;
-    let describe = |e| from_rafs(at, path, e);
+    let describe = |e| from_rafs(at, path, &e);
     let (mut rafs, reader) = Rafs::new(&config.config, at.as_str(), path).map_err(describe)?;
     rafs.import(reader, prefetch).map_err(describe)?;
     Ok(rafs)
@@ -146,9 +157,9 @@ pub(super) fn update(
 ) -> Result<(), MountError> {
     let path = Path::new(&command.source);
     check_bootstrap(path)?;
-    let mut reader = <dyn RafsIoRead>::from_file(path).map_err(|e| from_rafs(at, path, e))?;
+    let mut reader = <dyn RafsIoRead>::from_file(path).map_err(|e| from_rafs(at, path, &e))?;
     rafs.update(&mut reader, &config.config)
-        .map_err(|e| from_rafs(at, path, e))
+        .map_err(|e| from_rafs(at, path, &e))
 }
 
 /// The id of the first blob an image refers to.
@@ -214,7 +225,7 @@ fn check_bootstrap(path: &Path) -> Result<(), MountError> {
     }
 }
 
-fn from_rafs(at: &MountPoint, path: &Path, error: RafsError) -> MountError {
+fn from_rafs(at: &MountPoint, path: &Path, error: &RafsError) -> MountError {
     // The texts of nydus end in a stray back-tick.
     let why = error.to_string().trim_end_matches('`').to_owned();
     match error {

@@ -29,7 +29,10 @@ pub(crate) struct Session {
     pub(crate) memory: MemoryTable,
     pub(crate) rings: Vec<RingRecord>,
     /// Result of FUSE_INIT; a guest that reboots on the same connection replaces it.
-    #[expect(dead_code, reason = "part of the record; read through Debug and by whoever rebuilds a session")]
+    #[expect(
+        dead_code,
+        reason = "part of the record; read through Debug and by whoever rebuilds a session"
+    )]
     pub(crate) fuse: Negotiated,
 }
 
