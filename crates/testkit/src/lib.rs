@@ -1,1 +1,22 @@
-//! Placeholder.
+//! Development tools: everything needed to prove a virtio-fs daemon without a virtual machine.
+//!
+//! - [`guest`]: a simulated guest, that is a vhost-user frontend on a memfd which speaks FUSE;
+//! - [`daemon`], [`http`]: the daemon under test as a process, and a client for its API socket;
+//! - [`peers`]: where the genuine programs are that behaviour is compared with;
+//! - [`tree`], [`image`], [`blob_server`]: source trees, RAFS images made of them, a server for their blobs;
+//! - [`leak`]: what a test must not leave behind;
+//! - [`suite`]: one set of behaviours that runs against our daemon and the genuine one.
+//!
+//! Nothing here is ever shipped, and nothing here depends on the daemon's code: what the tests
+//! believe about the wire formats is written down a second time on purpose.
+
+#![forbid(unsafe_code)]
+
+pub mod blob_server;
+pub mod daemon;
+pub mod guest;
+pub mod http;
+pub mod image;
+pub mod leak;
+pub mod peers;
+pub mod tree;

@@ -1,0 +1,85 @@
+//! Where the genuine programs are that our behaviour is compared with.
+//!
+//! `cargo xtask peers` installs them. A test that needs one that is absent is skipped, with the
+//! reason printed; with `NYDUSBOX_REQUIRE_PEERS=1` that is a failure instead.
+
+use std::env;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Names the directory of the peers, instead of `target/peers/bin`.
+pub const PEERS_VAR: &str = "NYDUSBOX_PEERS";
+/// Set to 1, an absent peer fails the test.
+pub const REQUIRE_VAR: &str = "NYDUSBOX_REQUIRE_PEERS";
+
+/// A program that is not ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// nydusd 2.2.0.
+    Nydusd,
+    /// nydus-image 2.2.0.
+    NydusImage,
+    /// nydusctl 2.2.0.
+    Nydusctl,
+    /// virtiofsd 1.14.0.
+    Virtiofsd,
+}
+
+impl Peer {
+    /// The name of the executable.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nydusd => "nydusd",
+            Self::NydusImage => "nydus-image",
+            Self::Nydusctl => "nydusctl",
+            Self::Virtiofsd => "virtiofsd",
+        }
+    }
+}
+
+/// Why a test cannot run here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skip {
+    reason: String,
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "skipped: {}", self.reason)
+    }
+}
+
+/// Where peers are looked for.
+pub fn dir() -> PathBuf {
+    env::var_os(PEERS_VAR).map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/peers/bin"),
+        PathBuf::from,
+    )
+}
+
+/// The path of a peer. Absent, the reason is printed and returned.
+///
+/// # Errors
+/// [`Skip`] if it is not installed.
+///
+/// # Panics
+/// If it is not installed and `NYDUSBOX_REQUIRE_PEERS=1`.
+pub fn require(peer: Peer) -> Result<PathBuf, Skip> {
+    let dir = dir();
+    let path = dir.join(peer.name());
+    if let Ok(path) = path.canonicalize() {
+        return Ok(path);
+    }
+    let reason = format!(
+        "{} is not in {} (run `cargo xtask peers`)",
+        peer.name(),
+        dir.display()
+    );
+    let skip = Skip { reason };
+    eprintln!("{skip}");
+    assert!(
+        env::var_os(REQUIRE_VAR).is_none_or(|v| v != "1"),
+        "{skip}, and {REQUIRE_VAR}=1 forbids that"
+    );
+    Err(skip)
+}
