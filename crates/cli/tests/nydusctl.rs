@@ -360,7 +360,7 @@ fn planted_secrets_are_in_no_answer_and_no_log() {
     // A registry that is used, and fails: its configuration is logged by the libraries below.
     config["backend"]["type"] = "registry".into();
     said += &mount(&config.to_string()).1;
-    said += &mount(&format!("{} broken", config)).1;
+    said += &mount(&format!("{config} broken")).1;
     said += &daemon.request("GET", "/api/v1/daemon", "").1;
     said += &daemon.log();
     for secret in ["SECRET-", "U0VDUkVULTE="] {

@@ -42,13 +42,13 @@ pub(crate) struct BuildArgs {
 
 pub(crate) fn main(command: ImageCommand) -> ExitCode {
     let ImageCommand::Build(args) = command;
-    match run(args) {
+    match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(FAILED),
     }
 }
 
-fn run(args: BuildArgs) -> Result<(), Failure> {
+fn run(args: &BuildArgs) -> Result<(), Failure> {
     let chunk_size =
         ChunkSize::new(args.chunk_size.bytes()).map_err(|e| Failure::new("use this --chunk-size", &e))?;
     let out = args.out_dir.display().to_string();

@@ -14,14 +14,15 @@ use crate::args::{GlobalArgs, VirtiofsArgs};
 use crate::error::{FAILED, Failure};
 use crate::logging;
 
+#[expect(clippy::needless_pass_by_value, reason = "every command takes its arguments by value")]
 pub(crate) fn main(global: GlobalArgs, args: VirtiofsArgs) -> ExitCode {
-    match run(global, args) {
+    match run(global, &args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(FAILED),
     }
 }
 
-fn run(global: GlobalArgs, args: VirtiofsArgs) -> Result<(), Failure> {
+fn run(global: GlobalArgs, args: &VirtiofsArgs) -> Result<(), Failure> {
     // First of all, while no other descriptor can be mistaken for one that was handed down.
     let vhost_socket = socket("vhost-user", args.sock.clone(), args.sock_fd)?
         .ok_or_else(|| Failure::plain("no vhost-user socket is given"))?;
@@ -34,7 +35,7 @@ fn run(global: GlobalArgs, args: VirtiofsArgs) -> Result<(), Failure> {
             "the limit of open files could not be raised as far as asked for"
         );
     }
-    let initial_mount = initial_mount(&global, &args)?;
+    let initial_mount = initial_mount(&global, args)?;
     let config = DaemonConfig {
         vhost_socket,
         api_socket,
