@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::memory::Guard;
@@ -40,6 +40,8 @@ struct Inner {
     enabled: bool,
     /// Requests popped and not yet returned.
     in_flight: u32,
+    /// A broken ring is reported once: a guest cannot fill the log with it.
+    reported: bool,
 }
 
 /// One virtqueue.
@@ -64,6 +66,7 @@ impl Ring {
                 started: false,
                 enabled: false,
                 in_flight: 0,
+                reported: false,
             }),
             drained: Condvar::new(),
             backlog: AtomicBool::new(false),
@@ -79,6 +82,9 @@ impl Ring {
     pub(crate) fn pop(&self) -> Popped {
         let mut inner = self.lock();
         let inner = &mut *inner;
+        // A backlog that cannot be served now must not keep workers awake; whoever starts or enables the ring
+        // again has a worker look at it.
+        self.backlog.store(false, Ordering::SeqCst);
         if !(inner.started && inner.enabled) {
             return Popped::Nothing;
         }
@@ -87,8 +93,16 @@ impl Ring {
         };
         // The second round is for a request published between the look and the re-armed notification.
         for _ in 0..2 {
-            // A ring the guest has scribbled over ends here: no chain, no progress, no harm.
-            let chain = inner.queue.pop_descriptor_chain(memory.clone());
+            let chain = match inner.queue.iter(memory.clone()) {
+                Ok(mut available) => available.next(),
+                // The guest has scribbled over its ring: no chain, no progress, no harm, and one line in the log.
+                Err(e) => {
+                    if !std::mem::replace(&mut inner.reported, true) {
+                        tracing::warn!(error = %e, "a virtqueue is broken and not served until it is set up again");
+                    }
+                    None
+                }
+            };
             let more = inner.queue.enable_notification(&*memory).unwrap_or(false);
             if let Some(chain) = chain {
                 inner.in_flight += 1;
@@ -99,7 +113,6 @@ impl Ring {
                 break;
             }
         }
-        self.backlog.store(false, Ordering::SeqCst);
         Popped::Nothing
     }
 
@@ -115,7 +128,9 @@ impl Ring {
             return;
         };
         if let Err(e) = inner.queue.add_used(&*memory, head, written) {
-            tracing::warn!(head, error = %e, "request could not be returned to the guest");
+            if !std::mem::replace(&mut inner.reported, true) {
+                tracing::warn!(head, error = %e, "a request could not be returned to the guest");
+            }
             return;
         }
         // When in doubt, notify: a spurious interrupt costs little, a lost one hangs the guest.
@@ -181,6 +196,7 @@ impl Ring {
             return;
         }
         inner.started = true;
+        inner.reported = false;
     }
 
     /// Stops taking requests, waits until those taken are returned, and says where the next session goes on.
