@@ -1,0 +1,123 @@
+//! Debian packages: asked for, and installed when they are missing and we may.
+
+use std::process::Command;
+
+use crate::command::Cmd;
+use crate::error::TaskError;
+
+/// A package, and what for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Package {
+    pub(crate) name: &'static str,
+    why: &'static str,
+}
+
+const fn package(name: &'static str, why: &'static str) -> Package {
+    Package { name, why }
+}
+
+/// What compiling this workspace takes, besides Rust.
+pub(crate) const BUILD: &[Package] = &[
+    package(
+        "build-essential",
+        "links programs and compiles the C code of some dependencies",
+    ),
+    package("cmake", "builds zlib-ng for nydus-utils"),
+];
+
+/// What the genuine virtiofsd links with.
+pub(crate) const VIRTIOFSD: &[Package] = &[
+    package("libseccomp-dev", "virtiofsd links with it"),
+    package("libcap-ng-dev", "virtiofsd links with it"),
+];
+
+/// What boots the microVM.
+pub(crate) const VM: &[Package] = &[package("qemu-system-x86", "boots the microVM")];
+
+/// What makes a Debian root file system.
+pub(crate) const ROOTFS: &[Package] = &[package("mmdebstrap", "makes a Debian root file system")];
+
+/// Installs those of `packages` that are missing, saying so; without root, says what to run and stops.
+pub(crate) fn ensure(packages: &[&[Package]]) -> Result<(), TaskError> {
+    let missing = missing(packages)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = missing.iter().map(|package| package.name).collect();
+    for package in &missing {
+        eprintln!(
+            "xtask: Debian package {} is missing: {}",
+            package.name, package.why
+        );
+    }
+    let install = format!(
+        "apt-get install --yes --no-install-recommends {}",
+        names.join(" ")
+    );
+    if !is_root() {
+        return Err(TaskError::NeedsRoot { command: install });
+    }
+    with_package_lists(|| apt_get().words(install.trim_start_matches("apt-get ")).shown())
+}
+
+/// Does what needs apt's package lists; should it fail, fetches the lists and does it again. (A container
+/// image comes without any.)
+pub(crate) fn with_package_lists<T>(act: impl Fn() -> Result<T, TaskError>) -> Result<T, TaskError> {
+    match act() {
+        Err(_) if is_root() => {
+            eprintln!("xtask: that failed; fetching the package lists and trying again");
+            apt_get().arg("update").shown()?;
+            act()
+        }
+        done => done,
+    }
+}
+
+/// apt-get, asking no questions.
+pub(crate) fn apt_get() -> Cmd {
+    Cmd::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive")
+}
+
+/// The machine's Debian repositories, as lines of a sources.list: what apt's own configuration says, and
+/// only what calls itself Debian. Empty on another distribution, or before any list was fetched.
+pub(crate) fn sources() -> Result<Vec<String>, TaskError> {
+    let format = "$(ORIGIN) $(REPO_URI) $(RELEASE) $(COMPONENT)";
+    let listed = Cmd::new("apt-get")
+        .args(["indextargets", "--format", format, "Created-By: Packages"])
+        .output()?;
+    let mut sources: Vec<_> = listed
+        .lines()
+        .filter_map(|line| line.strip_prefix("Debian "))
+        .map(|repository| format!("deb {repository}"))
+        .collect();
+    sources.dedup();
+    Ok(sources)
+}
+
+fn missing(packages: &[&[Package]]) -> Result<Vec<Package>, TaskError> {
+    let packages: Vec<Package> = packages.concat();
+    let names = packages.iter().map(|package| package.name);
+    // dpkg-query fails if it knows nothing of one of them; the answer about the others stands.
+    let known = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${Package} ${db:Status-Status}\n"])
+        .args(names.clone())
+        .output()
+        .map_err(|source| TaskError::NotDebian {
+            packages: names.collect::<Vec<_>>().join(" "),
+            source,
+        })?;
+    let known = String::from_utf8_lossy(&known.stdout).into_owned();
+    let installed = |name: &str| {
+        known
+            .lines()
+            .any(|line| line.split_once(' ') == Some((name, "installed")))
+    };
+    Ok(packages
+        .into_iter()
+        .filter(|package| !installed(package.name))
+        .collect())
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}

@@ -1,0 +1,39 @@
+//! The tasks, by name.
+
+pub(crate) mod check_deps;
+mod demo;
+pub(crate) mod guest;
+pub(crate) mod peers;
+mod test;
+
+use clap::Subcommand;
+
+use crate::error::TaskError;
+use crate::workspace::Workspace;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    /// Boot a Debian userland in a microVM on an image that is fetched as it is read
+    Demo,
+    /// The gate: formatting, lints, documentation, then every test with all its peers
+    Test,
+    /// Install the genuine nydusd and virtiofsd below target/peers, once
+    Peers,
+    /// Unpack the microVM's kernel and busybox below target/guest, once
+    Guest,
+    /// Check which crate may depend on which
+    CheckDeps,
+}
+
+impl Task {
+    pub(crate) fn run(self, workspace: &Workspace) -> Result<(), TaskError> {
+        match self {
+            Self::Demo => demo::run(workspace),
+            Self::Test => test::run(workspace),
+            Self::Peers => peers::ensure(workspace).map(drop),
+            Self::Guest => guest::ensure(workspace).map(drop),
+            Self::CheckDeps => check_deps::run(workspace),
+        }
+    }
+}
