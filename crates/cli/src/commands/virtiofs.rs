@@ -14,7 +14,10 @@ use crate::args::{GlobalArgs, VirtiofsArgs};
 use crate::error::{FAILED, Failure};
 use crate::logging;
 
-#[expect(clippy::needless_pass_by_value, reason = "every command takes its arguments by value")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "every command takes its arguments by value"
+)]
 pub(crate) fn main(global: GlobalArgs, args: VirtiofsArgs) -> ExitCode {
     match run(global, &args) {
         Ok(()) => ExitCode::SUCCESS,

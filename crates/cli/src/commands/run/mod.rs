@@ -55,7 +55,7 @@ pub(crate) struct RunArgs {
     /// Directory for the blob cache and the guest's writes
     #[arg(long, value_name = "DIR", env = "NYDUSBOX_DATA_DIR")]
     data_dir: Option<PathBuf>,
-    /// Keep what the guest wrote, and say where
+    /// Keep what the guest wrote, and say where (root only: for others it stays in the guest's memory)
     #[arg(long)]
     keep: bool,
     /// Write times and byte counts to a file, as JSON

@@ -7,7 +7,7 @@ use nydusbox::{MountRequest, Program, SandboxConfig};
 use nydusbox_image::{ImageDir, rafs_config};
 use nydusbox_protocol::{ContainerId, MountPoint, SandboxId};
 use nydusbox_rootfs::{GuestPath, OverlayPlan, ShareDevice, ShareSocket};
-use nydusbox_vmm::{GuestAssets, SharedDir, VmConfig, VmSpec};
+use nydusbox_vmm::{GuestAssets, SharedDir, UpperDir, VmConfig, VmSpec};
 
 use super::RunArgs;
 use crate::error::Failure;
@@ -50,6 +50,12 @@ impl Plan {
         .map_err(|e| {
             Failure::new("find what the guest boots from", &e).hint("`nydusbox doctor` says what to install")
         })?;
+        let privileged = rustix::process::geteuid().is_root();
+        if args.keep && !privileged {
+            return Err(Failure::plain(
+                "--keep works for root only: for others the guest's writes stay in its memory",
+            ));
+        }
         let name = format!("run-{}", std::process::id());
         let id = SandboxId::new(&name).map_err(|e| Failure::new("name the sandbox", &e))?;
         let container = ContainerId::new("c1").map_err(|e| Failure::new("name the container", &e))?;
@@ -78,6 +84,10 @@ impl Plan {
         }
         let vm = vm(&sandbox, assets, &container, args.command, |spec| {
             spec.shares = shares;
+            // Without privileges the daemon cannot keep an overlay's attributes on the host.
+            if !privileged {
+                spec.upper = UpperDir::GuestMemory;
+            }
             spec.memory_bytes = args.memory.bytes();
             spec.accel = args.accel.into();
             if let Some(cpus) = args.cpus {
