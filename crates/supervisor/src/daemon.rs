@@ -54,7 +54,11 @@ impl Daemon {
             tokio::select! {
                 biased;
                 cause = self.process.exited() => self.ended = Some((cause, Instant::now())),
-                () = self.output.pump() => {}
+                () = self.output.pump() => {
+                    // A daemon that prints without pause must not use up the task's turn: what waits beside this
+                    // future is polled after every chunk.
+                    tokio::task::yield_now().await;
+                }
             }
         };
         while !self.output.ended() && timeout_at(at + DRAIN, self.output.pump()).await.is_ok() {}

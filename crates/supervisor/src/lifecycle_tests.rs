@@ -86,7 +86,7 @@ fn feed(machine: &mut Lifecycle, world: &mut World, choice: u8, detail: u8) -> T
         0 | 1 if machine.takes_requests() => {
             prop_assert!(!world.owed, "a request is taken while one is open");
             world.owed = true;
-            Event::Request(if detail % 2 == 0 {
+            Event::Request(if detail.is_multiple_of(2) {
                 mount(detail % 5)
             } else {
                 unmount(detail % 5)
@@ -104,19 +104,19 @@ fn feed(machine: &mut Lifecycle, world: &mut World, choice: u8, detail: u8) -> T
             world.timer = false;
             Event::Elapsed
         }
-        5 if !world.gone && detail % 4 == 0 => {
+        5 if !world.gone && detail.is_multiple_of(4) => {
             world.gone = true;
             Event::Exited(exit())
         }
-        6 if detail % 6 == 0 => {
+        6 if detail.is_multiple_of(6) => {
             world.leaving = true;
-            Event::Stop(if detail % 4 == 0 {
+            Event::Stop(if detail.is_multiple_of(4) {
                 Ending::Ask
             } else {
                 Ending::Kill
             })
         }
-        7 if detail % 12 == 0 => {
+        7 if detail.is_multiple_of(12) => {
             world.leaving = true;
             Event::Abandoned
         }

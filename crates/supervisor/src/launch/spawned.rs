@@ -1,7 +1,6 @@
 //! Spawned: the daemon runs, and its first answer, its end and the deadline race. Answering: it runs and says so;
 //! the shared directory is mounted next.
 
-use std::cell::Cell;
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -55,17 +54,17 @@ impl Spawned {
         deadline: Deadline,
     ) -> Result<Answering, StartError> {
         let mut client = ApiClient::new(config.api_socket().clone(), config.call_deadline());
-        let waiting_for = Cell::new(WaitingFor::Socket);
+        let mut waiting_for = WaitingFor::Socket;
         let answer = timeout_at(
             deadline.at,
-            first_answer(&mut client, self.watch.as_mut(), config, &waiting_for),
+            first_answer(&mut client, self.watch.as_mut(), config, &mut waiting_for),
         );
         let result = tokio::select! {
             biased;
             exit = self.daemon.exited() => Err(StartCause::Exited(exit.cause)),
             answer = answer => match answer {
                 Ok(result) => result,
-                Err(_) => Err(deadline.missed(waiting_for.get())),
+                Err(_) => Err(deadline.missed(waiting_for)),
             },
         };
         match result {
@@ -173,18 +172,18 @@ async fn first_answer(
     client: &mut ApiClient,
     watch: Option<&mut DirWatch>,
     config: &SandboxConfig,
-    waiting_for: &Cell<WaitingFor>,
+    waiting_for: &mut WaitingFor,
 ) -> Result<(), StartCause> {
     if let Some(watch) = watch {
         connected(client, watch, config).await?;
     }
-    waiting_for.set(WaitingFor::Answer);
+    *waiting_for = WaitingFor::Answer;
     loop {
         let state = client.daemon_info().await.map_err(StartCause::Api)?.state;
         if state == DaemonState::Running {
             return Ok(());
         }
-        waiting_for.set(WaitingFor::Running { state });
+        *waiting_for = WaitingFor::Running { state };
         sleep(STATE_RETRY).await;
     }
 }

@@ -1,0 +1,199 @@
+//! The fake daemon's API: just enough HTTP, and every way to get it wrong.
+
+use std::collections::HashSet;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How requests are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Conduct {
+    /// As nydusd does.
+    Good,
+    /// `wedge`: reads, never answers.
+    Wedge,
+    /// `wedge-mount`: never answers a mount.
+    WedgeMount,
+    /// `lose-mount`: mounts, and closes the connection instead of answering.
+    LoseMount,
+    /// `die-in-mount`: exits with status 5 instead of answering a mount.
+    DieInMount,
+    /// `die-after-mount`: exits with status 6 as soon as the answer to a mount is out.
+    DieAfterMount,
+    /// `init`: its state is INIT for ever.
+    Init,
+    /// `half`: half an answer, then the connection ends.
+    Half,
+    /// `garbage`: not HTTP.
+    Garbage,
+    /// `html`: HTTP, but no API.
+    Html,
+    /// `huge-body`: an answer of 10 MiB.
+    HugeBody,
+    /// `refuse-mount`: no such directory.
+    RefuseMount,
+}
+
+impl Conduct {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "wedge" => Self::Wedge,
+            "wedge-mount" => Self::WedgeMount,
+            "lose-mount" => Self::LoseMount,
+            "die-in-mount" => Self::DieInMount,
+            "die-after-mount" => Self::DieAfterMount,
+            "init" => Self::Init,
+            "half" => Self::Half,
+            "garbage" => Self::Garbage,
+            "html" => Self::Html,
+            "huge-body" => Self::HugeBody,
+            "refuse-mount" => Self::RefuseMount,
+            _ => return None,
+        })
+    }
+}
+
+type Mounts = Arc<Mutex<HashSet<String>>>;
+
+/// Serves until it is to die; then the status to exit with. Connections have threads of their own: one that is
+/// wedged must not look like a daemon that is.
+pub(crate) fn serve(api: &UnixListener, conduct: Conduct) -> io::Result<ExitCode> {
+    let mounts = Mounts::default();
+    let (die, dying) = std::sync::mpsc::channel();
+    let api = api.try_clone()?;
+    std::thread::spawn(move || {
+        for stream in api.incoming().flatten() {
+            let (mounts, die) = (mounts.clone(), die.clone());
+            std::thread::spawn(move || {
+                // A connection that breaks is the client's choice.
+                if let Ok(Some(code)) = converse(stream, conduct, &mounts) {
+                    let _ = die.send(code);
+                }
+            });
+        }
+    });
+    Ok(dying.recv().map_err(io::Error::other)?.into())
+}
+
+struct Request {
+    method: String,
+    target: String,
+}
+
+fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut words = line.split_whitespace().map(str::to_owned);
+    let (method, target) = (words.next(), words.next());
+    let mut length = 0;
+    loop {
+        let mut header = String::new();
+        if reader.read_line(&mut header)? == 0 {
+            return Ok(None);
+        }
+        let header = header.trim().to_ascii_lowercase();
+        if header.is_empty() {
+            break;
+        }
+        if let Some(value) = header.strip_prefix("content-length:") {
+            length = value.trim().parse().map_err(io::Error::other)?;
+        }
+    }
+    io::copy(&mut reader.take(length), &mut io::sink())?;
+    Ok(method
+        .zip(target)
+        .map(|(method, target)| Request { method, target }))
+}
+
+fn answer(stream: &mut UnixStream, status: u16, body: &str) -> io::Result<()> {
+    // As nydusd: an empty reason phrase, and no length for an empty body.
+    let head = format!("HTTP/1.1 {status} \r\nServer: Nydus API\r\nConnection: keep-alive\r\n");
+    if body.is_empty() {
+        return write!(stream, "{head}\r\n");
+    }
+    write!(
+        stream,
+        "{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn info(state: &str) -> String {
+    format!(
+        r#"{{"version":{{"package_ver":"0.0.0","git_commit":"","build_time":"","profile":"","rustc":""}},"id":null,"supervisor":null,"state":"{state}","backend_collection":null}}"#
+    )
+}
+
+fn other(text: &str) -> String {
+    format!(r#"{{"code":"UNDEFINED","message":"Mount(MountFilesystem(Other(\"{text}\")))"}}"#)
+}
+
+/// Answers one connection's requests; `Some` is the status the daemon is to exit with.
+fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Result<Option<u8>> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    while let Some(request) = read_request(&mut reader)? {
+        let place = request
+            .target
+            .split_once("mountpoint=")
+            .map(|(_, p)| p.to_owned());
+        let is_mount = request.method == "POST";
+        match conduct {
+            Conduct::Wedge => loop {
+                std::thread::park();
+            },
+            Conduct::WedgeMount if is_mount => loop {
+                std::thread::park();
+            },
+            Conduct::DieInMount if is_mount => return Ok(Some(5)),
+            Conduct::Half => {
+                stream.write_all(b"HTTP/1.1 200 \r\nContent-Length: 400\r\n\r\n{\"version\":")?;
+                return Ok(None);
+            }
+            Conduct::Garbage => {
+                stream.write_all(b"\x00\x01 this is not HTTP at all\r\n\r\n")?;
+                return Ok(None);
+            }
+            Conduct::Html => answer(&mut stream, 200, "<html>It works!</html>")?,
+            Conduct::HugeBody => answer(&mut stream, 200, &"x".repeat(10 << 20))?,
+            Conduct::RefuseMount if is_mount => {
+                let text = "passthroughfs failed to handle request, No such file or directory (os error 2)";
+                answer(&mut stream, 500, &other(text))?;
+            }
+            Conduct::Init if request.method == "GET" => answer(&mut stream, 200, &info("INIT"))?,
+            _ => {
+                let mut held = mounts.lock().unwrap_or_else(PoisonError::into_inner);
+                let done = match (request.method.as_str(), place) {
+                    ("GET", _) => {
+                        answer(&mut stream, 200, &info("RUNNING"))?;
+                        continue;
+                    }
+                    ("POST", Some(place)) => held.insert(place),
+                    ("DELETE", Some(place)) => held.remove(&place),
+                    _ => {
+                        answer(&mut stream, 404, r#"{"code":"UNDEFINED","message":"NoRoute"}"#)?;
+                        continue;
+                    }
+                };
+                if conduct == Conduct::LoseMount && is_mount && done {
+                    return Ok(None);
+                }
+                match (done, is_mount) {
+                    (true, _) => answer(&mut stream, 204, "")?,
+                    (false, true) => {
+                        answer(&mut stream, 500, &other("object or filesystem already exists"))?;
+                    }
+                    (false, false) => {
+                        answer(&mut stream, 500, &other("object or filesystem doesn't exist"))?;
+                    }
+                }
+                if conduct == Conduct::DieAfterMount && is_mount {
+                    return Ok(Some(6));
+                }
+            }
+        }
+    }
+    Ok(None)
+}

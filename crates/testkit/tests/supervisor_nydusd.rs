@@ -1,0 +1,300 @@
+//! The supervisor with a genuine nydusd and images made by a genuine nydus-image.
+//!
+//! Skipped, saying so, where `cargo xtask peers` has not installed them; `NYDUSBOX_REQUIRE_PEERS=1` makes that a
+//! failure.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod supervisor;
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nydusbox::protocol::{ContainerId, MountPoint};
+use nydusbox::{
+    CallError, ExitCause, MountError, MountOutcome, MountRequest, Program, Sandbox, StartCause, StopStep,
+    UnmountOutcome,
+};
+use supervisor::Place;
+
+fn peer(name: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../target/peers/bin")
+        .join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    assert!(
+        std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_none(),
+        "{name} is not installed"
+    );
+    println!("skipped: {name} is not installed (cargo xtask peers)");
+    None
+}
+
+macro_rules! nydusd_or_skip {
+    () => {
+        match peer("nydusd") {
+            Some(path) => Program::stock(path).unwrap(),
+            None => return,
+        }
+    };
+}
+
+/// A RAFS image of a few files: bootstrap and configuration.
+fn image(place: &Place, nydus_image: &PathBuf) -> (PathBuf, String) {
+    let (source, blobs, bootstrap) = (place.path("source"), place.path("blobs"), place.path("bootstrap"));
+    std::fs::create_dir(&source).unwrap();
+    std::fs::create_dir(&blobs).unwrap();
+    for n in 0..10u8 {
+        std::fs::write(source.join(format!("file{n}")), vec![n; 100_000]).unwrap();
+    }
+    let output = Command::new(nydus_image)
+        .args(["create", "--log-level", "error", "-B"])
+        .arg(&bootstrap)
+        .arg("-D")
+        .arg(&blobs)
+        .arg(&source)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let config = format!(
+        r#"{{"version":2,"backend":{{"type":"localfs","localfs":{{"dir":"{}"}}}},"cache":{{"type":"blobcache","filecache":{{"work_dir":"{}"}}}},"rafs":{{"mode":"direct"}}}}"#,
+        blobs.display(),
+        place.path("cache").display()
+    );
+    (bootstrap, config)
+}
+
+fn container(id: &str) -> ContainerId {
+    ContainerId::new(id).unwrap()
+}
+
+#[tokio::test]
+async fn mounts_a_share_and_an_image_and_tells_refusals_apart() {
+    let program = nydusd_or_skip!();
+    let Some(nydus_image) = peer("nydus-image") else {
+        return;
+    };
+    let place = Place::new();
+    let (bootstrap, config) = image(&place, &nydus_image);
+    let sandbox = Sandbox::start(place.config("s1", program).with_share(place.share()).unwrap())
+        .await
+        .unwrap();
+
+    let good = MountRequest::rafs(&container("c1"), &bootstrap, config.as_str())
+        .unwrap()
+        .with_prefetch(["/file1"]);
+    assert_eq!(sandbox.mount(good.clone()).await.unwrap(), MountOutcome::Mounted);
+    assert_eq!(sandbox.mount(good).await.unwrap(), MountOutcome::AlreadyMounted);
+    let other = MountRequest::rafs(&container("c1"), place.path("other"), config.as_str()).unwrap();
+    assert!(matches!(
+        sandbox.mount(other).await,
+        Err(MountError::Conflict { .. })
+    ));
+
+    let bytes = std::fs::read(&bootstrap).unwrap();
+    std::fs::write(place.path("truncated"), &bytes[..5000]).unwrap();
+    std::fs::write(
+        place.path("random"),
+        (0..=255).cycle().take(20_000).collect::<Vec<u8>>(),
+    )
+    .unwrap();
+    for bad in ["missing", "truncated", "random", "share"] {
+        let request = MountRequest::rafs(&container("bad"), place.path(bad), config.as_str()).unwrap();
+        match sandbox.mount(request).await {
+            Err(MountError::Daemon {
+                source: CallError::BadImage { .. },
+                ..
+            }) => {}
+            other => panic!("{bad}: {other:?}"),
+        }
+    }
+    for bad in [
+        "not json",
+        "",
+        "{\"version\":2}",
+        &config.replace("/blobs", "/nowhere"),
+    ] {
+        let request = MountRequest::rafs(&container("bad"), &bootstrap, bad).unwrap();
+        match sandbox.mount(request).await {
+            Err(MountError::Daemon {
+                source: CallError::BadConfig { .. },
+                ..
+            }) => {}
+            other => panic!("{bad}: {other:?}"),
+        }
+    }
+    for bad in ["missing", "bootstrap"] {
+        let request = MountRequest::passthrough(MountPoint::new("/bad").unwrap(), place.path(bad)).unwrap();
+        match sandbox.mount(request).await {
+            Err(MountError::Daemon {
+                source: CallError::BadSource { .. },
+                ..
+            }) => {}
+            other => panic!("{bad}: {other:?}"),
+        }
+    }
+    // Larger than nydusd reads: never sent, so the connection and the daemon stay well.
+    let large = MountRequest::rafs(&container("large"), &bootstrap, "x".repeat(52_000)).unwrap();
+    assert!(matches!(
+        sandbox.mount(large).await,
+        Err(MountError::TooLarge { .. })
+    ));
+
+    let at = MountPoint::rafs_lowerdir(&container("c1"));
+    assert_eq!(
+        sandbox.unmount(at.clone()).await.unwrap(),
+        UnmountOutcome::Unmounted
+    );
+    assert_eq!(sandbox.unmount(at).await.unwrap(), UnmountOutcome::WasNotMounted);
+    let mounts = sandbox.status().borrow().mounts.len();
+    assert_eq!(mounts, 1, "the share is still there");
+    let outcome = sandbox.stop().await;
+    assert!(
+        outcome.unmount_failures.is_empty() && outcome.leftovers.is_empty(),
+        "{outcome:?}"
+    );
+    place.assert_clean();
+}
+
+#[tokio::test]
+async fn every_slot_can_be_used_and_the_next_is_refused_by_us() {
+    let program = nydusd_or_skip!();
+    let place = Place::new();
+    let config = place.config("s1", program).with_share(place.share()).unwrap();
+    let sandbox = Sandbox::start(config).await.unwrap();
+    for n in 0..254 {
+        sandbox.mount(place.request(&format!("/m/{n}"))).await.unwrap();
+    }
+    let next = sandbox.mount(place.request("/m/254")).await;
+    assert!(matches!(next, Err(MountError::SlotsExhausted { .. })), "{next:?}");
+    let outcome = sandbox.stop().await;
+    assert!(outcome.unmount_failures.is_empty(), "{outcome:?}");
+    place.assert_clean();
+}
+
+/// It would hang on SIGTERM here; the grace of a minute would show that it was asked.
+#[tokio::test]
+async fn before_a_frontend_came_it_is_killed_at_once() {
+    let program = nydusd_or_skip!();
+    let place = Place::new();
+    let config = place
+        .config("s1", program)
+        .with_stop_grace(Duration::from_secs(60));
+    let sandbox = Sandbox::start(config).await.unwrap();
+    let begun = Instant::now();
+    assert_eq!(sandbox.stop().await.step, StopStep::Killed);
+    println!("stop before a frontend: {:?}", begun.elapsed());
+    place.assert_clean();
+}
+
+/// Connects as a frontend would and waits until nydusd has taken the connection: it unlinks its socket then.
+async fn connect(sandbox: &Sandbox) -> UnixStream {
+    let path = sandbox.vhost_socket().as_path().to_owned();
+    let frontend = UnixStream::connect(&path).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while path.exists() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    frontend
+}
+
+#[tokio::test]
+async fn after_the_frontend_left_it_ends_by_itself() {
+    let program = nydusd_or_skip!();
+    let place = Place::new();
+    let config = place
+        .config("s1", program)
+        .with_stop_grace(Duration::from_secs(60));
+    let sandbox = Sandbox::start(config).await.unwrap();
+    drop(connect(&sandbox).await);
+    let begun = Instant::now();
+    match sandbox.stop().await.step {
+        StopStep::Exited { status } => assert_eq!(status, ExitCause::Code(0)),
+        other => panic!("{other:?}"),
+    }
+    println!("stop after the frontend left: {:?}", begun.elapsed());
+    place.assert_clean();
+}
+
+#[tokio::test]
+async fn while_the_frontend_is_connected_it_costs_the_grace() {
+    let program = nydusd_or_skip!();
+    let place = Place::new();
+    let config = place
+        .config("s1", program)
+        .with_stop_grace(Duration::from_millis(200));
+    let sandbox = Sandbox::start(config).await.unwrap();
+    let frontend = connect(&sandbox).await;
+    assert_eq!(sandbox.stop().await.step, StopStep::Killed);
+    drop(frontend);
+    place.assert_clean();
+}
+
+#[tokio::test]
+async fn arguments_it_refuses_are_shown_in_its_own_words() {
+    let program = nydusd_or_skip!().with_args(["--thread-pool-size=1", "--announce-submounts"]);
+    let place = Place::new();
+    let error = Sandbox::start(place.config("s1", program)).await.unwrap_err();
+    assert!(
+        matches!(*error.cause, StartCause::Exited(ExitCause::Code(2))),
+        "{error:?}"
+    );
+    assert!(
+        error.last_lines.iter().any(|l| l.contains("--thread-pool-size")),
+        "{:?}",
+        error.last_lines
+    );
+    place.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_at_once() {
+    let program = nydusd_or_skip!();
+    let place = std::sync::Arc::new(Place::new());
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let (place, program) = (place.clone(), program.clone());
+        tasks.spawn(async move {
+            let config = place
+                .config(&format!("s{n}"), program)
+                .with_share(place.share())
+                .unwrap();
+            let sandbox = Sandbox::start(config).await.unwrap();
+            sandbox.mount(place.request("/m")).await.unwrap();
+            assert!(sandbox.stop().await.leftovers.is_empty());
+        });
+    }
+    while let Some(result) = tasks.join_next().await {
+        result.unwrap();
+    }
+    place.assert_clean();
+}
+
+/// Prints how long a start takes; what is asserted is only that it is not a matter of polling intervals.
+#[tokio::test]
+async fn a_start_takes_as_long_as_nydusd_does() {
+    let program = nydusd_or_skip!();
+    let place = Place::new();
+    let mut times = Vec::new();
+    for n in 0..20 {
+        let config = place.config(&format!("s{n}"), program.clone());
+        let begun = Instant::now();
+        let sandbox = Sandbox::start(config).await.unwrap();
+        times.push(begun.elapsed());
+        drop(sandbox.stop().await);
+    }
+    times.sort_unstable();
+    println!(
+        "start: fastest {:?}, median {:?}, slowest {:?}",
+        times[0], times[10], times[19]
+    );
+    assert!(times[10] < Duration::from_millis(500), "{times:?}");
+    place.assert_clean();
+}
