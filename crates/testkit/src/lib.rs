@@ -19,4 +19,5 @@ pub mod http;
 pub mod image;
 pub mod leak;
 pub mod peers;
+pub mod suite;
 pub mod tree;

@@ -1,0 +1,119 @@
+//! The behaviours of a virtio-fs daemon, each run against `nydusbox virtiofs` and the genuine nydusd.
+//! What they are, and where the two differ and why, stands in `nydusbox_testkit::suite`.
+
+use std::path::PathBuf;
+
+use nydusbox_testkit::daemon::Program;
+use nydusbox_testkit::peers::{Peer, require};
+use nydusbox_testkit::suite::{self, Expectation};
+
+macro_rules! behaviours {
+    (both { $($both:ident)* } ours { $($only:ident)* }) => {
+        /// `nydusbox virtiofs`.
+        mod ours {
+            $(#[test] fn $both() { super::run_ours(stringify!($both)); })*
+            $(#[test] fn $only() { super::run_ours(stringify!($only)); })*
+        }
+
+        /// nydusd 2.2.0, where the two behave alike.
+        mod nydusd {
+            $(#[test] fn $both() { super::run_nydusd(stringify!($both)); })*
+        }
+
+        /// nydusd 2.2.0, where the two differ: shows that they really do.
+        mod nydusd_differs {
+            $(#[test]
+            #[ignore = "waits for nydusd to hang; for changes of the table"]
+            fn $only() {
+                super::assert_nydusd_differs(stringify!($only));
+            })*
+        }
+
+        #[test]
+        fn every_behaviour_of_the_suite_is_a_test_here() {
+            let listed = |expected_of_both: bool| {
+                let of = |b: &&suite::Behaviour| (b.expectation == Expectation::Both) == expected_of_both;
+                suite::BEHAVIOURS.iter().filter(of).map(|b| b.name).collect::<Vec<_>>()
+            };
+            assert_eq!([$(stringify!($both)),*].as_slice(), listed(true));
+            assert_eq!([$(stringify!($only)),*].as_slice(), listed(false));
+        }
+    };
+}
+
+fn run_ours(name: &str) {
+    suite::run(
+        name,
+        &Program::Nydusbox(PathBuf::from(env!("CARGO_BIN_EXE_nydusbox"))),
+    );
+}
+
+fn run_nydusd(name: &str) {
+    if let Ok(program) = require(Peer::Nydusd) {
+        suite::run(name, &Program::Nydusd(program));
+    }
+}
+
+fn assert_nydusd_differs(name: &str) {
+    if let Ok(program) = require(Peer::Nydusd) {
+        suite::assert_differs(name, &Program::Nydusd(program));
+    }
+}
+
+behaviours! {
+    both {
+        api_tells_version_and_state
+        api_lists_mounts
+        api_refuses_a_second_mount_at_the_same_place
+        api_refuses_to_unmount_what_is_not_there
+        api_refuses_a_bad_configuration
+        api_refuses_an_unknown_type_of_file_system
+        api_refuses_a_bad_bootstrap
+        api_refuses_bad_requests_by_status
+        api_unmounts_and_mounts_again
+        api_takes_mounts_at_the_same_time
+        files_are_written_and_read_at_any_offset
+        files_have_holes_and_preallocation
+        files_keep_attributes
+        files_keep_extended_attributes
+        files_belong_to_their_creator
+        files_stay_readable_after_unlink
+        files_move_in_requests_of_a_mebibyte_64_at_once
+        names_are_made_moved_and_removed
+        names_lead_to_the_right_errnos
+        names_are_listed_completely_and_resumably
+        names_do_not_lead_out_of_the_share
+        image_v5_has_every_file_of_its_source
+        image_v6_has_every_file_of_its_source
+        image_keeps_extended_attributes
+        image_is_read_only
+        image_reads_64_at_once
+        image_is_served_over_http_proxy
+        image_is_served_from_a_registry
+        image_never_shows_wrong_data_of_a_faulty_backend
+        guest_needs_neither_event_idx_nor_indirect_descriptors
+    }
+    ours {
+        api_takes_a_body_of_a_mebibyte
+        api_answers_while_a_mount_waits_for_its_backend
+        image_v5_reads_small_and_widened
+        image_mounts_end_at_255_with_a_clear_message
+        guest_reboots_without_destroy
+        guest_reboots_with_requests_in_flight
+        guest_leaves_and_a_new_one_comes
+        guest_uses_several_request_queues
+        guest_sends_hostile_chains_and_is_served_on
+        guest_sends_hostile_chains_on_the_hiprio_queue
+        guest_jumps_its_available_index
+        guest_sends_headers_that_deserve_an_errno
+        guest_reuses_closed_handles
+        frontend_sends_garbage_and_the_next_is_served
+        frontend_breaks_off_in_the_middle
+        held_reads_do_not_delay_a_getattr
+        stops_before_a_guest_came
+        stops_with_a_guest_connected
+        stops_after_the_guest_left
+        stops_by_its_api
+        stops_while_reads_are_held
+    }
+}

@@ -1,0 +1,189 @@
+//! Guests and frontends that mean harm, or are broken. After each the daemon serves on.
+
+#![expect(clippy::unwrap_used, reason = "a suite fails by panicking")]
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::fixture::{Fixture, SHARE, guest};
+use crate::daemon::DaemonProcess;
+use crate::guest::fuse::{ROOT, ops};
+use crate::guest::raw::{self, Hostile, errno_of, garbage_session};
+use crate::guest::{FuseClient, GuestConfig, Lane, SimGuest};
+use crate::peers::Skip;
+
+type Outcome = Result<(), Skip>;
+
+/// A good request after a bad one: on a single queue its completion shows that the bad one was taken too.
+#[track_caller]
+fn still_serves(fs: &mut FuseClient, daemon: &DaemonProcess, after: &str) {
+    if let Err(error) = fs.getattr(ROOT) {
+        panic!("a GETATTR after {after}: {error:?}\n{}", daemon.output());
+    }
+    assert!(daemon.is_alive(), "the daemon died of {after}");
+}
+
+fn send_all(fx: &Fixture, lane: Lane, config: GuestConfig) {
+    let daemon = fx.sharing_daemon();
+    fs::write(fx.share().join("file"), "content").unwrap();
+    let mut fs = FuseClient::mount(&daemon.vhost_socket(), config).unwrap();
+    for hostile in Hostile::ALL {
+        let name = format!("{hostile:?} on {lane:?}");
+        fs.guest().send_hostile(lane, *hostile).unwrap();
+        still_serves(&mut fs, &daemon, &name);
+    }
+    // All of them again at once, and then real work.
+    for hostile in Hostile::ALL {
+        fs.guest().send_hostile(lane, *hostile).unwrap();
+    }
+    assert_eq!(fs.read_file(format!("{SHARE}/file")).unwrap(), b"content");
+    // The same guest, rebooted, is as good as new.
+    fs.reboot().unwrap();
+    assert_eq!(fs.read_file(format!("{SHARE}/file")).unwrap(), b"content");
+}
+
+pub(super) fn chains(fx: &Fixture) -> Outcome {
+    send_all(fx, Lane::Request(0), GuestConfig::default());
+    Ok(())
+}
+
+pub(super) fn hiprio_chains(fx: &Fixture) -> Outcome {
+    send_all(
+        fx,
+        Lane::Hiprio,
+        GuestConfig {
+            event_idx: false,
+            ..GuestConfig::default()
+        },
+    );
+    Ok(())
+}
+
+pub(super) fn index_jump(fx: &Fixture) -> Outcome {
+    let daemon = fx.sharing_daemon();
+    let mut fs = guest(&daemon);
+    for by in [1025, 20_000, 65_000] {
+        fs.guest().jump_avail_index(Lane::Request(0), by).unwrap();
+        // A daemon may take such a queue for broken until the driver resets it, but not more than that.
+        fs.reboot().unwrap();
+        still_serves(&mut fs, &daemon, "a jump of the available index");
+    }
+    Ok(())
+}
+
+pub(super) fn errnos(fx: &Fixture) -> Outcome {
+    let daemon = fx.sharing_daemon();
+    let mut fs = guest(&daemon);
+    for hostile in Hostile::ALL.iter().filter(|h| h.deserves_an_errno()) {
+        let ticket = fs.guest().send_hostile(Lane::Request(0), *hostile).unwrap();
+        let reply = fs
+            .guest()
+            .wait(ticket)
+            .unwrap_or_else(|e| panic!("{hostile:?}: {e:?}"));
+        let errno = errno_of(&reply).unwrap_or_else(|| panic!("{hostile:?} was answered {:?}", reply.body));
+        assert!(errno > 0 && errno < 4096, "{hostile:?}: {errno}");
+        if matches!(hostile, Hostile::UnknownOpcode(_)) {
+            assert_eq!(Errno::from_raw_os_error(errno), Errno::NOSYS, "{hostile:?}");
+        }
+    }
+    still_serves(&mut fs, &daemon, "all of them");
+    Ok(())
+}
+
+/// A guest must not be able to close or change descriptors the daemon holds for others: open flags that
+/// fcntl refuses once made the FUSE library close a borrowed descriptor.
+pub(super) fn stale_handles(fx: &Fixture) -> Outcome {
+    let daemon = fx.sharing_daemon();
+    let mut fs = guest(&daemon);
+    fs.write_file(format!("{SHARE}/one"), b"one").unwrap();
+    fs.write_file(format!("{SHARE}/two"), b"two").unwrap();
+    let one = fs.resolve(format!("{SHARE}/one")).unwrap().nodeid;
+    let two = fs.resolve(format!("{SHARE}/two")).unwrap().nodeid;
+    let (first, second) = (fs.open(one, 2).unwrap(), fs.open(two, 2).unwrap());
+    let before = daemon.open_fds().unwrap();
+    // READ and WRITE whose open flags differ from the handle's: O_DIRECT, O_NOATIME, O_ASYNC, all bits.
+    for flags in [0o40_000_u32, 0o1_000_000, 0o20_000, u32::MAX] {
+        for write in [false, true] {
+            let mut request = if write {
+                ops::write(one, first.fh, 0, b"one")
+            } else {
+                ops::read(one, first.fh, 0, 4096)
+            };
+            request.args[0][32..36].copy_from_slice(&flags.to_le_bytes());
+            let ticket = fs.submit(request).unwrap();
+            let _answer = fs.wait(ticket);
+            assert_eq!(
+                daemon.open_fds().unwrap(),
+                before,
+                "after flags {flags:#o}, write {write}"
+            );
+        }
+    }
+    assert_eq!(fs.read(two, second.fh, 0, 4096).unwrap(), b"two");
+    fs.release(one, first).unwrap();
+    for errno in [
+        fs.read(one, first.fh, 0, 10).map(drop),
+        fs.write(one, first.fh, 0, b"x").map(drop),
+        fs.read(one, second.fh, 0, 10).map(drop), // another file's handle
+    ] {
+        assert_eq!(errno.unwrap_err().errno(), Some(Errno::BADF));
+    }
+    let _twice = fs.release(one, first);
+    assert_eq!(fs.read(two, second.fh, 0, 4096).unwrap(), b"two");
+    // More FORGETs than lookups, of a node in use and of the root.
+    fs.forget(two, u64::MAX).unwrap();
+    fs.forget(ROOT, u64::MAX).unwrap();
+    still_serves(&mut fs, &daemon, "a FORGET of everything");
+    assert!(fs.resolve(format!("{SHARE}/two")).is_ok());
+    Ok(())
+}
+
+pub(super) fn garbage(fx: &Fixture) -> Outcome {
+    let daemon = fx.sharing_daemon();
+    fs::write(fx.share().join("file"), "content").unwrap();
+    for (name, bytes) in raw::garbage() {
+        let closed = garbage_session(&daemon.vhost_socket(), &bytes, Duration::from_secs(10)).unwrap();
+        assert!(closed, "{name}: the daemon keeps the connection");
+        let mut fs = guest(&daemon);
+        assert_eq!(
+            fs.read_file(format!("{SHARE}/file")).unwrap(),
+            b"content",
+            "after {name}"
+        );
+        // And in the middle of a session that works.
+        fs.guest().send_garbage(&bytes).unwrap();
+        drop(fs);
+        assert_eq!(
+            guest(&daemon).read_file(format!("{SHARE}/file")).unwrap(),
+            b"content",
+            "amid {name}"
+        );
+        assert!(daemon.is_alive(), "the daemon died of {name}");
+    }
+    Ok(())
+}
+
+pub(super) fn break_off(fx: &Fixture) -> Outcome {
+    let daemon = fx.sharing_daemon();
+    fs::write(fx.share().join("big"), vec![9; 4 << 20]).unwrap();
+    // A guest that set its rings up and never sent INIT.
+    drop(SimGuest::connect(&daemon.vhost_socket(), GuestConfig::default()).unwrap());
+    for _round in 0..10 {
+        let mut fs = guest(&daemon);
+        let node = fs.resolve(format!("{SHARE}/big")).unwrap().nodeid;
+        let fh = fs.open(node, 0).unwrap().fh;
+        let reads: Vec<_> = (0..64)
+            .map(|i| ops::read(node, fh, (i % 4) << 20, 1 << 20))
+            .collect();
+        fs.guest().submit_batch(&reads).unwrap();
+        // It goes with all of them in flight: its memory must not be touched after it was unmapped.
+    }
+    assert_eq!(
+        guest(&daemon).read_file(format!("{SHARE}/big")).unwrap().len(),
+        4 << 20
+    );
+    assert!(daemon.is_alive());
+    Ok(())
+}

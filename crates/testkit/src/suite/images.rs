@@ -1,0 +1,278 @@
+//! Images: every file equal to its source, from every kind of backend, and never wrong data.
+
+#![expect(clippy::unwrap_used, reason = "a suite fails by panicking")]
+
+use std::fs;
+use std::path::Path;
+
+use rustix::io::Errno;
+
+use super::fixture::{Fixture, SHARE, done, guest, refused};
+use crate::blob_server::{BlobServer, Fault, total_bytes};
+use crate::guest::FuseClient;
+use crate::guest::fuse::ops;
+use crate::guest::fuse::paths::TreeSum;
+use crate::image::{self, Image, RafsVersion, mount_body};
+use crate::peers::Skip;
+use crate::tree;
+
+type Outcome = Result<(), Skip>;
+
+#[track_caller]
+fn assert_equal(seen: &TreeSum, expected: &TreeSum) {
+    for (path, leaf) in expected {
+        assert_eq!(seen.get(path), Some(leaf), "{}", String::from_utf8_lossy(path));
+    }
+    let extra: Vec<_> = seen.keys().filter(|p| !expected.contains_key(*p)).collect();
+    assert!(extra.is_empty(), "not in the source: {extra:?}");
+}
+
+fn equals_its_source(fx: &Fixture, version: RafsVersion) -> Outcome {
+    let (source, expected) = fx.source();
+    let image = fx.image(&source, version)?;
+    let daemon = fx.sharing_daemon();
+    done(&daemon.mount("/rafs/c1/lowerdir", &fx.local_body(&image)).unwrap());
+    let mut fs = guest(&daemon);
+    // Cold and then from the cache.
+    for _pass in 0..2 {
+        assert_equal(&fs.checksum_tree("/rafs/c1/lowerdir").unwrap(), &expected);
+    }
+    fs.forget_all().unwrap();
+    assert!(daemon.is_alive());
+    Ok(())
+}
+
+pub(super) fn v5_equals_its_source(fx: &Fixture) -> Outcome {
+    equals_its_source(fx, RafsVersion::V5)
+}
+
+pub(super) fn v6_equals_its_source(fx: &Fixture) -> Outcome {
+    equals_its_source(fx, RafsVersion::V6)
+}
+
+pub(super) fn xattrs(fx: &Fixture) -> Outcome {
+    let (source, _) = fx.source();
+    let image = fx.image(&source, RafsVersion::V6)?;
+    let daemon = fx.daemon(&[]);
+    done(&daemon.mount("/image", &fx.local_body(&image)).unwrap());
+    let mut fs = guest(&daemon);
+    let node = fs.resolve("/image/odd/attributes").unwrap().nodeid;
+    for (name, value) in tree::XATTRS {
+        assert_eq!(fs.getxattr(node, name.as_bytes()).unwrap(), *value, "{name}");
+    }
+    assert_eq!(fs.listxattr(node).unwrap().len(), tree::XATTRS.len());
+    Ok(())
+}
+
+pub(super) fn read_only(fx: &Fixture) -> Outcome {
+    let source = fx.data_source(1, 5000);
+    let image = fx.image(&source, RafsVersion::V6)?;
+    let daemon = fx.daemon(&[]);
+    done(&daemon.mount("/image", &fx.local_body(&image)).unwrap());
+    let mut fs = guest(&daemon);
+    let root = fs.resolve("/image").unwrap().nodeid;
+    let file = fs.lookup(root, b"file-0").unwrap().nodeid;
+    let refusals = [
+        fs.mkdir(root, b"dir", 0o700).map(drop),
+        fs.unlink(root, b"file-0"),
+        fs.rename((root, b"file-0"), (root, b"x")),
+        fs.create(root, b"new", 0o600, 2).map(drop),
+        fs.write(file, 0, 0, b"x").map(drop),
+    ];
+    for (i, result) in refusals.into_iter().enumerate() {
+        let errno = result.err().and_then(|e| e.errno());
+        assert!(
+            errno.is_some_and(
+                |e| [Errno::ROFS, Errno::NOSYS, Errno::ACCESS, Errno::PERM, Errno::BADF].contains(&e)
+            ),
+            "refusal {i}: {errno:?}"
+        );
+    }
+    assert!(fs.read_file("/image/file-0").unwrap() == fs::read(source.join("file-0")).unwrap());
+    Ok(())
+}
+
+pub(super) fn many_in_flight(fx: &Fixture) -> Outcome {
+    let source = fx.data_source(16, 4 << 20);
+    let image = fx.image(&source, RafsVersion::V6)?;
+    let daemon = fx.daemon(&[]);
+    done(&daemon.mount("/image", &fx.local_body(&image)).unwrap());
+    let mut fs = guest(&daemon);
+    let contents: Vec<_> = (0..16)
+        .map(|i| fs::read(source.join(format!("file-{i}"))).unwrap())
+        .collect();
+    for size in [4096_u32, 1 << 20] {
+        let mut reads = Vec::new();
+        for i in 0..64_u64 {
+            let node = fs.resolve(format!("/image/file-{}", i % 16)).unwrap().nodeid;
+            reads.push(ops::read(node, 0, (i / 16) << 20, size));
+        }
+        for (i, ticket) in fs.guest().submit_batch(&reads).unwrap().into_iter().enumerate() {
+            let whole = &contents[i % 16];
+            let from = (i / 16) << 20;
+            assert!(
+                fs.wait(ticket).unwrap() == whole[from..from + size as usize],
+                "read {i} of {size}"
+            );
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn v5_small_reads(fx: &Fixture) -> Outcome {
+    let source = fx.path("source");
+    fs::create_dir(&source).unwrap();
+    for i in 0..200 {
+        fs::write(
+            source.join(format!("small-{i}")),
+            tree::bytes(i + 1, 100 + usize::try_from(i).unwrap() * 37),
+        )
+        .unwrap();
+    }
+    let image = fx.image(&source, RafsVersion::V5)?;
+    let daemon = fx.daemon(&[]);
+    done(&daemon.mount("/image", &fx.local_body(&image)).unwrap());
+    let mut fs = guest(&daemon);
+    for i in 0..200 {
+        let expected = tree::bytes(i + 1, 100 + usize::try_from(i).unwrap() * 37);
+        let entry = fs.resolve(format!("/image/small-{i}")).unwrap();
+        // Exactly as much room as there is data: nothing widened may come back.
+        let size = u32::try_from(expected.len()).unwrap();
+        assert_eq!(fs.read(entry.nodeid, 0, 0, size).unwrap(), expected, "small-{i}");
+    }
+    Ok(())
+}
+
+fn served_by(fx: &Fixture, image: &Image, server: &BlobServer, config: &str, source: &Path) {
+    let daemon = fx.daemon(&[]);
+    done(
+        &daemon
+            .mount("/image", &mount_body("rafs", &image.bootstrap, config))
+            .unwrap(),
+    );
+    let before = server.counters().bytes;
+    let mut fs = guest(&daemon);
+    assert_eq!(
+        fs.read_file("/image/file-0").unwrap(),
+        fs::read(source.join("file-0")).unwrap()
+    );
+    let one = server.counters().bytes - before;
+    let all = total_bytes(&image.blobs).unwrap();
+    assert!(one > 0 && one < all, "one of 8 files took {one} of {all} bytes");
+    assert_equal(&fs.checksum_tree("/image").unwrap(), &tree::sum(source).unwrap());
+    let fetched = server.counters().gets;
+    assert_equal(&fs.checksum_tree("/image").unwrap(), &tree::sum(source).unwrap());
+    assert_eq!(
+        server.counters().gets,
+        fetched,
+        "the second pass comes from the cache"
+    );
+}
+
+pub(super) fn over_http_proxy(fx: &Fixture) -> Outcome {
+    let source = fx.data_source(8, 3_000_000);
+    let image = fx.image(&source, RafsVersion::V6)?;
+    let server = BlobServer::start(&image.blobs).unwrap();
+    let config = image::rafs_config_http_proxy(&server.address(), &fx.path("cache"));
+    served_by(fx, &image, &server, &config, &source);
+    Ok(())
+}
+
+pub(super) fn from_a_registry(fx: &Fixture) -> Outcome {
+    let source = fx.data_source(8, 3_000_000);
+    let image = fx.image(&source, RafsVersion::V6)?;
+    let server = BlobServer::start(&image.blobs).unwrap();
+    let config = image::rafs_config_registry(&server.address(), "test/image", &fx.path("cache"));
+    served_by(fx, &image, &server, &config, &source);
+    Ok(())
+}
+
+/// Reads a whole file with whatever the backend gives: the right bytes, or an error.
+fn read_or_error(fs: &mut FuseClient, path: &str, expected: &[u8]) -> bool {
+    match fs.read_file(path) {
+        Ok(bytes) => {
+            assert!(bytes == expected, "{path} has wrong data");
+            true
+        }
+        Err(error) => {
+            assert!(error.errno().is_some(), "{path}: {error:?}");
+            false
+        }
+    }
+}
+
+pub(super) fn faulty_backend(fx: &Fixture) -> Outcome {
+    let source = fx.data_source(8, 500_000);
+    let image = fx.image(&source, RafsVersion::V6)?;
+    let server = BlobServer::start(&image.blobs).unwrap();
+    let daemon = fx.daemon(&[]);
+    let config = image::rafs_config_http_proxy(&server.address(), &fx.path("cache"));
+    done(
+        &daemon
+            .mount("/image", &mount_body("rafs", &image.bootstrap, &config))
+            .unwrap(),
+    );
+    let mut fs = guest(&daemon);
+    let content = |i: u64| tree::bytes(i + 1, 500_000);
+    // The blob's own metadata is fetched at the first read; that one is not disturbed.
+    assert!(read_or_error(&mut fs, "/image/file-0", &content(0)));
+    let faults = [
+        Fault::Status(503),
+        Fault::Status(404),
+        Fault::Truncate,
+        Fault::Short,
+    ];
+    for (i, fault) in (1..).zip(faults) {
+        let path = format!("/image/file-{i}");
+        server.fail_next(fault, 1);
+        let at_once = read_or_error(&mut fs, &path, &content(i));
+        eprintln!(
+            "{fault:?}: {}",
+            if at_once { "read after a retry" } else { "an errno" }
+        );
+        server.fail_next(fault, 0);
+        assert!(
+            read_or_error(&mut fs, &path, &content(i)),
+            "{fault:?} is over, the read works"
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn two_hundred_and_fifty_five(fx: &Fixture) -> Outcome {
+    let source = fx.data_source(1, 5000);
+    let image = fx.image(&source, RafsVersion::V6)?;
+    let daemon = fx.sharing_daemon();
+    let body = fx.local_body(&image);
+    let mut refusals = Vec::new();
+    for i in 1..=300 {
+        let answer = daemon.mount(&format!("/rafs/c{i}/lowerdir"), &body).unwrap();
+        if answer.status == 204 {
+            assert!(
+                refusals.is_empty(),
+                "mount {i} succeeded after {} refusals",
+                refusals.len()
+            );
+        } else {
+            refusals.push((i, answer));
+        }
+    }
+    let (first, answer) = refusals.first().unwrap();
+    assert_eq!((*first, refusals.len()), (255, 46));
+    let message = refused(answer, 500);
+    assert!(message.contains("255"), "the limit is in the message: {message}");
+    let mut fs = guest(&daemon);
+    fs::write(fx.share().join("file"), "content").unwrap();
+    assert_eq!(fs.read_file(format!("{SHARE}/file")).unwrap(), b"content");
+    for i in [1, 100, 254] {
+        assert_eq!(
+            fs.read_file(format!("/rafs/c{i}/lowerdir/file-0")).unwrap().len(),
+            5000
+        );
+    }
+    // A slot that was given back is a slot again.
+    done(&daemon.umount("/rafs/c100/lowerdir").unwrap());
+    done(&daemon.mount("/rafs/again/lowerdir", &body).unwrap());
+    assert_eq!(fs.read_file("/rafs/again/lowerdir/file-0").unwrap().len(), 5000);
+    Ok(())
+}

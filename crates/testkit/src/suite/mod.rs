@@ -1,0 +1,244 @@
+//! One set of behaviours of a virtio-fs daemon, run against ours and against the genuine nydusd 2.2.0.
+//!
+//! [`BEHAVIOURS`] is the table: what each is called, and whether the genuine daemon shows it too. Where
+//! it does not, the reason stands there; that table is the list of differences. Each behaviour is a
+//! function that panics if the daemon behaves otherwise. Next: [`fixture`].
+
+mod api;
+mod files;
+pub mod fixture;
+mod gate;
+mod hostile;
+mod images;
+mod names;
+mod sessions;
+
+use crate::daemon::Program;
+use crate::leak::LeakGuard;
+use crate::peers::Skip;
+use fixture::Fixture;
+
+/// Whom a behaviour is expected of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expectation {
+    /// Both daemons.
+    Both,
+    /// Ours; the genuine one is not even asked.
+    OursOnly {
+        /// What nydusd 2.2.0 does instead.
+        reason: &'static str,
+    },
+}
+
+/// One behaviour.
+#[derive(Debug, Clone, Copy)]
+pub struct Behaviour {
+    /// Its name: a sentence.
+    pub name: &'static str,
+    /// Whom it is expected of.
+    pub expectation: Expectation,
+    run: fn(&Fixture) -> Result<(), Skip>,
+}
+
+const fn both(name: &'static str, run: fn(&Fixture) -> Result<(), Skip>) -> Behaviour {
+    Behaviour {
+        name,
+        expectation: Expectation::Both,
+        run,
+    }
+}
+
+const fn ours(name: &'static str, reason: &'static str, run: fn(&Fixture) -> Result<(), Skip>) -> Behaviour {
+    Behaviour {
+        name,
+        expectation: Expectation::OursOnly { reason },
+        run,
+    }
+}
+
+const ONE_CONNECTION: &str = "it serves one vhost-user connection and then no other";
+const ONE_INIT: &str = "it answers EINVAL to a second FUSE_INIT without FUSE_DESTROY";
+const DIES: &str = "its queue worker ends at the first message it cannot answer, and the guest hangs";
+const ONE_WORKER: &str = "one worker holds one lock over the whole queue, backend reads included";
+const HANGS_AT_STOP: &str = "it hangs at SIGTERM until a VMM has come and left";
+
+/// Every behaviour, and the differences between the two daemons.
+pub const BEHAVIOURS: &[Behaviour] = &[
+    both("api_tells_version_and_state", api::tells_version_and_state),
+    both("api_lists_mounts", api::lists_mounts),
+    both(
+        "api_refuses_a_second_mount_at_the_same_place",
+        api::refuses_a_second_mount,
+    ),
+    both(
+        "api_refuses_to_unmount_what_is_not_there",
+        api::refuses_to_unmount_nothing,
+    ),
+    both(
+        "api_refuses_a_bad_configuration",
+        api::refuses_a_bad_configuration,
+    ),
+    both(
+        "api_refuses_an_unknown_type_of_file_system",
+        api::refuses_an_unknown_type,
+    ),
+    both("api_refuses_a_bad_bootstrap", api::refuses_a_bad_bootstrap),
+    both("api_refuses_bad_requests_by_status", api::refuses_bad_requests),
+    both("api_unmounts_and_mounts_again", api::unmounts_and_mounts_again),
+    both(
+        "api_takes_mounts_at_the_same_time",
+        api::takes_mounts_at_the_same_time,
+    ),
+    ours(
+        "api_takes_a_body_of_a_mebibyte",
+        "it refuses bodies over 51200 bytes and answers with invalid JSON",
+        api::takes_a_large_body,
+    ),
+    ours(
+        "api_answers_while_a_mount_waits_for_its_backend",
+        "its API is one thread, which the mount occupies",
+        gate::api_answers_while_a_mount_waits,
+    ),
+    both("files_are_written_and_read_at_any_offset", files::data),
+    both("files_have_holes_and_preallocation", files::holes),
+    both("files_keep_attributes", files::attributes),
+    both("files_keep_extended_attributes", files::xattrs),
+    both("files_belong_to_their_creator", files::ownership),
+    both("files_stay_readable_after_unlink", files::unlinked_but_open),
+    both(
+        "files_move_in_requests_of_a_mebibyte_64_at_once",
+        files::many_in_flight,
+    ),
+    both("names_are_made_moved_and_removed", names::namespace),
+    both("names_lead_to_the_right_errnos", names::errnos),
+    both("names_are_listed_completely_and_resumably", names::listing),
+    both("names_do_not_lead_out_of_the_share", names::no_way_out),
+    both(
+        "image_v5_has_every_file_of_its_source",
+        images::v5_equals_its_source,
+    ),
+    both(
+        "image_v6_has_every_file_of_its_source",
+        images::v6_equals_its_source,
+    ),
+    both("image_keeps_extended_attributes", images::xattrs),
+    both("image_is_read_only", images::read_only),
+    both("image_reads_64_at_once", images::many_in_flight),
+    ours(
+        "image_v5_reads_small_and_widened",
+        "it sends widened reads of RAFS v5 to the guest and answers EIO for want of room",
+        images::v5_small_reads,
+    ),
+    both("image_is_served_over_http_proxy", images::over_http_proxy),
+    both("image_is_served_from_a_registry", images::from_a_registry),
+    both(
+        "image_never_shows_wrong_data_of_a_faulty_backend",
+        images::faulty_backend,
+    ),
+    ours(
+        "image_mounts_end_at_255_with_a_clear_message",
+        "its message is the Debug form of an internal error",
+        images::two_hundred_and_fifty_five,
+    ),
+    ours("guest_reboots_without_destroy", ONE_INIT, sessions::reboot),
+    ours(
+        "guest_reboots_with_requests_in_flight",
+        ONE_INIT,
+        sessions::reboot_in_flight,
+    ),
+    ours(
+        "guest_leaves_and_a_new_one_comes",
+        ONE_CONNECTION,
+        sessions::reconnect,
+    ),
+    ours(
+        "guest_uses_several_request_queues",
+        "it has one request queue",
+        sessions::several_queues,
+    ),
+    both(
+        "guest_needs_neither_event_idx_nor_indirect_descriptors",
+        sessions::plain_rings,
+    ),
+    ours(
+        "guest_sends_hostile_chains_and_is_served_on",
+        DIES,
+        hostile::chains,
+    ),
+    ours(
+        "guest_sends_hostile_chains_on_the_hiprio_queue",
+        DIES,
+        hostile::hiprio_chains,
+    ),
+    ours("guest_jumps_its_available_index", DIES, hostile::index_jump),
+    ours("guest_sends_headers_that_deserve_an_errno", DIES, hostile::errnos),
+    ours("guest_reuses_closed_handles", DIES, hostile::stale_handles),
+    ours(
+        "frontend_sends_garbage_and_the_next_is_served",
+        ONE_CONNECTION,
+        hostile::garbage,
+    ),
+    ours(
+        "frontend_breaks_off_in_the_middle",
+        ONE_CONNECTION,
+        hostile::break_off,
+    ),
+    ours(
+        "held_reads_do_not_delay_a_getattr",
+        ONE_WORKER,
+        gate::held_reads_delay_nothing,
+    ),
+    ours(
+        "stops_before_a_guest_came",
+        HANGS_AT_STOP,
+        sessions::stop_never_connected,
+    ),
+    ours(
+        "stops_with_a_guest_connected",
+        HANGS_AT_STOP,
+        sessions::stop_connected,
+    ),
+    ours(
+        "stops_after_the_guest_left",
+        HANGS_AT_STOP,
+        sessions::stop_after_it_left,
+    ),
+    ours("stops_by_its_api", HANGS_AT_STOP, sessions::stop_by_api),
+    ours(
+        "stops_while_reads_are_held",
+        ONE_WORKER,
+        gate::stops_while_reads_are_held,
+    ),
+];
+
+/// Runs one behaviour against one daemon, and then looks for what was left behind.
+///
+/// # Panics
+/// If the daemon behaves otherwise, if something was left, or if there is no such behaviour.
+pub fn run(name: &str, program: &Program) {
+    let Some(behaviour) = BEHAVIOURS.iter().find(|b| b.name == name) else {
+        panic!("the suite has no behaviour {name}");
+    };
+    let fixture = Fixture::new(program);
+    // Sockets stay when a daemon is killed, as most here are: those have a behaviour of their own.
+    let _guard = LeakGuard::new(&fixture.path("left-behind"));
+    // A skip has been printed where it was found.
+    let _skipped = (behaviour.run)(&fixture);
+}
+
+/// Asserts that a behaviour expected of ours only is really not the genuine daemon's: the reason in the
+/// table would be wrong otherwise. Slow, because much of what nydusd does instead is to hang.
+///
+/// # Panics
+/// If nydusd behaves as ours does, or if there is no such behaviour.
+pub fn assert_differs(name: &str, nydusd: &Program) {
+    let Some(behaviour) = BEHAVIOURS.iter().find(|b| b.name == name) else {
+        panic!("the suite has no behaviour {name}");
+    };
+    let fixture = Fixture::new(nydusd);
+    let run = std::panic::AssertUnwindSafe(|| (behaviour.run)(&fixture));
+    assert!(
+        std::panic::catch_unwind(run).is_err(),
+        "nydusd behaves like ours: {behaviour:?}"
+    );
+}
