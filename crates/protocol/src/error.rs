@@ -22,6 +22,8 @@ pub enum ErrorCode {
     NotMounted,
     /// Every slot of the VFS is in use.
     SlotsExhausted,
+    /// The type of file system is unknown.
+    BadFsType,
     /// The bootstrap is missing, unreadable or not RAFS.
     BadImage,
     /// The mount's configuration is not understood or names what is not there.
@@ -56,6 +58,7 @@ impl ErrorCode {
             Self::AlreadyMounted
             | Self::NotMounted
             | Self::SlotsExhausted
+            | Self::BadFsType
             | Self::BadImage
             | Self::BadConfig
             | Self::BadSource

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use hyper::body::Bytes;
 use nydusbox_protocol::endpoint::{Route, route};
 use nydusbox_protocol::{
-    ConfigureCommand, DaemonInfo, DaemonState, Endpoint, ErrorCode, MountCommand, MountPoint,
+    ConfigureCommand, DaemonInfo, DaemonState, Endpoint, ErrorCode, FsType, MountCommand, MountPoint,
 };
+use serde::Deserialize;
 
 use super::{Answer, Context, metrics, query};
 use crate::namespace::{MountError, Namespace};
@@ -129,10 +130,19 @@ async fn mount(
     };
     let command: MountCommand = match serde_json::from_slice(body) {
         Ok(command) => command,
-        Err(e) => return bad_body("a mount command", &e),
+        Err(e) => return unknown_fs_type(body).unwrap_or_else(|| bad_body("a mount command", &e)),
     };
     let namespace = Arc::clone(&context.namespace);
     off_thread(move || operation(&namespace, &at, &command)).await
+}
+
+/// nydusd answers a type it does not know like a mount that failed, and so is it here.
+fn unknown_fs_type(body: &[u8]) -> Option<Answer> {
+    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let given = value.get("fs_type")?;
+    FsType::deserialize(given).err()?;
+    let message = format!("file systems are of type rafs or passthrough_fs, not {given}");
+    Some(Answer::failed(ErrorCode::BadFsType, message))
 }
 
 async fn umount(context: &Arc<Context>, query: &str) -> Answer {

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, SERVER};
 use hyper::service::service_fn;
@@ -29,6 +29,9 @@ use crate::transport::Device;
 
 /// The largest request body accepted, in bytes. nydusd takes 50 KiB, which some configurations exceed.
 const MAX_BODY: usize = 1 << 20;
+
+/// How much of a larger body is read before the connection is given up, in bytes.
+const MAX_THROWN_AWAY: usize = 16 << 20;
 
 /// What the API works on.
 #[derive(Debug)]
@@ -128,19 +131,36 @@ async fn accept(listener: UnixListener, context: Arc<Context>, mut stopped: watc
     while connections.join_next().await.is_some() {}
 }
 
-async fn serve(context: &Arc<Context>, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let (head, body) = request.into_parts();
-    let body = match Limited::new(body, MAX_BODY).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(e) if e.is::<http_body_util::LengthLimitError>() => Err(Answer::failed(
+/// Reads a body. One that is too large is read on and thrown away for a while: most clients write all of it before
+/// they look at the answer.
+async fn read_body(mut body: Incoming) -> Result<Bytes, Answer> {
+    let mut read = Vec::new();
+    let mut thrown_away = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|e| Answer::failed(ErrorCode::BadRequest, format!("the body could not be read: {e}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if thrown_away == 0 && read.len() + data.len() <= MAX_BODY {
+            read.extend_from_slice(&data);
+            continue;
+        }
+        thrown_away += data.len();
+        if thrown_away > MAX_THROWN_AWAY {
+            break;
+        }
+    }
+    if thrown_away > 0 {
+        return Err(Answer::failed(
             ErrorCode::TooLarge,
             format!("the body is larger than {MAX_BODY} bytes"),
-        )),
-        Err(e) => Err(Answer::failed(
-            ErrorCode::BadRequest,
-            format!("the body could not be read: {e}"),
-        )),
-    };
+        ));
+    }
+    Ok(read.into())
+}
+
+async fn serve(context: &Arc<Context>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let body = read_body(body).await;
     let answer = match body {
         Ok(body) => {
             handler::answer(

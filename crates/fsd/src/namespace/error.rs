@@ -12,8 +12,8 @@ pub const MAX_MOUNTS: usize = 255;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MountError {
-    /// Something is mounted there already.
-    #[error("{mount_point} is already mounted")]
+    /// Something is mounted there already. The last words are nydusd's: clients look for them.
+    #[error("a mount at {mount_point} already exists")]
     AlreadyMounted {
         /// Where.
         mount_point: MountPoint,
@@ -26,8 +26,8 @@ pub enum MountError {
         /// What is there.
         existing: MountPoint,
     },
-    /// Nothing is mounted there.
-    #[error("nothing is mounted at {mount_point}")]
+    /// Nothing is mounted there. The last words are nydusd's: clients look for them.
+    #[error("a mount at {mount_point} doesn't exist")]
     NotMounted {
         /// Where.
         mount_point: MountPoint,
