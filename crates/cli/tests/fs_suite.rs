@@ -72,6 +72,7 @@ behaviours! {
         api_refuses_bad_requests_by_status
         api_unmounts_and_mounts_again
         api_takes_mounts_at_the_same_time
+        api_answers_while_a_mount_waits_for_its_backend
         files_are_written_and_read_at_any_offset
         files_have_holes_and_preallocation
         files_keep_attributes
@@ -92,10 +93,12 @@ behaviours! {
         image_is_served_from_a_registry
         image_never_shows_wrong_data_of_a_faulty_backend
         guest_needs_neither_event_idx_nor_indirect_descriptors
+        guest_reuses_closed_handles
+        guest_cannot_close_descriptors_of_the_daemon
+        stops_after_the_guest_left
     }
     ours {
         api_takes_a_body_of_a_mebibyte
-        api_answers_while_a_mount_waits_for_its_backend
         image_v5_reads_small_and_widened
         image_mounts_end_at_255_with_a_clear_message
         guest_reboots_without_destroy
@@ -106,13 +109,11 @@ behaviours! {
         guest_sends_hostile_chains_on_the_hiprio_queue
         guest_jumps_its_available_index
         guest_sends_headers_that_deserve_an_errno
-        guest_reuses_closed_handles
         frontend_sends_garbage_and_the_next_is_served
         frontend_breaks_off_in_the_middle
         held_reads_do_not_delay_a_getattr
         stops_before_a_guest_came
         stops_with_a_guest_connected
-        stops_after_the_guest_left
         stops_by_its_api
         stops_while_reads_are_held
     }

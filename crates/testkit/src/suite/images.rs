@@ -131,7 +131,12 @@ pub(super) fn v5_small_reads(fx: &Fixture) -> Outcome {
     }
     let image = fx.image(&source, RafsVersion::V5)?;
     let daemon = fx.daemon(&[]);
-    done(&daemon.mount("/image", &fx.local_body(&image)).unwrap());
+    let config = image::rafs_config_localfs(&image.blobs, &fx.path("cache"));
+    done(
+        &daemon
+            .mount("/image", &mount_body("rafs", &image.bootstrap, &config))
+            .unwrap(),
+    );
     let mut fs = guest(&daemon);
     for i in 0..200 {
         let expected = tree::bytes(i + 1, 100 + usize::try_from(i).unwrap() * 37);

@@ -60,7 +60,7 @@ const ONE_CONNECTION: &str = "it serves one vhost-user connection and then no ot
 const ONE_INIT: &str = "it answers EINVAL to a second FUSE_INIT without FUSE_DESTROY";
 const DIES: &str = "its queue worker ends at the first message it cannot answer, and the guest hangs";
 const ONE_WORKER: &str = "one worker holds one lock over the whole queue, backend reads included";
-const HANGS_AT_STOP: &str = "it hangs at SIGTERM until a VMM has come and left";
+const HANGS_AT_STOP: &str = "it hangs at SIGTERM until its VMM has left, and for ever if none came";
 
 /// Every behaviour, and the differences between the two daemons.
 pub const BEHAVIOURS: &[Behaviour] = &[
@@ -94,9 +94,8 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "it refuses bodies over 51200 bytes and answers with invalid JSON",
         api::takes_a_large_body,
     ),
-    ours(
+    both(
         "api_answers_while_a_mount_waits_for_its_backend",
-        "its API is one thread, which the mount occupies",
         gate::api_answers_while_a_mount_waits,
     ),
     both("files_are_written_and_read_at_any_offset", files::data),
@@ -172,7 +171,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     ),
     ours("guest_jumps_its_available_index", DIES, hostile::index_jump),
     ours("guest_sends_headers_that_deserve_an_errno", DIES, hostile::errnos),
-    ours("guest_reuses_closed_handles", DIES, hostile::stale_handles),
+    both("guest_reuses_closed_handles", hostile::stale_handles),
+    both(
+        "guest_cannot_close_descriptors_of_the_daemon",
+        hostile::borrowed_descriptors,
+    ),
     ours(
         "frontend_sends_garbage_and_the_next_is_served",
         ONE_CONNECTION,
@@ -198,11 +201,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         HANGS_AT_STOP,
         sessions::stop_connected,
     ),
-    ours(
-        "stops_after_the_guest_left",
-        HANGS_AT_STOP,
-        sessions::stop_after_it_left,
-    ),
+    both("stops_after_the_guest_left", sessions::stop_after_it_left),
     ours("stops_by_its_api", HANGS_AT_STOP, sessions::stop_by_api),
     ours(
         "stops_while_reads_are_held",
