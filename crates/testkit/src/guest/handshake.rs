@@ -229,6 +229,13 @@ impl Link {
         self.call("SET_VRING_ENABLE", |f| f.set_vring_enable(index, true))
     }
 
+    /// Waits until the backend has taken in everything sent so far. Without REPLY_ACK only a message that
+    /// has an answer anyway shows that. QEMU does the same: a kick that overtakes SET_VRING_ENABLE is lost
+    /// on backends made with vhost-user-backend before 0.22.
+    pub(super) fn settle(&mut self) -> Result<(), GuestError> {
+        self.call("GET_FEATURES", |f| f.get_features()).map(drop)
+    }
+
     /// Disables one queue and reads where the backend stopped: its next available index.
     pub(super) fn stop_queue(&mut self, index: usize) -> Result<u32, GuestError> {
         self.call("SET_VRING_ENABLE", |f| f.set_vring_enable(index, false))?;

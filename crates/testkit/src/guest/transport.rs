@@ -158,7 +158,7 @@ impl SimGuest {
             queue.reset(&self.ram)?;
             self.link.start_queue(index, queue, &self.ram)?;
         }
-        Ok(())
+        self.link.settle()
     }
 
     /// Restarts the guest on the same connection: stops every ring, forgets all requests, and sets the
