@@ -7,6 +7,9 @@ use nydusbox_testkit::daemon::Program;
 use nydusbox_testkit::peers::{Peer, require};
 use nydusbox_testkit::suite::{self, Expectation};
 
+/// Has the differences between the two daemons checked against nydusd itself.
+const ASSERT_DIFFERENCES: &str = "NYDUSBOX_ASSERT_DIFFERENCES";
+
 macro_rules! behaviours {
     (both { $($both:ident)* } ours { $($only:ident)* }) => {
         /// `nydusbox virtiofs`.
@@ -22,11 +25,7 @@ macro_rules! behaviours {
 
         /// nydusd 2.2.0, where the two differ: shows that they really do.
         mod nydusd_differs {
-            $(#[test]
-            #[ignore = "waits for nydusd to hang; for changes of the table"]
-            fn $only() {
-                super::assert_nydusd_differs(stringify!($only));
-            })*
+            $(#[test] fn $only() { super::assert_nydusd_differs(stringify!($only)); })*
         }
 
         #[test]
@@ -55,6 +54,11 @@ fn run_nydusd(name: &str) {
 }
 
 fn assert_nydusd_differs(name: &str) {
+    // Most of these end by a deadline, because nydusd hangs: minutes that tell nothing new until the table changes.
+    if std::env::var_os(ASSERT_DIFFERENCES).is_none() {
+        eprintln!("skipped: waits for nydusd to hang; set {ASSERT_DIFFERENCES}=1 when the table changes");
+        return;
+    }
     if let Ok(program) = require(Peer::Nydusd) {
         suite::assert_differs(name, &Program::Nydusd(program));
     }
