@@ -118,6 +118,6 @@ fn missing(packages: &[&[Package]]) -> Result<Vec<Package>, TaskError> {
         .collect())
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

@@ -1,16 +1,17 @@
-//! A Debian 12 root file system as a tar archive, made once: for the demo and for tests in the microVM.
+//! A Debian 12 root file system, made once: as an archive for the demo, and unpacked for the tests that
+//! compare what a guest sees with what the host has.
 
 use std::path::PathBuf;
 
 use crate::command::Cmd;
 use crate::debian;
 use crate::error::TaskError;
-use crate::workspace::{Workspace, remove, replace};
+use crate::workspace::{Workspace, make_dir, remove, replace};
 
 const SUITE: &str = "bookworm";
 
 /// The archive's path; it is made when it isn't there.
-pub(crate) fn ensure(workspace: &Workspace) -> Result<PathBuf, TaskError> {
+pub(crate) fn ensure_archive(workspace: &Workspace) -> Result<PathBuf, TaskError> {
     let archive = workspace.rootfs();
     if archive.exists() {
         return Ok(archive);
@@ -31,4 +32,28 @@ pub(crate) fn ensure(workspace: &Workspace) -> Result<PathBuf, TaskError> {
         .shown()?;
     replace(&partial, &archive)?;
     Ok(archive)
+}
+
+/// The unpacked directory's path; it is made when it isn't there.
+pub(crate) fn ensure_tree(workspace: &Workspace) -> Result<PathBuf, TaskError> {
+    let tree = workspace.test_rootfs();
+    if tree.exists() {
+        return Ok(tree);
+    }
+    let archive = ensure_archive(workspace)?;
+    let partial = tree.with_extension("partial");
+    remove(&partial)?;
+    make_dir(&partial)?;
+    // Only root can make devices; nothing compares them.
+    let devices = (!debian::is_root()).then_some("--exclude=./dev/*");
+    Cmd::new("tar")
+        .args(["--extract", "--preserve-permissions", "--numeric-owner"])
+        .args(devices)
+        .arg("--file")
+        .arg(&archive)
+        .arg("--directory")
+        .arg(&partial)
+        .shown()?;
+    replace(&partial, &tree)?;
+    Ok(tree)
 }

@@ -56,6 +56,11 @@ impl Workspace {
         self.target.join("rootfs.tar")
     }
 
+    /// The same, unpacked. The tests also look there by themselves.
+    pub(crate) fn test_rootfs(&self) -> PathBuf {
+        self.target.join("test-rootfs/rootfs")
+    }
+
     /// The command, built for use.
     pub(crate) fn release_binary(&self) -> PathBuf {
         self.target.join("release/nydusbox")

@@ -49,7 +49,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), TaskError> {
     let image = demo.join("image");
     make_dir(&demo)?;
     if !image.exists() {
-        let rootfs = rootfs::ensure(workspace)?;
+        let rootfs = rootfs::ensure_archive(workspace)?;
         Cmd::new(&nydusbox)
             .words("image build")
             .arg(&rootfs)

@@ -28,7 +28,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), TaskError> {
 
     let peers = peers::ensure(workspace)?;
     let guest = guest::ensure(workspace)?;
-    let rootfs = rootfs::ensure(workspace)?;
+    let rootfs = rootfs::ensure_tree(workspace)?;
     let path = nextest(workspace)?;
     cargo().words("build --workspace --locked").shown()?;
     let tests = |words| {
