@@ -212,3 +212,37 @@ fn vm_and_daemon_go_on_ctrl_c() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     machine.assert_clean();
 }
+
+#[test]
+fn vm_ends_with_a_reason_when_its_daemon_is_killed() {
+    let Some(machine) = Machine::new() else { return };
+    let mut child = machine
+        .run()
+        .args(["--", "sh", "-c", "echo started; sleep 600"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let daemon = std::fs::read_to_string(children)
+        .unwrap()
+        .split_whitespace()
+        .find(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .unwrap()
+                .contains("virtiofs")
+        })
+        .unwrap()
+        .parse()
+        .unwrap();
+    let daemon = rustix::process::Pid::from_raw(daemon).unwrap();
+    rustix::process::kill_process(daemon, rustix::process::Signal::KILL).unwrap();
+    let (code, _, err) = told(&child.wait_with_output().unwrap());
+    assert_eq!(code, 125, "{err}");
+    assert!(err.contains("daemon ended while the VM was running"), "{err}");
+    machine.assert_clean();
+}

@@ -9,6 +9,7 @@ use std::time::Instant;
 use nydusbox::{Exit, Sandbox};
 use nydusbox_vmm::{GuestEvent, GuestStdio, Vm, VmOutcome};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::plan::Plan;
 use super::timeline::{MountTime, Report, Timeline};
@@ -32,26 +33,14 @@ pub(super) fn run(plan: &Plan) -> Result<u8, Failure> {
 }
 
 async fn supervised(plan: &Plan) -> Result<u8, Failure> {
-    let failed = |e: io::Error| Failure::new("watch for signals", &e);
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let interrupted = async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    };
+    let interrupt = Interrupt::watch().map_err(|e| Failure::new("watch for signals", &e))?;
     let timeline = Timeline::new(plan.verbose);
     let mut report = Report {
         image_bytes: plan.image_bytes,
         ..Report::default()
     };
     let dirs = RunDirs::make(plan)?;
-    let result = tokio::select! {
-        result = in_sandbox(plan, &timeline, &mut report) => result,
-        // Dropping the other branch ends the VMM, then the daemon.
-        () = interrupted => Ok(INTERRUPTED),
-    };
+    let result = in_sandbox(plan, &interrupt, &timeline, &mut report).await;
     let removed = dirs.remove(plan.keep);
     if let Some(file) = &plan.report {
         write_report(file, &report)?;
@@ -68,14 +57,52 @@ async fn supervised(plan: &Plan) -> Result<u8, Failure> {
     }
 }
 
-async fn in_sandbox(plan: &Plan, timeline: &Timeline, report: &mut Report) -> Result<u8, Failure> {
+/// SIGINT or SIGTERM, as a fact that every step can wait for. Steps end in their own order; none is just dropped.
+struct Interrupt(watch::Receiver<bool>);
+
+impl Interrupt {
+    fn watch() -> io::Result<Self> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let (tell, told) = watch::channel(false);
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            tell.send_replace(true);
+            // Kept, so that waiting for it never ends for another reason.
+            tell.closed().await;
+        });
+        Ok(Self(told))
+    }
+
+    async fn happened(&self) {
+        if self.0.clone().wait_for(|happened| *happened).await.is_err() {
+            // The watcher is gone with its runtime, and so is everybody who waits.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+async fn in_sandbox(
+    plan: &Plan,
+    interrupt: &Interrupt,
+    timeline: &Timeline,
+    report: &mut Report,
+) -> Result<u8, Failure> {
     let config = plan
         .sandbox
         .clone()
         .with_share(&plan.shared_dir)
         .map_err(|e| Failure::new("share the container's directory", &e))?;
     let since = Instant::now();
-    let sandbox = Sandbox::start(config).await.map_err(|e| {
+    let started = tokio::select! {
+        started = Sandbox::start(config) => started,
+        // A start that is dropped has undone its work when the drop returns.
+        () = interrupt.happened() => return Ok(INTERRUPTED),
+    };
+    let sandbox = started.map_err(|e| {
         let lines = e.last_lines.join("\n  ");
         let failure = Failure::new("start the sandbox", &e);
         if lines.is_empty() {
@@ -85,10 +112,7 @@ async fn in_sandbox(plan: &Plan, timeline: &Timeline, report: &mut Report) -> Re
         }
     })?;
     report.sandbox_start_ms = timeline.step("sandbox started, /containers mounted", since);
-    let result = tokio::select! {
-        result = in_vm(plan, &sandbox, timeline, report) => result,
-        exit = sandbox.exited() => Err(daemon_died(&exit)),
-    };
+    let result = in_vm(plan, &sandbox, interrupt, timeline, report).await;
     let since = Instant::now();
     let outcome = sandbox.stop().await;
     report.stop_ms += timeline.step("daemon stopped", since);
@@ -109,18 +133,27 @@ async fn in_sandbox(plan: &Plan, timeline: &Timeline, report: &mut Report) -> Re
     }
 }
 
+/// Why a running machine is of no more use.
+enum End {
+    Outcome(VmOutcome),
+    DaemonDied(Exit),
+    Interrupted,
+}
+
 async fn in_vm(
     plan: &Plan,
     sandbox: &Sandbox,
+    interrupt: &Interrupt,
     timeline: &Timeline,
     report: &mut Report,
 ) -> Result<u8, Failure> {
     for mount in &plan.mounts {
         let since = Instant::now();
-        sandbox
-            .mount(mount.clone())
-            .await
-            .map_err(|e| Failure::new(&format!("mount {}", mount.at()), &e))?;
+        let mounted = tokio::select! {
+            mounted = sandbox.mount(mount.clone()) => mounted,
+            () = interrupt.happened() => return Ok(INTERRUPTED),
+        };
+        mounted.map_err(|e| Failure::new(&format!("mount {}", mount.at()), &e))?;
         let ms = timeline.step(&format!("{} mounted", mount.at()), since);
         report.mounts.push(MountTime {
             mountpoint: mount.at().to_string(),
@@ -137,39 +170,52 @@ async fn in_vm(
         .await
         .map_err(|e| Failure::new("boot the VM", &e))?;
     timeline.step(&format!("VMM started ({:?})", vm.accel().accel()), booting);
-    let mut command_started = booting;
-    let outcome = {
-        let mut events = vm.events();
-        let mut seen = 0;
-        let waiting = vm.wait();
-        tokio::pin!(waiting);
-        loop {
-            tokio::select! {
-                outcome = &mut waiting => break outcome,
-                changed = events.changed() => {
-                    if changed.is_err() {
-                        break waiting.await;
-                    }
-                    for event in &events.borrow_and_update()[seen..] {
-                        seen += 1;
-                        if *event == GuestEvent::CommandStarted {
-                            command_started = Instant::now();
-                            report.boot_ms = timeline.step("guest booted, command started", booting);
-                        } else {
-                            timeline.step(&format!("guest: {event:?}"), booting);
-                        }
-                    }
-                }
-            }
-        }
+    let end = tokio::select! {
+        outcome = follow(&mut vm, booting, timeline, report) => End::Outcome(outcome),
+        exit = sandbox.exited() => End::DaemonDied(exit),
+        () = interrupt.happened() => End::Interrupted,
     };
-    report.command_ms = timeline.step("command ended", command_started);
     read_counters(plan, sandbox, report).await;
     let since = Instant::now();
-    // Gone already after an orderly end; verified either way.
+    // After an orderly end it is gone already. Either way the VMM is gone before the daemon is stopped.
     let _ = vm.kill().await;
     report.stop_ms += timeline.step("VMM gone", since);
-    status(outcome)
+    match end {
+        End::Outcome(outcome) => status(outcome),
+        End::DaemonDied(exit) => Err(daemon_died(&exit)),
+        End::Interrupted => Ok(INTERRUPTED),
+    }
+}
+
+/// Waits for the machine's end and says each step on the way.
+async fn follow(vm: &mut Vm, booting: Instant, timeline: &Timeline, report: &mut Report) -> VmOutcome {
+    let mut events = vm.events();
+    let mut seen = 0;
+    let mut command_started = booting;
+    let waiting = vm.wait();
+    tokio::pin!(waiting);
+    loop {
+        let outcome = tokio::select! {
+            outcome = &mut waiting => Some(outcome),
+            changed = events.changed() => match changed {
+                Ok(()) => None,
+                Err(_) => Some(waiting.as_mut().await),
+            },
+        };
+        for event in &events.borrow_and_update()[seen..] {
+            seen += 1;
+            if *event == GuestEvent::CommandStarted {
+                command_started = Instant::now();
+                report.boot_ms = timeline.step("guest booted, command started", booting);
+            } else {
+                timeline.step(&format!("guest: {event:?}"), booting);
+            }
+        }
+        if let Some(outcome) = outcome {
+            report.command_ms = timeline.step("command ended", command_started);
+            return outcome;
+        }
+    }
 }
 
 async fn read_counters(plan: &Plan, sandbox: &Sandbox, report: &mut Report) {
