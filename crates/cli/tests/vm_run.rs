@@ -10,7 +10,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use common::{Dir, guest_root, nydusbox, peer, require, told, workspace};
 
@@ -60,6 +60,23 @@ impl Machine {
             .arg("--state-dir")
             .arg(self.dir.join("state"));
         command
+    }
+
+    /// A run whose command has started and will not end by itself.
+    fn sleeping(&self) -> Child {
+        let mut child = self
+            .run()
+            .args(["--", "sh", "-c", "echo started; sleep 600"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "started\n");
+        child
     }
 
     /// After a run nothing of it is left: no directory, no process.
@@ -195,18 +212,7 @@ fn vm_runs_on_a_genuine_nydusd() {
 #[test]
 fn vm_and_daemon_go_on_ctrl_c() {
     let Some(machine) = Machine::new() else { return };
-    let mut child = machine
-        .run()
-        .args(["--", "sh", "-c", "echo started; sleep 600"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    std::io::BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    assert_eq!(line, "started\n");
+    let mut child = machine.sleeping();
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
@@ -216,21 +222,12 @@ fn vm_and_daemon_go_on_ctrl_c() {
 #[test]
 fn vm_ends_with_a_reason_when_its_daemon_is_killed() {
     let Some(machine) = Machine::new() else { return };
-    let mut child = machine
-        .run()
-        .args(["--", "sh", "-c", "echo started; sleep 600"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    std::io::BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let children = format!("/proc/{0}/task/{0}/children", child.id());
-    let daemon = std::fs::read_to_string(children)
+    let child = machine.sleeping();
+    // Each thread has its own children.
+    let daemon = std::fs::read_dir(format!("/proc/{}/task", child.id()))
         .unwrap()
-        .split_whitespace()
+        .map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).unwrap())
+        .flat_map(|pids| pids.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
         .find(|pid| {
             std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
                 .unwrap()
