@@ -200,10 +200,11 @@ mod virtiofsd {
                 .spawn()
                 .unwrap();
             let end = Instant::now() + Duration::from_secs(10);
-            // Connecting would use up the one connection it serves: the file is the sign.
-            while !socket.exists() {
+            // Connecting to find out would use up the one connection it serves, and the file is there before it can
+            // be connected to: the kernel knows.
+            while !is_listening(&socket) {
                 assert!(child.try_wait().unwrap().is_none(), "virtiofsd ended");
-                assert!(Instant::now() < end, "virtiofsd made no socket");
+                assert!(Instant::now() < end, "virtiofsd does not listen");
                 std::thread::yield_now();
             }
             Self { child, socket }
@@ -212,6 +213,18 @@ mod virtiofsd {
         pub(super) fn socket(&self) -> &Path {
             &self.socket
         }
+    }
+
+    /// Whether a socket bound to this path listens: `__SO_ACCEPTCON` in the flags of `/proc/net/unix`.
+    fn is_listening(socket: &Path) -> bool {
+        std::fs::read_to_string("/proc/net/unix")
+            .unwrap()
+            .lines()
+            .any(|line| {
+                let columns: Vec<&str> = line.split_whitespace().collect();
+                columns.get(3) == Some(&"00010000")
+                    && columns.get(7).is_some_and(|path| Path::new(path) == socket)
+            })
     }
 
     impl Drop for Virtiofsd {
