@@ -232,7 +232,11 @@ async fn while_the_frontend_is_connected_it_costs_the_grace() {
         .config("s1", program)
         .with_stop_grace(Duration::from_millis(200));
     let sandbox = Sandbox::start(config).await.unwrap();
-    let frontend = connect(&sandbox).await;
+    let mut frontend = connect(&sandbox).await;
+    // Between taking a connection and serving it nydusd does end on SIGTERM. An answer shows that it serves.
+    let get_features = [1u32, 1, 0].map(u32::to_le_bytes).concat();
+    frontend.write_all(&get_features).unwrap();
+    frontend.read_exact(&mut [0; 20]).unwrap();
     assert_eq!(sandbox.stop().await.step, StopStep::Killed);
     drop(frontend);
     place.assert_clean();
