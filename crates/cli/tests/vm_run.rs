@@ -122,7 +122,7 @@ fn vm_runs_the_image_with_a_share_and_gives_output_and_status_back() {
     let script = r#"
         . /etc/os-release && echo "$ID $VERSION_ID"
         perl -MPOSIX -MEncode -MFile::Find -e 'print scalar(keys %INC) > 10 ? "perl ok\n" : "perl?\n"'
-        echo written > /root/new && cat /root/new && rm /etc/hostname 2>/dev/null; test ! -e /etc/hostname && echo overlay ok
+        echo written > /opt/new && cat /opt/new && rm /etc/hostname 2>/dev/null; test ! -e /etc/hostname && echo overlay ok
         cat /share/hello && echo back > /share/back
         echo to stderr >&2
         exit 7
@@ -146,7 +146,7 @@ fn vm_runs_the_image_with_a_share_and_gives_output_and_status_back() {
     assert_eq!(code, 7);
     assert_eq!(std::fs::read_to_string(share.join("back")).unwrap(), "back\n");
     assert!(
-        !machine.rootfs.join("root/new").exists(),
+        !machine.rootfs.join("opt/new").exists(),
         "the image's source was changed"
     );
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();

@@ -260,6 +260,15 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_excludes_a_second_daemon_before_the_first_has_bound() {
+        let dir = Dir::new("lock");
+        let first = Lock::take(&dir.0.join("s")).unwrap();
+        assert!(matches!(ListeningSocket::open(dir.socket()), Err(SocketError::InUse { .. })));
+        drop(first);
+        ListeningSocket::open(dir.socket()).unwrap();
+    }
+
+    #[test]
     fn a_live_socket_without_a_lock_is_not_taken_over() {
         let dir = Dir::new("nolock");
         let _foreign = UnixListener::bind(dir.0.join("s")).unwrap();

@@ -118,6 +118,21 @@ pub(super) fn stale_handles(fx: &Fixture) -> Outcome {
     Ok(())
 }
 
+/// A daemon that allocates what the guest names could be made to use up the host's memory with a few requests.
+pub(super) fn huge_answers(fx: &Fixture) -> Outcome {
+    let daemon = fx.sharing_daemon();
+    let mut fs = guest(&daemon);
+    let share = fs.resolve(SHARE).unwrap().nodeid;
+    for mut request in [ops::getxattr(share, b"user.none", 16), ops::listxattr(share, 16)] {
+        // The first field of the argument is the room for the answer; the buffer behind it stays small.
+        request.args[0][..4].copy_from_slice(&u32::MAX.to_le_bytes());
+        let ticket = fs.submit(request).unwrap();
+        assert_eq!(fs.wait(ticket).unwrap_err().errno(), Some(Errno::TOOBIG));
+    }
+    still_serves(&mut fs, &daemon, "requests for 4 GiB");
+    Ok(())
+}
+
 /// READ and WRITE carry open flags, which the FUSE library applies to the open file with fcntl. Where
 /// that is refused (O_DIRECT on procfs) fuse-backend-rs 0.14 closes a descriptor it only borrowed: the
 /// next open gets its number, and the handle then leads to another file.

@@ -171,6 +171,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     ),
     ours("guest_jumps_its_available_index", DIES, hostile::index_jump),
     ours("guest_sends_headers_that_deserve_an_errno", DIES, hostile::errnos),
+    ours(
+        "guest_asks_for_more_than_there_can_be",
+        "it allocates an answer of whatever size the guest names",
+        hostile::huge_answers,
+    ),
     both("guest_reuses_closed_handles", hostile::stale_handles),
     both(
         "guest_cannot_close_descriptors_of_the_daemon",
