@@ -3,6 +3,8 @@
 
 #[path = "boot/nydusd.rs"]
 mod nydusd;
+#[path = "boot/prerequisites.rs"]
+mod prerequisites;
 
 use std::fs;
 use std::sync::{Arc, Mutex};

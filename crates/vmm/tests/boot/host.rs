@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -34,29 +34,7 @@ impl Host {
 
     /// As [`Host::new`], with these arguments for the daemon instead of `--modcaps`.
     pub(crate) fn with_daemon_arguments(more: &[&str]) -> Option<Self> {
-        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
-        let virtiofsd = target.join("peers/bin/virtiofsd");
-        let assets = GuestAssets::find(&target.join("guest"));
-        let lacking = match &assets {
-            Err(error) => Some(error.to_string()),
-            Ok(_) if !virtiofsd.exists() => Some("no virtiofsd in target/peers/bin".to_owned()),
-            Ok(_)
-                if Command::new("qemu-system-x86_64")
-                    .arg("-version")
-                    .output()
-                    .is_err() =>
-            {
-                Some("no qemu-system-x86_64".to_owned())
-            }
-            Ok(_) => None,
-        };
-        if let Some(reason) = lacking {
-            let required = std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_some_and(|v| v == "1");
-            assert!(!required, "peers are required: {reason}");
-            eprintln!("skipped: {reason}");
-            return None;
-        }
-        let assets = assets.unwrap();
+        let (virtiofsd, assets) = crate::prerequisites::find("virtiofsd")?;
         let root = tempfile::tempdir().unwrap();
         let served = root.path().join("served");
         for dir in [

@@ -25,29 +25,7 @@ pub(crate) struct Sandbox {
 impl Sandbox {
     /// `None`, with the reason printed, where peers or guest are absent.
     pub(crate) fn new() -> Option<Self> {
-        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
-        let peers = target.join("peers/bin");
-        let assets = GuestAssets::find(&target.join("guest"));
-        let lacking = match &assets {
-            Err(error) => Some(error.to_string()),
-            Ok(_) if !peers.join("nydusd").exists() => Some("no nydusd in target/peers/bin".to_owned()),
-            Ok(_)
-                if Command::new("qemu-system-x86_64")
-                    .arg("-version")
-                    .output()
-                    .is_err() =>
-            {
-                Some("no qemu-system-x86_64".to_owned())
-            }
-            Ok(_) => None,
-        };
-        if let Some(reason) = lacking {
-            let required = std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_some_and(|v| v == "1");
-            assert!(!required, "peers are required: {reason}");
-            eprintln!("skipped: {reason}");
-            return None;
-        }
-        let assets = assets.unwrap();
+        let (program, assets) = crate::prerequisites::find("nydusd")?;
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
         for dir in [
@@ -71,7 +49,7 @@ impl Sandbox {
             .map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0])
             .collect();
         fs::write(at("source/data"), data).unwrap();
-        let made = Command::new(peers.join("nydus-image"))
+        let made = Command::new(program.with_file_name("nydus-image"))
             .args([
                 "create",
                 "--type",
@@ -92,7 +70,7 @@ impl Sandbox {
         assert!(made.success());
 
         let created = watch(root.path());
-        let nydusd = Command::new(peers.join("nydusd"))
+        let nydusd = Command::new(&program)
             .args([
                 "virtiofs",
                 "--log-level",
