@@ -106,6 +106,6 @@ impl Daemon {
         if let Some(api) = self.api {
             api.stop(API_GRACE).await;
         }
-        self.listener.stop();
+        drop(self.listener);
     }
 }

@@ -263,7 +263,10 @@ mod tests {
     fn a_lock_excludes_a_second_daemon_before_the_first_has_bound() {
         let dir = Dir::new("lock");
         let first = Lock::take(&dir.0.join("s")).unwrap();
-        assert!(matches!(ListeningSocket::open(dir.socket()), Err(SocketError::InUse { .. })));
+        assert!(matches!(
+            ListeningSocket::open(dir.socket()),
+            Err(SocketError::InUse { .. })
+        ));
         drop(first);
         ListeningSocket::open(dir.socket()).unwrap();
     }

@@ -52,9 +52,11 @@ impl Listener {
             thread: Some(thread),
         })
     }
+}
 
-    /// Ends the connection and the thread. Requests that block in a backend are not waited for.
-    pub(crate) fn stop(mut self) {
+/// Ends the connection and the thread. Requests that block in a backend are not waited for.
+impl Drop for Listener {
+    fn drop(&mut self) {
         self.device.stop();
         let _ = rustix::io::write(&self.stop.event, &1u64.to_ne_bytes());
         if let Some(stream) = &*self.stop.current.lock().unwrap_or_else(PoisonError::into_inner) {
