@@ -16,6 +16,7 @@ use crate::config::SandboxConfig;
 use crate::daemon::{Daemon, REAP};
 use crate::dir::{Leftover, SandboxDir};
 use crate::error::{MountError, UnmountError};
+use crate::events::{EventSink, SandboxEvent};
 use crate::launch::Serving;
 use crate::ledger::{Knowledge, UnmountOutcome};
 use crate::lifecycle::{Action, Call, Event, Lifecycle, MountOutcome, Phase, Reply, Request, Timer};
@@ -72,16 +73,24 @@ pub(crate) struct Driver {
     stop: oneshot::Receiver<()>,
     alive: oneshot::Receiver<std::convert::Infallible>,
     status: watch::Sender<Status>,
+    events: EventSink,
 }
 
 impl Driver {
-    pub(crate) fn new(serving: Serving, config: SandboxConfig) -> (Self, Strings) {
+    pub(crate) fn new(serving: Serving, config: SandboxConfig, events: EventSink) -> (Self, Strings) {
         let Serving {
             daemon,
             client,
             dir,
             ledger,
         } = serving;
+        events.emit(SandboxEvent::Started {
+            pid: daemon.id(),
+            program: config.program().exe().display().to_string(),
+        });
+        for (at, _, _) in ledger.iter() {
+            events.emit(SandboxEvent::Mounted { at: at.clone() });
+        }
         let (requests_in, requests) = mpsc::channel(16);
         let (stop_in, stop) = oneshot::channel();
         let (alive_in, alive) = oneshot::channel();
@@ -106,6 +115,7 @@ impl Driver {
             stop,
             alive,
             status,
+            events,
         };
         (driver, strings)
     }
@@ -172,6 +182,7 @@ impl Driver {
             Action::Disarm => self.timer = None,
             Action::Terminate => self.daemon.terminate(),
             Action::Kill => self.daemon.kill(),
+            Action::Emit(event) => self.events.emit(event),
             Action::Finish(step) => return Some(step),
         }
         None
@@ -237,6 +248,10 @@ impl Driver {
         let (phase, pid) = (self.lifecycle.phase().clone(), self.daemon.id());
         drop(self.daemon);
         leftovers.extend(self.dir.remove());
+        self.events.emit(SandboxEvent::Stopped {
+            step: step.clone(),
+            leftovers: leftovers.iter().map(ToString::to_string).collect(),
+        });
         self.status.send_modify(|status| {
             status.generation += 1;
             status.pid = pid;

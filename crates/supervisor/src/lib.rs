@@ -37,6 +37,7 @@ mod daemon;
 mod dir;
 mod driver;
 mod error;
+mod events;
 mod exit;
 mod launch;
 mod ledger;
@@ -58,6 +59,7 @@ pub use config::{
 pub use counters::ImageCounters;
 pub use dir::{DirError, Leftover};
 pub use error::{MountError, StartCause, StartError, UnmountError, WaitingFor};
+pub use events::{EventItem, EventRecord, Events, SandboxEvent};
 pub use exit::{Exit, ExitCause};
 pub use ledger::UnmountOutcome;
 pub use lifecycle::MountOutcome;

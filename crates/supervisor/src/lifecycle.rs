@@ -15,6 +15,7 @@ use nydusbox_protocol::{MountCommand, MountPoint};
 
 use crate::client::CallError;
 use crate::error::{MountError, UnmountError};
+use crate::events::SandboxEvent;
 use crate::exit::Exit;
 use crate::ledger::{Admission, Ledger, Refusal, UnmountOutcome};
 use crate::request::MountRequest;
@@ -65,6 +66,8 @@ pub(crate) enum Action {
     Disarm,
     Terminate,
     Kill,
+    /// Tells whoever follows the sandbox.
+    Emit(SandboxEvent),
     /// The end.
     Finish(StopStep),
 }
@@ -230,19 +233,19 @@ impl Lifecycle {
     fn answer(&mut self, answer: Result<(), CallError>, actions: &mut Vec<Action>) {
         let broken = matches!(answer, Err(CallError::Unreachable { .. }));
         let reply = match self.open.take() {
-            Some(Open::Mount(at)) => Reply::Mount(
-                self.ledger
-                    .settle_mount(&at, answer)
-                    .map(|()| MountOutcome::Mounted)
-                    .map_err(|source| MountError::Daemon { at, source }),
-            ),
+            Some(Open::Mount(at)) => Reply::Mount(match self.ledger.settle_mount(&at, answer) {
+                Ok(()) => {
+                    actions.push(Action::Emit(SandboxEvent::Mounted { at }));
+                    Ok(MountOutcome::Mounted)
+                }
+                Err(source) => Err(MountError::Daemon { at, source }),
+            }),
             Some(Open::Unmount(at)) => Reply::Unmount(
-                self.ledger
-                    .settle_unmount(&at, answer)
+                self.settle_unmount(&at, answer, actions)
                     .map_err(|source| UnmountError::Daemon { at, source }),
             ),
             Some(Open::Farewell(at)) => {
-                if let Err(error) = self.ledger.settle_unmount(&at, answer) {
+                if let Err(error) = self.settle_unmount(&at, answer, actions) {
                     self.unmount_failures.push((at, error));
                 }
                 return self.next_farewell(broken, actions);
@@ -264,15 +267,34 @@ impl Lifecycle {
         }
     }
 
+    fn settle_unmount(
+        &mut self,
+        at: &MountPoint,
+        answer: Result<(), CallError>,
+        actions: &mut Vec<Action>,
+    ) -> Result<UnmountOutcome, CallError> {
+        let outcome = self.ledger.settle_unmount(at, answer)?;
+        match outcome {
+            UnmountOutcome::Unmounted => {
+                actions.push(Action::Emit(SandboxEvent::Unmounted { at: at.clone() }));
+            }
+            UnmountOutcome::WasNotMounted => {}
+        }
+        Ok(outcome)
+    }
+
     fn exited(&mut self, exit: Exit, actions: &mut Vec<Action>) {
+        let ended_by_itself = |exit: &Exit| Action::Emit(SandboxEvent::Exited { exit: exit.clone() });
         let step = match self.phase {
             Phase::Serving => {
+                actions.push(ended_by_itself(&exit));
                 self.fail_open(&exit, actions);
                 actions.push(Action::Disarm);
                 self.phase = Phase::Exited(exit);
                 return;
             }
             Phase::Unmounting { .. } => {
+                actions.push(ended_by_itself(&exit));
                 self.fail_open(&exit, actions);
                 StopStep::AlreadyGone { exit: exit.clone() }
             }
@@ -290,7 +312,7 @@ impl Lifecycle {
                 // Asked away in reverse order of places: images before the share they may refer to.
                 let remaining = self.ledger.iter().map(|(at, _, _)| at.clone()).collect();
                 self.phase = Phase::Unmounting { ending, remaining };
-                actions.push(Action::Arm(Timer::Unmount));
+                actions.extend([Action::Emit(SandboxEvent::Stopping), Action::Arm(Timer::Unmount)]);
                 match self.open.take() {
                     None => self.next_farewell(false, actions),
                     Some(Open::Broken(reply)) => {
@@ -307,7 +329,12 @@ impl Lifecycle {
 
     fn abandoned(&mut self, actions: &mut Vec<Action>) {
         match &self.phase {
-            Phase::Serving | Phase::Unmounting { .. } | Phase::Terminating => {
+            Phase::Serving => {
+                actions.push(Action::Emit(SandboxEvent::Stopping));
+                self.stop_open(actions);
+                self.kill(actions);
+            }
+            Phase::Unmounting { .. } | Phase::Terminating => {
                 self.stop_open(actions);
                 self.kill(actions);
             }
@@ -368,6 +395,7 @@ impl Lifecycle {
 
     fn end_after_exit(&mut self, exit: Exit, actions: &mut Vec<Action>) {
         self.phase = Phase::Ended(Some(exit.clone()));
+        actions.push(Action::Emit(SandboxEvent::Stopping));
         actions.push(Action::Finish(StopStep::AlreadyGone { exit }));
     }
 

@@ -40,6 +40,9 @@ struct World {
     killed: bool,
     gone: bool,
     leaving: bool,
+    /// What the events have said so far.
+    said_exited: bool,
+    said_stopping: bool,
     finished: Option<StopStep>,
 }
 
@@ -56,6 +59,7 @@ impl World {
                 Action::Reply(_) => prop_assert!(std::mem::take(&mut self.owed), "nobody is owed a reply"),
                 Action::Arm(_) => self.timer = true,
                 Action::Disarm => self.timer = false,
+                Action::Emit(event) => self.hear(&event)?,
                 Action::Terminate => {
                     prop_assert!(self.leaving && !self.asked && !self.killed && !self.gone && !self.call);
                     self.asked = true;
@@ -66,6 +70,8 @@ impl World {
                 }
                 Action::Finish(step) => {
                     prop_assert!(self.leaving && (self.gone || self.killed));
+                    prop_assert!(self.said_stopping);
+                    prop_assert_eq!(self.said_exited, matches!(step, StopStep::AlreadyGone { .. }));
                     match &step {
                         StopStep::Exited { .. } => prop_assert!(self.asked && !self.killed),
                         StopStep::Killed => prop_assert!(self.killed && self.gone),
@@ -76,6 +82,22 @@ impl World {
                     self.finished = Some(step);
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, event: &SandboxEvent) -> TestCaseResult {
+        match event {
+            SandboxEvent::Exited { .. } => {
+                prop_assert!(self.gone && !self.asked && !self.killed);
+                prop_assert!(!std::mem::replace(&mut self.said_exited, true), "said twice");
+            }
+            SandboxEvent::Stopping => {
+                prop_assert!(self.leaving);
+                prop_assert!(!std::mem::replace(&mut self.said_stopping, true), "said twice");
+            }
+            SandboxEvent::Mounted { .. } | SandboxEvent::Unmounted { .. } => prop_assert!(!self.gone),
+            other => prop_assert!(false, "not the machine's to say: {other:?}"),
         }
         Ok(())
     }
@@ -185,10 +207,12 @@ fn an_orderly_stop_unmounts_everything_then_asks_then_is_done() {
     let mut machine = with_mounts(&[1, 2]);
     let first = machine.step(Event::Stop(Ending::Ask));
     assert!(
-        matches!(&first[..], [Action::Arm(Timer::Unmount), Action::Call(Call::Unmount(at))] if at.as_str() == "/m2")
+        matches!(&first[..], [Action::Emit(SandboxEvent::Stopping), Action::Arm(Timer::Unmount), Action::Call(Call::Unmount(at))] if at.as_str() == "/m2")
     );
     let second = machine.step(Event::Answer(Ok(())));
-    assert!(matches!(&second[..], [Action::Call(Call::Unmount(at))] if at.as_str() == "/m1"));
+    assert!(
+        matches!(&second[..], [Action::Emit(SandboxEvent::Unmounted { at }), Action::Call(Call::Unmount(next))] if at.as_str() == "/m2" && next.as_str() == "/m1")
+    );
     let third = machine.step(Event::Answer(Err(CallError::NotMounted)));
     assert!(matches!(
         &third[..],
@@ -211,6 +235,7 @@ fn a_daemon_that_cannot_be_asked_is_killed_after_unmounting() {
     assert!(matches!(
         &actions[..],
         [
+            Action::Emit(SandboxEvent::Stopping),
             Action::Arm(Timer::Unmount),
             Action::Kill,
             Action::Arm(Timer::Reap)
@@ -259,7 +284,10 @@ fn an_exit_that_does_not_show_leaves_the_connections_error() {
     let actions = machine.step(Event::Answer(Err(CallError::AlreadyMounted)));
     assert!(matches!(
         &actions[..],
-        [Action::Reply(Reply::Mount(Ok(MountOutcome::Mounted)))]
+        [
+            Action::Emit(SandboxEvent::Mounted { .. }),
+            Action::Reply(Reply::Mount(Ok(MountOutcome::Mounted)))
+        ]
     ));
 }
 

@@ -14,6 +14,7 @@ use crate::config::{DEFAULT_CALL_DEADLINE, SandboxConfig};
 use crate::counters::{self, ImageCounters};
 use crate::driver::{Driver, Envelope, Strings};
 use crate::error::{MountError, StartError, UnmountError};
+use crate::events::{EventSink, Events};
 use crate::exit::{Exit, ExitCause};
 use crate::launch;
 use crate::ledger::UnmountOutcome;
@@ -33,6 +34,7 @@ pub struct Sandbox {
     vhost_socket: SocketPath,
     api_socket: SocketPath,
     strings: Strings,
+    events: Events,
     task: JoinHandle<StopOutcome>,
 }
 
@@ -49,18 +51,21 @@ impl Sandbox {
     /// # Panics
     /// Outside a tokio runtime with I/O and time enabled.
     pub async fn start(config: SandboxConfig) -> Result<Self, StartError> {
+        let events = EventSink::new(config.id().clone());
+        let from_the_start = events.events();
         let serving = Box::pin(launch::launch(&config)).await?;
         let (id, vhost_socket, api_socket) = (
             config.id().clone(),
             config.vhost_socket().clone(),
             config.api_socket().clone(),
         );
-        let (driver, strings) = Driver::new(serving, config);
+        let (driver, strings) = Driver::new(serving, config, events);
         Ok(Self {
             id,
             vhost_socket,
             api_socket,
             strings,
+            events: from_the_start,
             task: tokio::spawn(driver.run()),
         })
     }
@@ -109,6 +114,13 @@ impl Sandbox {
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
         self.strings.status.clone()
+    }
+
+    /// What has happened since the start and what happens from now on. Of a long life the oldest events are missing:
+    /// the first record's number says how many.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        self.events.from_oldest()
     }
 
     /// Resolves when the daemon is gone, asked or not.

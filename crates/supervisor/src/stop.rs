@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use nydusbox_protocol::MountPoint;
+use serde::{Deserialize, Serialize};
 
 use crate::client::CallError;
 use crate::dir::Leftover;
@@ -48,7 +49,8 @@ pub struct StopOutcome {
 }
 
 /// Which step ended the daemon.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StopStep {
     /// It ended by itself after SIGTERM.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nydusbox::protocol::MountPoint;
 use nydusbox::{
-    CallError, ExitCause, Leftover, MountError, MountOutcome, Program, Sandbox, SandboxConfig, StatusPhase,
-    StopStep, UnmountError, UnmountOutcome,
+    CallError, EventItem, Events, ExitCause, Leftover, MountError, MountOutcome, Program, Sandbox,
+    SandboxConfig, StatusPhase, StopStep, UnmountError, UnmountOutcome,
 };
 use supervisor::Place;
 
@@ -74,6 +74,72 @@ async fn mounts_are_idempotent_and_say_what_they_did() {
         assert!(sandbox.stop().await.unmount_failures.is_empty());
         place.assert_clean();
     }
+}
+
+/// What a reader has been told, as the JSON of each event without number, time and sandbox.
+async fn told(mut events: Events) -> Vec<serde_json::Value> {
+    let mut told = Vec::new();
+    while let Some(item) = events.next().await {
+        let EventItem::Record(record) = item else {
+            panic!("{item:?}")
+        };
+        assert_eq!((record.seq, record.sandbox.as_str()), (told.len() as u64, "s1"));
+        told.push(serde_json::to_value(&record.event).unwrap());
+    }
+    told
+}
+
+#[tokio::test]
+async fn a_reader_is_told_the_whole_life_in_order_whenever_it_comes() {
+    let place = Place::new();
+    let config = place
+        .config("s1", embedded("serve"))
+        .with_share(place.share())
+        .unwrap();
+    let sandbox = started(config).await;
+    let early = tokio::spawn(told(sandbox.events()));
+    let pid = sandbox.status().borrow().pid;
+    sandbox.mount(place.request("/m")).await.unwrap();
+    sandbox.mount(place.request("/m")).await.unwrap();
+    sandbox.unmount(at("/m")).await.unwrap();
+    sandbox.unmount(at("/m")).await.unwrap();
+    let late = sandbox.events();
+    drop(sandbox.stop().await);
+    let expected = serde_json::json!([
+        {"event": "started", "pid": pid, "program": FAKE},
+        {"event": "mounted", "at": "/containers"},
+        {"event": "mounted", "at": "/m"},
+        {"event": "unmounted", "at": "/m"},
+        {"event": "stopping"},
+        {"event": "unmounted", "at": "/containers"},
+        {"event": "stopped", "step": {"exited": {"status": {"signal": 15}}}, "leftovers": []},
+    ]);
+    assert_eq!(serde_json::Value::from(early.await.unwrap()), expected);
+    assert_eq!(serde_json::Value::from(told(late).await), expected);
+    place.assert_clean();
+}
+
+#[tokio::test]
+async fn a_reader_is_told_how_the_daemon_died() {
+    let place = Place::new();
+    let sandbox = started(place.config("s1", embedded("die-in-mount"))).await;
+    sandbox.mount(place.request("/m")).await.unwrap_err();
+    let events = sandbox.events();
+    drop(sandbox);
+    let told = told(events).await;
+    let exit = serde_json::json!({"cause": {"code": 5}, "last_lines": []});
+    assert_eq!(
+        told[1..3],
+        [
+            serde_json::json!({"event": "exited", "exit": exit}),
+            serde_json::json!({"event": "stopping"})
+        ]
+    );
+    assert_eq!(
+        told[3],
+        serde_json::json!({"event": "stopped", "step": {"already_gone": {"exit": exit}}, "leftovers": []})
+    );
+    assert_eq!(told.len(), 4);
 }
 
 #[tokio::test]
