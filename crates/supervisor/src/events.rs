@@ -193,7 +193,7 @@ impl Events {
     }
 
     /// Another reader, that begins with the oldest record kept now.
-    pub(crate) fn from_oldest(&self) -> Self {
+    pub(crate) fn restarted(&self) -> Self {
         Self::new(self.ring.clone())
     }
 

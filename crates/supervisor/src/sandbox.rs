@@ -120,7 +120,7 @@ impl Sandbox {
     /// the first record's number says how many.
     #[must_use]
     pub fn events(&self) -> Events {
-        self.events.from_oldest()
+        self.events.restarted()
     }
 
     /// Resolves when the daemon is gone, asked or not.
