@@ -7,118 +7,20 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::io::BufRead;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use common::{peer, told};
+use nydusbox_testkit::machine::run::{Machine, checksums, parse_checksums};
 
-use common::{Dir, guest_root, nydusbox, peer, require, told, workspace};
-
-struct Machine {
-    rootfs: PathBuf,
-    guest: PathBuf,
-    dir: Dir,
-    image: PathBuf,
-}
-
-impl Machine {
-    fn new() -> Option<Self> {
-        let given = std::env::var_os("NYDUSBOX_TEST_ROOTFS").map(PathBuf::from);
-        let rootfs = require(
-            "a Debian root file system",
-            &[given, Some(workspace().join("target/test-rootfs/rootfs"))],
-        )?;
-        let guest = guest_root()?;
-        let dir = Dir::new();
-        let image = dir.join("image");
-        let built = nydusbox()
-            .args(["image", "build"])
-            .arg(&rootfs)
-            .arg(&image)
-            .output()
-            .unwrap();
-        assert!(built.status.success(), "{:?}", told(&built));
-        Some(Self {
-            rootfs,
-            guest,
-            dir,
-            image,
-        })
-    }
-
-    fn run(&self) -> Command {
-        let mut command = nydusbox();
-        command
-            .arg("run")
-            .arg("--image")
-            .arg(&self.image)
-            .arg("--guest-root")
-            .arg(&self.guest);
-        command
-            .arg("--data-dir")
-            .arg(self.dir.join("data"))
-            .arg("--state-dir")
-            .arg(self.dir.join("state"));
-        command
-    }
-
-    /// A run whose command has started and will not end by itself.
-    fn sleeping(&self) -> Child {
-        let mut child = self
-            .run()
-            .args(["--", "sh", "-c", "echo started; sleep 600"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        std::io::BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        assert_eq!(line, "started\n");
-        child
-    }
-
-    /// After a run nothing of it is left: no directory, no process.
-    fn assert_clean(&self) {
-        let left = |name: &str| std::fs::read_dir(self.dir.join(name)).map_or(0, Iterator::count);
-        assert_eq!((left("data/run"), left("state")), (0, 0));
-        let needle = self.dir.path().to_str().unwrap().to_owned();
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let cmdline = String::from_utf8_lossy(&cmdline).into_owned();
-            assert!(!cmdline.contains(&needle), "still running: {cmdline}");
-        }
-    }
-}
-
-/// `sha256sum` of every regular file below a directory, by its path from there.
-fn checksums(root: &Path) -> BTreeMap<String, String> {
-    let output = Command::new("sh")
-        .arg("-c")
-        .arg("find . -xdev -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum")
-        .current_dir(root)
-        .output()
-        .unwrap();
-    assert!(output.status.success());
-    parse(&String::from_utf8_lossy(&output.stdout))
-}
-
-fn parse(lines: &str) -> BTreeMap<String, String> {
-    lines
-        .lines()
-        .filter_map(|l| l.split_once("  "))
-        .map(|(sum, path)| (path.to_owned(), sum.to_owned()))
-        .collect()
+fn machine() -> Option<Machine> {
+    Machine::new(env!("CARGO_BIN_EXE_nydusbox"))
 }
 
 #[test]
 fn vm_runs_the_image_with_a_share_and_gives_output_and_status_back() {
-    let Some(machine) = Machine::new() else { return };
-    let share = machine.dir.mkdir("share");
+    let Some(machine) = machine() else { return };
+    let share = machine.mkdir("share");
     let text = format!("from the host, {}\n", std::process::id());
     std::fs::write(share.join("hello"), &text).unwrap();
-    let report = machine.dir.join("report.json");
+    let report = machine.path("report.json");
     let script = r#"
         . /etc/os-release && echo "$ID $VERSION_ID"
         perl -MPOSIX -MEncode -MFile::Find -e 'print scalar(keys %INC) > 10 ? "perl ok\n" : "perl?\n"'
@@ -146,7 +48,7 @@ fn vm_runs_the_image_with_a_share_and_gives_output_and_status_back() {
     assert_eq!(code, 7);
     assert_eq!(std::fs::read_to_string(share.join("back")).unwrap(), "back\n");
     assert!(
-        !machine.rootfs.join("opt/new").exists(),
+        !machine.rootfs().join("opt/new").exists(),
         "the image's source was changed"
     );
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
@@ -163,7 +65,7 @@ fn vm_runs_the_image_with_a_share_and_gives_output_and_status_back() {
 
 #[test]
 fn vm_sees_every_file_with_the_content_of_the_host() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     let output = machine
         .run()
         .args([
@@ -176,8 +78,8 @@ fn vm_sees_every_file_with_the_content_of_the_host() {
         .unwrap();
     let (code, out, err) = told(&output);
     assert_eq!((code, err.as_str()), (0, ""));
-    let host = checksums(&machine.rootfs);
-    let guest = parse(&out);
+    let host = checksums(machine.rootfs());
+    let guest = parse_checksums(&out);
     assert!(host.len() > 1000, "only {} files on the host", host.len());
     let differing: Vec<_> = host
         .iter()
@@ -196,7 +98,7 @@ fn vm_sees_every_file_with_the_content_of_the_host() {
 #[test]
 fn vm_runs_on_a_genuine_nydusd() {
     let Some(nydusd) = peer("nydusd") else { return };
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     let output = machine
         .run()
         .arg("--daemon")
@@ -211,7 +113,7 @@ fn vm_runs_on_a_genuine_nydusd() {
 
 #[test]
 fn vm_and_daemon_go_on_ctrl_c() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     let mut child = machine.sleeping();
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
@@ -221,7 +123,7 @@ fn vm_and_daemon_go_on_ctrl_c() {
 
 #[test]
 fn vm_ends_with_a_reason_when_its_daemon_is_killed() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     let child = machine.sleeping();
     // Each thread has its own children.
     let daemon = std::fs::read_dir(format!("/proc/{}/task", child.id()))

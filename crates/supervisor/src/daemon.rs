@@ -84,3 +84,37 @@ impl Daemon {
         timeout(REAP, self.exited()).await.ok()
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::output::LogFile;
+    use nydusbox_protocol::SandboxId;
+    use std::process::{Command, Stdio};
+
+    /// Time is paused and moves only while nothing but a timer is waited for: what passes here is what a caller
+    /// waits beyond the end of the process.
+    #[tokio::test(start_paused = true)]
+    async fn last_lines_come_within_50_ms_of_the_exit_though_the_pipe_stays_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = LogFile::create(&dir.path().join("log"), &dir.path().join("log.1")).unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "sleep 1000 & echo the last line; exit 3"])
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone().unwrap())
+            .stderr(writer);
+        let output = Output::new(reader.into(), log, SandboxId::new("s1").unwrap()).unwrap();
+        let process = Process::spawn(&mut command).unwrap();
+        drop(command);
+        let begun = Instant::now();
+        let exit = Daemon::new(process, output).exited().await;
+        assert_eq!(exit.cause, ExitCause::Code(3));
+        assert_eq!(exit.last_lines, ["the last line"]);
+        let waited = begun.elapsed();
+        assert!(waited > Duration::ZERO, "the pipe was not held open");
+        assert!(waited <= Duration::from_millis(50), "{waited:?}");
+    }
+}

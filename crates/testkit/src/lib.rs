@@ -4,6 +4,7 @@
 //! - [`daemon`], [`http`]: the daemon under test as a process, and a client for its API socket;
 //! - [`peers`]: where the genuine programs are that behaviour is compared with;
 //! - [`tree`], [`image`], [`blob_server`]: source trees, RAFS images made of them, a server for their blobs;
+//! - [`machine`]: real machines under QEMU;
 //! - [`leak`]: what a test must not leave behind;
 //! - [`suite`]: one set of behaviours that runs against our daemon and the genuine one.
 //!
@@ -18,6 +19,7 @@ pub mod guest;
 pub mod http;
 pub mod image;
 pub mod leak;
+pub mod machine;
 pub mod peers;
 pub mod suite;
 pub mod tree;

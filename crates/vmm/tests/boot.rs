@@ -4,15 +4,11 @@
 //! `target/guest`. Where either is absent the tests say so and pass, unless `NYDUSBOX_REQUIRE_PEERS=1`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "boot/host.rs"]
-mod host;
-#[path = "boot/prerequisites.rs"]
-mod prerequisites;
-
 use std::fs;
 use std::time::Duration;
 
-use host::{Host, Sink, path};
+use nydusbox_testkit::machine::sink::{self, Sink};
+use nydusbox_testkit::machine::virtiofsd::{Host, path};
 use nydusbox_vmm::{GuestEvent, GuestStdio, GuestStep, SharedDir, UpperDir, Vm, VmConfig, VmOutcome};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -98,7 +94,7 @@ async fn all_output_arrives_although_the_reader_is_slow() {
     fs::write(host.dir("rootfs").join("data"), &data).unwrap();
     let mut spec = host.spec(&["sh", "-c", script]);
     spec.upper = UpperDir::GuestMemory;
-    let (stdout, mut reader) = host::slow_sink();
+    let (stdout, mut reader) = sink::slow_sink();
     let mut vm = Vm::boot(
         &VmConfig::new(spec).unwrap(),
         &host.dir("vm"),
@@ -243,7 +239,7 @@ async fn kill_ends_a_running_command_and_drop_ends_a_machine() {
     drop(vm);
     // The channel closes when the driver, and with it the child, has been dropped.
     while events.changed().await.is_ok() {}
-    host::wait_until_gone(pid).await;
+    sink::wait_until_gone(pid).await;
 }
 
 /// SIGKILL leaves its victim no time to kill anything; the guest itself notices that its host is gone.
@@ -274,7 +270,7 @@ async fn a_machine_does_not_outlive_its_owner() {
         }
     };
     owner.kill().await.unwrap();
-    host::wait_until_gone(pid).await;
+    sink::wait_until_gone(pid).await;
 }
 
 /// The process that `a_machine_does_not_outlive_its_owner` kills; nothing by itself.

@@ -1,30 +1,26 @@
 //! A real machine on a genuine nydusd, laid out as Kata does it: RAFS below, the snapshot's directory on top.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "boot/nydusd.rs"]
-mod nydusd;
-#[path = "boot/prerequisites.rs"]
-mod prerequisites;
-
 use std::fs;
-use std::sync::{Arc, Mutex};
 
+use nydusbox_testkit::machine::nydusd::KataSandbox;
+use nydusbox_testkit::machine::sink::Sink;
+use nydusbox_testkit::machine::virtiofsd::path;
 use nydusbox_vmm::{GuestStdio, SharedDir, Vm, VmConfig, VmOutcome};
-use nydusd::Sandbox;
 
 #[tokio::test]
 async fn a_rafs_image_runs_and_its_writes_reach_the_snapshot() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let Some(sandbox) = KataSandbox::new() else { return };
     // 24 MiB written without a sync: nydusd lets the guest cache writes, and the end must not lose any.
     let script = "cat /etc/greeting; echo changed >/etc/greeting; cat /etc/greeting; busybox sha256sum /data; \
                   i=0; while [ $i -lt 24 ]; do cat /data; i=$((i + 1)); done >/share/copies; cp /data /copy";
     let mut spec = sandbox.spec(&["sh", "-c", script]);
     spec.shares = vec![SharedDir {
-        source: nydusd::path("/share0"),
-        target: nydusd::path("/share"),
+        source: path("/share0"),
+        target: path("/share"),
         read_only: false,
     }];
-    let (stdout, stderr) = (Output::default(), Output::default());
+    let (stdout, stderr) = (Sink::default(), Sink::default());
     let stdio = GuestStdio::output(stdout.clone(), stderr.clone());
     let mut vm = Vm::boot(&VmConfig::new(spec).unwrap(), &sandbox.vm_dir(), stdio)
         .await
@@ -57,39 +53,4 @@ async fn a_rafs_image_runs_and_its_writes_reach_the_snapshot() {
         fs::read_to_string(sandbox.upper("etc/greeting")).unwrap(),
         "changed\n"
     );
-}
-
-/// Collects what is written to it.
-#[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
-
-impl Output {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl tokio::io::AsyncWrite for Output {
-    fn poll_write(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        std::task::Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
 }

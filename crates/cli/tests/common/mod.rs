@@ -79,15 +79,6 @@ pub fn peer(name: &str) -> Option<PathBuf> {
     )
 }
 
-/// What a microVM boots from.
-pub fn guest_root() -> Option<PathBuf> {
-    let given = std::env::var_os("NYDUSBOX_GUEST_ROOT").map(PathBuf::from);
-    require(
-        "the guest's kernel",
-        &[given, Some(workspace().join("target/guest"))],
-    )
-}
-
 /// A daemon started by the test; killed with it.
 pub struct Daemon {
     pub child: Child,

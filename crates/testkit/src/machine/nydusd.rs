@@ -7,25 +7,25 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use nydusbox_rootfs::{ContainerId, GuestPath, OverlayPlan, ShareDevice, ShareSocket};
+use nydusbox_rootfs::{ContainerId, OverlayPlan, ShareDevice, ShareSocket};
 use nydusbox_vmm::{GuestAssets, VmSpec};
 use rustix::fs::inotify;
 
-pub(crate) fn path(text: &str) -> GuestPath {
-    GuestPath::new(text).unwrap()
-}
+use super::prerequisites;
+use crate::peers::Peer;
 
 /// A nydusd serving `/containers`, `/share0` and container `c1`'s RAFS.
-pub(crate) struct Sandbox {
+#[derive(Debug)]
+pub struct KataSandbox {
     root: tempfile::TempDir,
     assets: GuestAssets,
     nydusd: Child,
 }
 
-impl Sandbox {
+impl KataSandbox {
     /// `None`, with the reason printed, where peers or guest are absent.
-    pub(crate) fn new() -> Option<Self> {
-        let (program, assets) = crate::prerequisites::find("nydusd")?;
+    pub fn new() -> Option<Self> {
+        let (program, assets) = prerequisites::find(Peer::Nydusd)?;
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
         for dir in [
@@ -130,7 +130,8 @@ impl Sandbox {
         assert!(answer.starts_with("HTTP/1.1 204"), "{mount_point}: {answer}");
     }
 
-    pub(crate) fn spec(&self, command: &[&str]) -> VmSpec {
+    /// A machine that runs `command` on the image with the snapshot on top.
+    pub fn spec(&self, command: &[&str]) -> VmSpec {
         VmSpec::new(
             self.assets.clone(),
             ShareDevice::on(ShareSocket::new(self.at("fs.sock")).unwrap()),
@@ -139,27 +140,28 @@ impl Sandbox {
         )
     }
 
-    pub(crate) fn vm_dir(&self) -> PathBuf {
+    /// An empty directory for the machine.
+    pub fn vm_dir(&self) -> PathBuf {
         self.at("vm")
     }
 
     /// A file of the image's source.
-    pub(crate) fn source(&self, name: &str) -> PathBuf {
+    pub fn source(&self, name: &str) -> PathBuf {
         self.at("source").join(name)
     }
 
     /// A file of the shared directory.
-    pub(crate) fn share(&self, name: &str) -> PathBuf {
+    pub fn share(&self, name: &str) -> PathBuf {
         self.at("share").join(name)
     }
 
     /// A file of the container's upper directory.
-    pub(crate) fn upper(&self, name: &str) -> PathBuf {
+    pub fn upper(&self, name: &str) -> PathBuf {
         self.at("shared/c1/snapshotdir/fs").join(name)
     }
 }
 
-impl Drop for Sandbox {
+impl Drop for KataSandbox {
     fn drop(&mut self) {
         let _ = self.nydusd.kill();
         let _ = self.nydusd.wait();

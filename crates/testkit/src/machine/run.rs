@@ -1,0 +1,144 @@
+//! `nydusbox run` on an image of a Debian tree: the command under test is the machine's owner.
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::prerequisites;
+
+/// A built image of a Debian tree, and directories for runs on it.
+#[derive(Debug)]
+pub struct Machine {
+    nydusbox: PathBuf,
+    rootfs: PathBuf,
+    guest: PathBuf,
+    /// With a name short enough for sockets.
+    dir: tempfile::TempDir,
+    image: PathBuf,
+}
+
+impl Machine {
+    /// Builds the image with the command under test. `None`, with the reason printed, where a prerequisite is
+    /// absent.
+    ///
+    /// # Panics
+    /// If the image cannot be built, or something is absent and must not be.
+    pub fn new(nydusbox: impl Into<PathBuf>) -> Option<Self> {
+        let nydusbox = nydusbox.into();
+        let rootfs = prerequisites::debian_rootfs()?;
+        let (guest, _) = prerequisites::guest()?;
+        let dir = tempfile::Builder::new().prefix("nb").tempdir().unwrap();
+        let image = dir.path().join("image");
+        let built = Command::new(&nydusbox)
+            .args(["image", "build"])
+            .args([&rootfs, &image])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{built:?}");
+        Some(Self {
+            nydusbox,
+            rootfs,
+            guest,
+            dir,
+            image,
+        })
+    }
+
+    /// The image's source.
+    pub fn rootfs(&self) -> &Path {
+        &self.rootfs
+    }
+
+    /// A path in a directory that goes with the machine.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A new directory there.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn mkdir(&self, name: &str) -> PathBuf {
+        let dir = self.path(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    /// `nydusbox run` on the image, so far without a command.
+    pub fn run(&self) -> Command {
+        let mut command = Command::new(&self.nydusbox);
+        command
+            .stdin(Stdio::null())
+            .arg("run")
+            .arg("--image")
+            .arg(&self.image)
+            .arg("--guest-root")
+            .arg(&self.guest)
+            .arg("--data-dir")
+            .arg(self.path("data"))
+            .arg("--state-dir")
+            .arg(self.path("state"));
+        command
+    }
+
+    /// A run whose command has started and will not end by itself.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn sleeping(&self) -> Child {
+        let mut child = self
+            .run()
+            .args(["--", "sh", "-c", "echo started; sleep 600"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "started\n");
+        child
+    }
+
+    /// After a run nothing of it is left: no directory, no process.
+    ///
+    /// # Panics
+    /// If something is.
+    pub fn assert_clean(&self) {
+        let left = |name: &str| std::fs::read_dir(self.path(name)).map_or(0, Iterator::count);
+        assert_eq!((left("data/run"), left("state")), (0, 0));
+        let needle = self.dir.path().to_str().unwrap().to_owned();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let cmdline = String::from_utf8_lossy(&cmdline).into_owned();
+            assert!(!cmdline.contains(&needle), "still running: {cmdline}");
+        }
+    }
+}
+
+/// `sha256sum` of every regular file below a directory, by its path from there.
+///
+/// # Panics
+/// If it cannot be read.
+pub fn checksums(root: &Path) -> BTreeMap<String, String> {
+    let output = Command::new("sh")
+        .arg("-c")
+        .arg("find . -xdev -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum")
+        .current_dir(root)
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    parse_checksums(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// The output of `sha256sum` as a map from path to sum.
+pub fn parse_checksums(lines: &str) -> BTreeMap<String, String> {
+    lines
+        .lines()
+        .filter_map(|l| l.split_once("  "))
+        .map(|(sum, path)| (path.to_owned(), sum.to_owned()))
+        .collect()
+}
