@@ -16,7 +16,7 @@ pub mod socket_path;
 
 pub use body::{
     ApiError, BackendCollection, BackendEntry, BuildVersion, ConfigureCommand, DaemonInfo, DaemonState,
-    FsType, LogLevel, MountCommand,
+    FsType, LogLevel, LogLevelError, MountCommand,
 };
 pub use endpoint::{Endpoint, Method};
 pub use error::ErrorCode;

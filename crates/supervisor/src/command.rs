@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use nydusbox_protocol::LogLevel;
 
 use crate::config::SandboxConfig;
+use crate::preflight::Fitted;
 use crate::program::ProgramKind;
 
 /// Descriptor the embedded daemon finds the listening vhost-user socket at.
@@ -17,16 +18,20 @@ pub(crate) const API_FD: i32 = 4;
 /// nydusd raises its limit of open files to this and exits when it may not.
 const NYDUSD_RLIMIT_NOFILE: u64 = 1_000_000;
 
-/// The arguments for the configured program. `nofile_hard` is this process' hard limit of open files, `None` for
-/// no limit.
-pub(crate) fn arguments(config: &SandboxConfig, nofile_hard: Option<u64>) -> Vec<OsString> {
+/// The arguments for the configured program. `extra` are the caller's; `nofile_hard` is this process' hard limit of
+/// open files, `None` for no limit.
+pub(crate) fn arguments(config: &SandboxConfig, extra: &Fitted, nofile_hard: Option<u64>) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec!["virtiofs".into()];
     let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
     option("--sock", config.vhost_socket().as_path().into());
     option("--apisock", config.api_socket().as_path().into());
     option(
         "--log-level",
-        log_level(config.program().kind(), config.log_level()).into(),
+        log_level(
+            config.program().kind(),
+            extra.log_level.unwrap_or(config.log_level()),
+        )
+        .into(),
     );
     match config.program().kind() {
         ProgramKind::Embedded => {
@@ -36,12 +41,13 @@ pub(crate) fn arguments(config: &SandboxConfig, nofile_hard: Option<u64>) -> Vec
         ProgramKind::Stock => {
             // Raising the hard limit needs CAP_SYS_RESOURCE, which containers commonly lack even as root; a
             // lower limit that works is better than a daemon that does not start.
-            if nofile_hard.is_some_and(|hard| hard < NYDUSD_RLIMIT_NOFILE) {
+            let too_low = nofile_hard.is_some_and(|hard| hard < NYDUSD_RLIMIT_NOFILE);
+            if too_low && !extra.sets_nofile {
                 option("--rlimit-nofile", "0".into());
             }
         }
     }
-    args.extend_from_slice(config.program().args());
+    args.extend_from_slice(&extra.args);
     args
 }
 
@@ -60,11 +66,11 @@ mod tests {
     use crate::program::Program;
     use nydusbox_protocol::SandboxId;
 
-    fn line(program: Program, nofile: Option<u64>, level: LogLevel) -> String {
+    fn line(program: Program, extra: &Fitted, nofile: Option<u64>, level: LogLevel) -> String {
         let config = SandboxConfig::new(SandboxId::new("s1").unwrap(), "/run/nb", program)
             .unwrap()
             .with_log_level(level);
-        let args = arguments(&config, nofile);
+        let args = arguments(&config, extra, nofile);
         args.iter()
             .map(|a| a.to_str().unwrap())
             .collect::<Vec<_>>()
@@ -74,7 +80,12 @@ mod tests {
     #[test]
     fn an_embedded_daemon_is_told_its_descriptors() {
         assert_eq!(
-            line(Program::embedded("/bin/sh").unwrap(), Some(1024), LogLevel::Off),
+            line(
+                Program::embedded("/bin/sh").unwrap(),
+                &Fitted::default(),
+                Some(1024),
+                LogLevel::Off
+            ),
             "virtiofs --sock /run/nb/s1/vhost.sock --apisock /run/nb/s1/api.sock --log-level off \
              --sock-fd 3 --apisock-fd 4"
         );
@@ -82,23 +93,26 @@ mod tests {
 
     #[test]
     fn a_stock_daemon_gets_only_what_it_knows() {
-        let stock = || Program::stock("/bin/sh").unwrap();
+        let stock = |nofile| {
+            let none = Fitted::default();
+            line(Program::stock("/bin/sh").unwrap(), &none, nofile, LogLevel::Off)
+        };
         let plain = "virtiofs --sock /run/nb/s1/vhost.sock --apisock /run/nb/s1/api.sock --log-level error";
-        assert_eq!(line(stock(), None, LogLevel::Off), plain);
-        assert_eq!(line(stock(), Some(1_000_000), LogLevel::Off), plain);
-        assert_eq!(
-            line(stock(), Some(999_999), LogLevel::Off),
-            format!("{plain} --rlimit-nofile 0")
-        );
+        assert_eq!(stock(None), plain);
+        assert_eq!(stock(Some(1_000_000)), plain);
+        assert_eq!(stock(Some(999_999)), format!("{plain} --rlimit-nofile 0"));
     }
 
     #[test]
-    fn further_arguments_come_last() {
-        let line = line(
-            Program::stock("/bin/sh").unwrap().with_args(["--id", "x"]),
-            None,
-            LogLevel::Info,
-        );
-        assert!(line.ends_with("--log-level info --id x"), "{line}");
+    fn the_callers_arguments_come_last_and_decide_level_and_limit() {
+        let extra = Fitted {
+            args: vec!["--rlimit-nofile".into(), "4096".into()],
+            log_level: Some(LogLevel::Debug),
+            sets_nofile: true,
+            translations: Vec::new(),
+        };
+        let program = Program::stock("/bin/sh").unwrap();
+        let line = line(program, &extra, Some(1024), LogLevel::Info);
+        assert!(line.ends_with("--log-level debug --rlimit-nofile 4096"), "{line}");
     }
 }

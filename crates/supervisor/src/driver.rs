@@ -83,6 +83,7 @@ impl Driver {
             client,
             dir,
             ledger,
+            version,
         } = serving;
         events.emit(SandboxEvent::Started {
             pid: daemon.id(),
@@ -95,7 +96,7 @@ impl Driver {
         let (stop_in, stop) = oneshot::channel();
         let (alive_in, alive) = oneshot::channel();
         let lifecycle = Lifecycle::serving(ledger, body_limit_bytes(config.program().kind()));
-        let (status, status_out) = watch::channel(snapshot(0, &lifecycle, daemon.id()));
+        let (status, status_out) = watch::channel(snapshot(0, &lifecycle, daemon.id(), &version.package_ver));
         let strings = Strings {
             requests: requests_in,
             stop: stop_in,
@@ -223,7 +224,7 @@ impl Driver {
     fn publish(&self) {
         let pid = self.daemon.id();
         self.status.send_if_modified(|status| {
-            let next = snapshot(status.generation, &self.lifecycle, pid);
+            let next = snapshot(status.generation, &self.lifecycle, pid, &status.program_version);
             let changed = next != *status;
             if changed {
                 if let StatusPhase::Exited(exit) = &next.phase {
@@ -282,7 +283,7 @@ fn body_limit_bytes(kind: ProgramKind) -> usize {
     }
 }
 
-fn snapshot(generation: u64, lifecycle: &Lifecycle, pid: u32) -> Status {
+fn snapshot(generation: u64, lifecycle: &Lifecycle, pid: u32, program_version: &str) -> Status {
     let mounts = lifecycle
         .ledger()
         .iter()
@@ -296,6 +297,7 @@ fn snapshot(generation: u64, lifecycle: &Lifecycle, pid: u32) -> Status {
         generation,
         phase: status_phase(lifecycle.phase()),
         pid,
+        program_version: program_version.to_owned(),
         mounts: mounts.collect(),
     }
 }

@@ -13,6 +13,7 @@ use crate::client::CallError;
 use crate::dir::{DirError, Leftover};
 use crate::exit::{Exit, ExitCause};
 use crate::ledger::SLOTS;
+use crate::preflight::{ArgumentError, PreflightError};
 
 /// A sandbox that did not start. Nothing of it is left but what `leftovers` names.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,12 @@ pub enum StartCause {
     /// Its directory could not be taken.
     #[error(transparent)]
     Dir(#[from] DirError),
+    /// An argument of the caller's that the daemon would not take.
+    #[error(transparent)]
+    Argument(#[from] ArgumentError),
+    /// The program could not be asked which arguments it takes.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
     /// A socket, the log file or a watch could not be made.
     #[error("{action} {path:?}")]
     Prepare {
@@ -86,6 +93,8 @@ pub enum StartCause {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WaitingFor {
+    /// The program to say which arguments it takes.
+    Preflight,
     /// The daemon to bind its API socket.
     Socket,
     /// Its first answer.
@@ -102,6 +111,7 @@ pub enum WaitingFor {
 impl std::fmt::Display for WaitingFor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Preflight => f.write_str("the program to say which arguments it takes"),
             Self::Socket => f.write_str("the daemon to bind its API socket"),
             Self::Answer => f.write_str("the daemon's first answer"),
             Self::Running { state } => write!(f, "the daemon to run (its state is {state:?})"),

@@ -3,7 +3,8 @@
 //! One daemon (the embedded one, or a stock nydusd) serves one sandbox over vhost-user. [`Sandbox::start`] checks
 //! the configuration, starts it and waits for its first answer; [`Sandbox::mount`] shares directories and mounts
 //! RAFS images; [`Sandbox::status`] and [`Sandbox::exited`] tell how it is; [`Sandbox::stop`] leaves nothing behind.
-//! Any number of sandboxes live in one process, which needs a tokio runtime; there is no global state.
+//! Any number of sandboxes live in one process, which needs a tokio runtime; there is no global state but a memo of
+//! the options that programs have.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -43,6 +44,7 @@ mod launch;
 mod ledger;
 mod lifecycle;
 mod output;
+mod preflight;
 mod process;
 mod program;
 mod readiness;
@@ -64,6 +66,7 @@ pub use exit::{Exit, ExitCause};
 pub use ledger::UnmountOutcome;
 pub use lifecycle::MountOutcome;
 pub use nydusbox_protocol as protocol;
+pub use preflight::{ArgumentError, PreflightError};
 pub use program::{Program, ProgramError, ProgramKind};
 pub use request::{MountRequest, MountRequestError};
 pub use sandbox::Sandbox;

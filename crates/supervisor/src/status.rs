@@ -14,6 +14,8 @@ pub struct Status {
     pub phase: StatusPhase,
     /// The daemon's process id, for people; it may be gone.
     pub pid: u32,
+    /// The version the daemon names in its answers; `unknown` when it was built outside its repository.
+    pub program_version: String,
     /// What is mounted, in the order of the places.
     pub mounts: Vec<MountStatus>,
 }

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use nydusbox::protocol::{ContainerId, MountPoint};
 use nydusbox::{
-    CallError, ExitCause, MountError, MountOutcome, MountRequest, Program, Sandbox, StartCause, StopStep,
-    UnmountOutcome,
+    ArgumentError, CallError, ExitCause, MountError, MountOutcome, MountRequest, PreflightError, Program,
+    Sandbox, StartCause, StopStep, UnmountOutcome,
 };
 use supervisor::Place;
 
@@ -242,9 +242,65 @@ async fn while_the_frontend_is_connected_it_costs_the_grace() {
     place.assert_clean();
 }
 
+/// It exits with status 2 when it is given them.
+#[tokio::test]
+async fn katas_default_arguments_are_translated() {
+    let args = [
+        "--thread-pool-size=1",
+        "--announce-submounts",
+        "--hybrid-mode",
+        "--log-level=debug",
+    ];
+    let program = nydusd_or_skip!().with_args(args);
+    let place = Place::new();
+    let sandbox = Sandbox::start(place.config("s1", program)).await.unwrap();
+    let pid = sandbox.status().borrow().pid;
+    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(
+        line.contains("--log-level\0debug") && !line.contains("hybrid"),
+        "{line:?}"
+    );
+    drop(sandbox.stop().await);
+    place.assert_clean();
+}
+
+#[tokio::test]
+async fn an_argument_it_does_not_have_is_refused_before_anything_runs() {
+    let program = nydusd_or_skip!().with_args(["--backend-source", "x"]);
+    let place = Place::new();
+    for _ in 0..2 {
+        let error = Sandbox::start(place.config("s1", program.clone()))
+            .await
+            .unwrap_err();
+        match *error.cause {
+            StartCause::Argument(ArgumentError::Unknown { ref argument, .. }) => {
+                assert_eq!(argument, "--backend-source");
+            }
+            ref other => panic!("{other:?}"),
+        }
+        assert!(!place.path("state").exists(), "nothing was made");
+    }
+    place.assert_clean();
+}
+
+#[tokio::test]
+async fn one_without_virtiofs_is_told_so() {
+    let program = Program::stock("/bin/cat").unwrap().with_args(["--id", "x"]);
+    let place = Place::new();
+    let error = Sandbox::start(place.config("s1", program)).await.unwrap_err();
+    assert!(
+        matches!(
+            *error.cause,
+            StartCause::Preflight(PreflightError::NoVirtiofs { .. })
+        ),
+        "{error:?}"
+    );
+    place.assert_clean();
+}
+
 #[tokio::test]
 async fn arguments_it_refuses_are_shown_in_its_own_words() {
-    let program = nydusd_or_skip!().with_args(["--thread-pool-size=1", "--announce-submounts"]);
+    let program = nydusd_or_skip!().with_args(["--log-rotation-size", "large"]);
     let place = Place::new();
     let error = Sandbox::start(place.config("s1", program)).await.unwrap_err();
     assert!(
@@ -252,7 +308,7 @@ async fn arguments_it_refuses_are_shown_in_its_own_words() {
         "{error:?}"
     );
     assert!(
-        error.last_lines.iter().any(|l| l.contains("--thread-pool-size")),
+        error.last_lines.iter().any(|l| l.contains("--log-rotation-size")),
         "{:?}",
         error.last_lines
     );

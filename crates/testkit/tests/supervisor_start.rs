@@ -93,6 +93,10 @@ async fn output_that_is_no_text_is_shown_as_far_as_it_is() {
 #[tokio::test]
 async fn the_deadline_says_what_was_waited_for() {
     for (program, expected) in [
+        (
+            stock("help-hangs").with_args(["--log-file", "x"]),
+            WaitingFor::Preflight,
+        ),
         (stock("never-binds"), WaitingFor::Socket),
         (embedded("never-binds"), WaitingFor::Answer),
         (stock("wedge"), WaitingFor::Answer),

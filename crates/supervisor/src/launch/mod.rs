@@ -9,8 +9,8 @@ mod planned;
 mod spawned;
 mod watch;
 
-use nydusbox_protocol::SandboxId;
-use tokio::time::Instant;
+use nydusbox_protocol::{BuildVersion, SandboxId};
+use tokio::time::{Instant, timeout_at};
 
 use crate::client::ApiClient;
 use crate::config::SandboxConfig;
@@ -18,6 +18,7 @@ use crate::daemon::Daemon;
 use crate::dir::SandboxDir;
 use crate::error::{StartCause, StartError, WaitingFor};
 use crate::ledger::Ledger;
+use crate::preflight::{self, Translation};
 use planned::Planned;
 
 /// A daemon that serves.
@@ -27,6 +28,8 @@ pub(crate) struct Serving {
     pub(crate) client: ApiClient,
     pub(crate) dir: SandboxDir,
     pub(crate) ledger: Ledger,
+    /// What the daemon says it was built from.
+    pub(crate) version: BuildVersion,
 }
 
 /// Starts a daemon and shares the configured directory.
@@ -35,8 +38,15 @@ pub(crate) async fn launch(config: &SandboxConfig) -> Result<Serving, StartError
         at: Instant::now() + config.start_deadline(),
         after: config.start_deadline(),
     };
+    let extra = timeout_at(deadline.at, preflight::arguments(config.program()))
+        .await
+        .unwrap_or_else(|_| Err(deadline.missed(WaitingFor::Preflight)))
+        .map_err(|cause| failed(config.id(), cause))?;
+    for Translation { argument, reason } in &extra.translations {
+        tracing::info!(sandbox = %config.id(), argument, "{reason}");
+    }
     let planned = Planned::plan(config)?;
-    let spawned = planned.spawn(config)?;
+    let spawned = planned.spawn(config, &extra)?;
     let answering = spawned.answering(config, deadline).await?;
     answering.serving(config, deadline).await
 }

@@ -18,6 +18,7 @@ use crate::daemon::Daemon;
 use crate::dir::{LOG, LOG_OLD, SandboxDir};
 use crate::error::{StartCause, StartError};
 use crate::output::{LogFile, Output};
+use crate::preflight::Fitted;
 use crate::process::Process;
 use crate::program::ProgramKind;
 
@@ -47,9 +48,9 @@ impl Planned {
         }
     }
 
-    pub(super) fn spawn(self, config: &SandboxConfig) -> Result<Spawned, StartError> {
+    pub(super) fn spawn(self, config: &SandboxConfig, extra: &Fitted) -> Result<Spawned, StartError> {
         let Self { sockets, log, dir } = self;
-        match start(config, sockets, log) {
+        match start(config, extra, sockets, log) {
             Ok((daemon, watch)) => {
                 tracing::debug!(sandbox = %config.id(), pid = daemon.id(), "daemon spawned");
                 Ok(Spawned::new(daemon, dir, watch))
@@ -96,12 +97,21 @@ fn prepare(config: &SandboxConfig, dir: &SandboxDir) -> Result<(Sockets, LogFile
     Ok((sockets, log))
 }
 
-fn start(config: &SandboxConfig, sockets: Sockets, log: LogFile) -> io::Result<(Daemon, Option<DirWatch>)> {
+fn start(
+    config: &SandboxConfig,
+    extra: &Fitted,
+    sockets: Sockets,
+    log: LogFile,
+) -> io::Result<(Daemon, Option<DirWatch>)> {
     let (reader, writer) = io::pipe()?;
     let program = config.program();
     let mut command = Command::new(program.exe());
     command
-        .args(command::arguments(config, getrlimit(Resource::Nofile).maximum))
+        .args(command::arguments(
+            config,
+            extra,
+            getrlimit(Resource::Nofile).maximum,
+        ))
         .envs(program.env())
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)

@@ -4,7 +4,7 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use nydusbox_protocol::{DaemonState, MountPoint, SandboxId};
+use nydusbox_protocol::{BuildVersion, DaemonState, MountPoint, SandboxId};
 use tokio::time::{sleep, timeout, timeout_at};
 
 use super::watch::DirWatch;
@@ -40,6 +40,7 @@ pub(super) struct Answering {
     client: ApiClient,
     daemon: Daemon,
     dir: SandboxDir,
+    version: BuildVersion,
 }
 
 impl Spawned {
@@ -68,7 +69,8 @@ impl Spawned {
             },
         };
         match result {
-            Ok(()) => Ok(Answering {
+            Ok(version) => Ok(Answering {
+                version,
                 client,
                 daemon: self.daemon,
                 dir: self.dir,
@@ -100,6 +102,7 @@ impl Answering {
             client: self.client,
             dir: self.dir,
             ledger,
+            version: self.version,
         })
     }
 
@@ -173,17 +176,17 @@ async fn first_answer(
     watch: Option<&mut DirWatch>,
     config: &SandboxConfig,
     waiting_for: &mut WaitingFor,
-) -> Result<(), StartCause> {
+) -> Result<BuildVersion, StartCause> {
     if let Some(watch) = watch {
         connected(client, watch, config).await?;
     }
     *waiting_for = WaitingFor::Answer;
     loop {
-        let state = client.daemon_info().await.map_err(StartCause::Api)?.state;
-        if state == DaemonState::Running {
-            return Ok(());
+        let info = client.daemon_info().await.map_err(StartCause::Api)?;
+        if info.state == DaemonState::Running {
+            return Ok(info.version);
         }
-        *waiting_for = WaitingFor::Running { state };
+        *waiting_for = WaitingFor::Running { state: info.state };
         sleep(STATE_RETRY).await;
     }
 }

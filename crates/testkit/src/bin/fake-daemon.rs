@@ -38,6 +38,8 @@ enum Behaviour {
     LongLine,
     /// `flood`: prints without pause while it serves.
     Flood,
+    /// `help-hangs`: says nothing when asked for its options; serves otherwise.
+    HelpHangs,
     /// `not-utf8`: prints bytes that are no text, then exits with status 3.
     NotUtf8,
     /// Serves, with a flaw in its answers.
@@ -60,11 +62,23 @@ impl Behaviour {
             "ignore-sigterm" => Self::IgnoreSigterm,
             "long-line" => Self::LongLine,
             "flood" => Self::Flood,
+            "help-hangs" => Self::HelpHangs,
             "not-utf8" => Self::NotUtf8,
             name => Self::Flawed(Conduct::parse(name)?),
         })
     }
 }
+
+/// In clap's layout, which the supervisor reads.
+const HELP: &str = "Options:
+  -A, --apisock <apisock>
+      --sock <sock>
+      --sock-fd <fd>
+      --apisock-fd <fd>
+      --log-level <log-level>
+      --rlimit-nofile <number>
+      --log-file <file>
+";
 
 #[derive(Debug, Default)]
 struct Arguments {
@@ -127,7 +141,7 @@ fn sleep_for_ever() -> ! {
 
 fn run(behaviour: Behaviour, arguments: &Arguments) -> io::Result<ExitCode> {
     match behaviour {
-        Behaviour::Serve => serve(arguments, Conduct::Good),
+        Behaviour::Serve | Behaviour::HelpHangs => serve(arguments, Conduct::Good),
         Behaviour::Flawed(conduct) => serve(arguments, conduct),
         Behaviour::Exit { code, lines } => {
             let mut err = io::stderr().lock();
@@ -180,6 +194,13 @@ fn main() -> ExitCode {
         eprintln!("fake-daemon: no behaviour {text:?}");
         return ExitCode::from(100);
     };
+    if std::env::args().nth(2).as_deref() == Some("--help") {
+        if behaviour == Behaviour::HelpHangs {
+            sleep_for_ever();
+        }
+        print!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
     let result = arguments()
         .map_err(io::Error::other)
         .and_then(|arguments| run(behaviour, &arguments));
