@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use common::Dir;
 use nydusbox::protocol::{ContainerId, MountPoint, SandboxId};
 use nydusbox::{
-    CallError, ExitCause, MountError, MountOutcome, MountRequest, Program, Sandbox, SandboxConfig,
-    StopOutcome, StopStep, UnmountOutcome,
+    ArgumentError, CallError, ExitCause, MountError, MountOutcome, MountRequest, Program, Sandbox,
+    SandboxConfig, StartCause, StopOutcome, StopStep, UnmountOutcome,
 };
 
 fn config(dir: &Dir, id: &str) -> SandboxConfig {
@@ -47,6 +47,36 @@ fn assert_clean(dir: &Dir) {
 
 fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// The supervisor does not ask this daemon for its options: it has a list, and this is the list's check.
+#[tokio::test]
+async fn the_options_the_supervisor_knows_are_those_the_command_has() {
+    let dir = Dir::new();
+    let program = Program::embedded(env!("CARGO_BIN_EXE_nydusbox"))
+        .unwrap()
+        .with_args(["--no-such-option"]);
+    let config = SandboxConfig::new(SandboxId::new("s1").unwrap(), dir.mkdir("state"), program).unwrap();
+    let error = Sandbox::start(config).await.unwrap_err();
+    let StartCause::Argument(ArgumentError::Unknown { known, .. }) = *error.cause else {
+        panic!("{error:?}")
+    };
+    let help = std::process::Command::new(env!("CARGO_BIN_EXE_nydusbox"))
+        .args(["virtiofs", "--help"])
+        .output()
+        .unwrap();
+    let mut options: Vec<String> = String::from_utf8(help.stdout)
+        .unwrap()
+        .lines()
+        .filter_map(|line| {
+            let line = line.trim_start();
+            let (_, long) = line.starts_with('-').then(|| line.split_once("--"))??;
+            Some(long.split([' ', '=']).next()?.to_owned())
+        })
+        .collect();
+    options.sort_unstable();
+    assert_eq!(known, options);
+    assert_clean(&dir);
 }
 
 #[tokio::test]

@@ -73,9 +73,9 @@ pub enum SandboxEvent {
         /// How many reads failed since the last such event.
         count: u64,
     },
-    /// A limit that was asked for could not be applied; the sandbox runs without it.
+    /// A limit or an argument that was asked for could not be applied as it was; the sandbox runs without it.
     Degraded {
-        /// The limit.
+        /// The limit or the argument.
         what: String,
         /// Why not.
         reason: String,

@@ -53,7 +53,7 @@ impl Sandbox {
     pub async fn start(config: SandboxConfig) -> Result<Self, StartError> {
         let events = EventSink::new(config.id().clone());
         let from_the_start = events.events();
-        let serving = Box::pin(launch::launch(&config)).await?;
+        let serving = Box::pin(launch::launch(&config, &events)).await?;
         let (id, vhost_socket, api_socket) = (
             config.id().clone(),
             config.vhost_socket().clone(),

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use nydusbox::protocol::{ContainerId, MountPoint};
 use nydusbox::{
-    ArgumentError, CallError, ExitCause, MountError, MountOutcome, MountRequest, PreflightError, Program,
-    Sandbox, StartCause, StopStep, UnmountOutcome,
+    ArgumentError, CallError, EventItem, ExitCause, MountError, MountOutcome, MountRequest, PreflightError,
+    Program, Sandbox, SandboxEvent, StartCause, StopStep, UnmountOutcome,
 };
 use supervisor::Place;
 
@@ -260,6 +260,22 @@ async fn katas_default_arguments_are_translated() {
         line.contains("--log-level\0debug") && !line.contains("hybrid"),
         "{line:?}"
     );
+    let mut events = sandbox.events();
+    let mut changed = Vec::new();
+    while let Some(EventItem::Record(record)) = events.try_next() {
+        if let SandboxEvent::Degraded { what, .. } = record.event {
+            changed.push(what);
+        }
+    }
+    assert_eq!(
+        changed,
+        [
+            "--thread-pool-size",
+            "--announce-submounts",
+            "--hybrid-mode",
+            "--log-level"
+        ]
+    );
     drop(sandbox.stop().await);
     place.assert_clean();
 }
@@ -300,7 +316,7 @@ async fn one_without_virtiofs_is_told_so() {
 
 #[tokio::test]
 async fn arguments_it_refuses_are_shown_in_its_own_words() {
-    let program = nydusd_or_skip!().with_args(["--log-rotation-size", "large"]);
+    let program = nydusd_or_skip!().with_args(["--supervisor", "/run/s"]);
     let place = Place::new();
     let error = Sandbox::start(place.config("s1", program)).await.unwrap_err();
     assert!(
@@ -308,7 +324,7 @@ async fn arguments_it_refuses_are_shown_in_its_own_words() {
         "{error:?}"
     );
     assert!(
-        error.last_lines.iter().any(|l| l.contains("--log-rotation-size")),
+        error.last_lines.iter().any(|l| l.contains("--id <id>")),
         "{:?}",
         error.last_lines
     );

@@ -17,6 +17,7 @@ use crate::config::SandboxConfig;
 use crate::daemon::Daemon;
 use crate::dir::SandboxDir;
 use crate::error::{StartCause, StartError, WaitingFor};
+use crate::events::{EventSink, SandboxEvent};
 use crate::ledger::Ledger;
 use crate::preflight::{self, Translation};
 use planned::Planned;
@@ -32,8 +33,8 @@ pub(crate) struct Serving {
     pub(crate) version: BuildVersion,
 }
 
-/// Starts a daemon and shares the configured directory.
-pub(crate) async fn launch(config: &SandboxConfig) -> Result<Serving, StartError> {
+/// Starts a daemon and shares the configured directory. What could not be had as asked for is an event.
+pub(crate) async fn launch(config: &SandboxConfig, events: &EventSink) -> Result<Serving, StartError> {
     let deadline = Deadline {
         at: Instant::now() + config.start_deadline(),
         after: config.start_deadline(),
@@ -43,7 +44,10 @@ pub(crate) async fn launch(config: &SandboxConfig) -> Result<Serving, StartError
         .unwrap_or_else(|_| Err(deadline.missed(WaitingFor::Preflight)))
         .map_err(|cause| failed(config.id(), cause))?;
     for Translation { argument, reason } in &extra.translations {
-        tracing::info!(sandbox = %config.id(), argument, "{reason}");
+        events.emit(SandboxEvent::Degraded {
+            what: argument.clone(),
+            reason: (*reason).to_owned(),
+        });
     }
     let planned = Planned::plan(config)?;
     let spawned = planned.spawn(config, &extra)?;
