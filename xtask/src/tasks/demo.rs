@@ -5,7 +5,9 @@
 mod table;
 
 use std::fs;
-use std::path::Path;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::thread;
 
 use table::Report;
 
@@ -39,17 +41,12 @@ echo "written by the guest, whose kernel is $(uname -r)" > /share/from-guest
 
 pub(crate) fn run(workspace: &Workspace) -> Result<(), TaskError> {
     debian::ensure(&[debian::BUILD, debian::VM, debian::ROOTFS])?;
-    Cmd::cargo()
-        .words("build --release --locked --package nydusbox-cli")
-        .dir(workspace.root())
-        .shown()?;
-    let nydusbox = workspace.release_binary();
-    let guest = guest::ensure(workspace)?;
     let demo = workspace.demo();
     let image = demo.join("image");
+    let (guest, rootfs) = provide(workspace, !image.exists())?;
+    let nydusbox = workspace.release_binary();
     make_dir(&demo)?;
-    if !image.exists() {
-        let rootfs = rootfs::ensure_archive(workspace)?;
+    if let Some(rootfs) = rootfs {
         Cmd::new(&nydusbox)
             .words("image build")
             .arg(&rootfs)
@@ -87,6 +84,26 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), TaskError> {
         serde_json::from_str(&read(&report)?).map_err(|source| TaskError::Report { path: report, source })?;
     print!("\n{report}");
     Ok(())
+}
+
+/// Builds the command and, meanwhile, makes what the machine consists of: the one waits for the processors, the
+/// other for the network. The guest's directory, and the root file system where one is wanted.
+fn provide(workspace: &Workspace, want_rootfs: bool) -> Result<(PathBuf, Option<PathBuf>), TaskError> {
+    thread::scope(|scope| {
+        let machine = scope.spawn(|| -> Result<_, TaskError> {
+            let rootfs = want_rootfs
+                .then(|| rootfs::ensure_archive(workspace))
+                .transpose()?;
+            Ok((guest::ensure(workspace)?, rootfs))
+        });
+        let built = Cmd::cargo()
+            .words("build --release --locked --package nydusbox-cli")
+            .dir(workspace.root())
+            .shown();
+        let machine = machine.join().unwrap_or_else(|panic| resume_unwind(panic));
+        built?;
+        machine
+    })
 }
 
 fn write(path: &Path, text: &str) -> Result<(), TaskError> {
