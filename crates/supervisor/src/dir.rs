@@ -83,6 +83,15 @@ pub enum Leftover {
         #[source]
         source: io::Error,
     },
+    /// A mount that could not be taken away, or is not the one that was made.
+    #[error("unmount {path:?}")]
+    Mount {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A process that was killed and did not end.
     #[error("end process {pid}: it was killed and is still there")]
     Process {

@@ -1,0 +1,259 @@
+//! A snapshot's directory made visible in the share: the bind mount at `<share>/<container>/snapshotdir`.
+//!
+//! The guest writes into the share, so nothing in it is trusted: every component is opened without following a
+//! symlink, below the descriptor of the one before. What is unmounted must be the very directory that was bound,
+//! by device and inode; directories are removed only if they were made here, only when empty, never as a tree.
+//! The files below `fs/` and `work/` are not touched by anything in this file. Whoever calls [`Bind::make`] has
+//! written the [`Bind`] down before ([`crate::state`]), so that [`Bind::undo`] can be done by someone else.
+//! The steps on the file system are in [`steps`].
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nydusbox_protocol::ContainerId;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::dir::Leftover;
+
+mod steps;
+
+use steps::{Detached, Share};
+
+/// Where a container's snapshot directory appears, in the container's directory of the share.
+const SNAPSHOTDIR: &str = "snapshotdir";
+/// Where the guest mounts the container's overlay.
+const ROOTFS: &str = "rootfs";
+
+/// Why a snapshot's directory could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// Mounting takes CAP_SYS_ADMIN in the user namespace that owns this mount namespace.
+    #[error("bind {source_dir:?} at {target:?}: mounting needs CAP_SYS_ADMIN in this mount namespace")]
+    NotPermitted {
+        /// The snapshot's directory.
+        source_dir: PathBuf,
+        /// Where it was to appear.
+        target: PathBuf,
+    },
+    /// A symlink in a path; following it could lead anywhere.
+    #[error("use {path:?}: it has a symlink in it")]
+    Symlink {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A mount is in the way.
+    #[error("use {path:?}: something is mounted there")]
+    Occupied {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The directory is not the one it was when it was asked for.
+    #[error("bind {path:?}: it was replaced meanwhile")]
+    Replaced {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A step failed.
+    #[error("{action} {path:?}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A directory by what it is, not by what it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Inode {
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+}
+
+/// Which directories of the share are made for the bind; the others were there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Made {
+    pub(crate) container: bool,
+    pub(crate) snapshotdir: bool,
+    pub(crate) rootfs: bool,
+}
+
+/// One snapshot directory in the share: planned, made or undone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Bind {
+    pub(crate) share: PathBuf,
+    pub(crate) container: ContainerId,
+    pub(crate) source: PathBuf,
+    pub(crate) inode: Inode,
+    pub(crate) made: Made,
+    /// The mount's number in `/proc/self/mountinfo`, once it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mount_id: Option<u64>,
+}
+
+impl Bind {
+    /// Looks at both ends and says what is to be done; changes nothing.
+    pub(crate) fn plan(share: &Path, container: &ContainerId, source: &Path) -> Result<Self, BindError> {
+        let (_fd, inode) = steps::open_source(source)?;
+        let made = match Share::open(share)?.container(container) {
+            Ok(dir) => Made {
+                container: false,
+                snapshotdir: !dir.has(SNAPSHOTDIR)?,
+                rootfs: !dir.has(ROOTFS)?,
+            },
+            Err(BindError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Made {
+                container: true,
+                snapshotdir: true,
+                rootfs: true,
+            },
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            share: share.to_owned(),
+            container: container.clone(),
+            source: source.to_owned(),
+            inode,
+            made,
+            mount_id: None,
+        })
+    }
+
+    /// Whether both put the same directory at the same place.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (&self.share, &self.container, self.inode) == (&other.share, &other.container, other.inode)
+    }
+
+    /// Makes the directories and the mount. On an error what was done so far is undone.
+    pub(crate) fn make(&mut self) -> Result<(), BindError> {
+        match self.try_make() {
+            Ok(mount_id) => {
+                self.mount_id = mount_id;
+                Ok(())
+            }
+            Err(error) => {
+                for left in self.undo() {
+                    tracing::warn!(error = &left as &dyn std::error::Error, "left behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn try_make(&self) -> Result<Option<u64>, BindError> {
+        let (source, inode) = steps::open_source(&self.source)?;
+        if inode != self.inode {
+            return Err(BindError::Replaced {
+                path: self.source.clone(),
+            });
+        }
+        let share = Share::open(&self.share)?;
+        if self.made.container {
+            share.make_container(&self.container)?;
+        }
+        let dir = share.container(&self.container)?;
+        if self.made.rootfs {
+            dir.make(ROOTFS)?;
+        }
+        if self.made.snapshotdir {
+            dir.make(SNAPSHOTDIR)?;
+        }
+        dir.attach(&source, &self.source, SNAPSHOTDIR)
+    }
+
+    /// Whether the snapshot's directory is mounted where it should be.
+    pub(crate) fn is_made(&self) -> bool {
+        Share::open(&self.share)
+            .and_then(|share| share.container(&self.container)?.mounted(SNAPSHOTDIR))
+            .is_ok_and(|mounted| mounted == Some(self.inode))
+    }
+
+    /// Takes the mount and the directories away, each whatever became of the others; says what is left. What is
+    /// gone already is no failure.
+    pub(crate) fn undo(&self) -> Vec<Leftover> {
+        let mut left = Vec::new();
+        let share = match Share::open(&self.share) {
+            Ok(share) => share,
+            Err(error) => {
+                note(&mut left, &self.share, error);
+                return left;
+            }
+        };
+        let path = self.share.join(self.container.as_str());
+        let dir = share.container(&self.container);
+        let detached = dir.as_ref().map(|dir| dir.detach(SNAPSHOTDIR, self.inode));
+        match detached {
+            Ok(Ok(Detached::Ours)) => {}
+            // It may have moved: the guest can rename the container's directory, the mount goes along.
+            Ok(Ok(Detached::Nothing)) | Err(_) => self.undo_elsewhere(&mut left),
+            Ok(Ok(Detached::Foreign)) => left.push(Leftover::Mount {
+                path: path.join(SNAPSHOTDIR),
+                source: io::Error::other("something else is mounted there"),
+            }),
+            Ok(Err(error)) => left.push(Leftover::Mount {
+                path: path.join(SNAPSHOTDIR),
+                source: io::Error::other(error),
+            }),
+        }
+        match dir {
+            Ok(dir) => {
+                for (name, made) in [(SNAPSHOTDIR, self.made.snapshotdir), (ROOTFS, self.made.rootfs)] {
+                    if made && let Err(error) = dir.remove(name) {
+                        note(&mut left, &path.join(name), error);
+                    }
+                }
+            }
+            Err(error) => note(&mut left, &path, error),
+        }
+        if self.made.container
+            && left.is_empty()
+            && let Err(error) = share.remove_container(&self.container)
+        {
+            note(&mut left, &path, error);
+        }
+        left
+    }
+
+    fn undo_elsewhere(&self, left: &mut Vec<Leftover>) {
+        let Some((path, outcome)) = self.mount_id.and_then(|id| steps::detach_by_id(id, self.inode)) else {
+            return;
+        };
+        match outcome {
+            Ok(()) => tracing::info!(path = %path.display(), "unmounted a snapshot directory that had moved"),
+            Err(source) => left.push(Leftover::Mount { path, source }),
+        }
+    }
+}
+
+fn note(left: &mut Vec<Leftover>, path: &Path, error: BindError) {
+    let source = match error {
+        BindError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => return,
+        BindError::Io { source, .. } => source,
+        other => io::Error::other(other),
+    };
+    left.push(Leftover::Path {
+        path: path.to_owned(),
+        source,
+    });
+}
+
+fn failed(action: &'static str, path: &Path, errno: Errno) -> BindError {
+    let path = path.to_owned();
+    match errno {
+        Errno::LOOP => BindError::Symlink { path },
+        Errno::XDEV => BindError::Occupied { path },
+        errno => BindError::Io {
+            action,
+            path,
+            source: errno.into(),
+        },
+    }
+}
+
+#[cfg(test)]
+#[path = "binds_tests.rs"]
+mod tests;

@@ -1,0 +1,220 @@
+//! Binds as root in a mount namespace of the test's own, against what a guest or a mistake could have put there.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+
+use super::*;
+
+/// A share and a snapshot, in a mount namespace that ends with the test's thread.
+struct Scene {
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    /// `None`, said aloud, where mounting is not permitted.
+    fn new() -> Option<Self> {
+        #[expect(deprecated, reason = "a mount namespace is no table of descriptors; its successor is unsafe")]
+        let own = rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).and_then(|()| {
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        });
+        if let Err(errno) = own {
+            assert!(std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_none(), "mount: {errno}");
+            println!("skipped: no mount namespace of its own: {errno}");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["share", "snapshot/fs", "snapshot/work"] {
+            fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        fs::write(dir.path().join("snapshot/fs/precious"), "x").unwrap();
+        Some(Self { dir })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn plan(&self) -> Result<Bind, BindError> {
+        let container = ContainerId::new("c1").unwrap();
+        Bind::plan(&self.path("share"), &container, &self.path("snapshot"))
+    }
+
+    fn made(&self) -> Bind {
+        let mut bind = self.plan().unwrap();
+        bind.make().unwrap();
+        bind
+    }
+
+    fn share_is_empty(&self) -> bool {
+        fs::read_dir(self.path("share")).unwrap().next().is_none()
+    }
+
+    fn mounts(&self) -> Vec<String> {
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let dir = self.dir.path().to_str().unwrap();
+        let at = |line: &str| line.split(' ').nth(4).unwrap().to_owned();
+        table.lines().map(at).filter(|m| m.starts_with(dir)).collect()
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let precious = self.path("snapshot/fs/precious");
+        assert!(std::thread::panicking() || precious.exists(), "the snapshot's files are gone");
+        for mount in self.mounts() {
+            let _ = unmount(mount, UnmountFlags::DETACH);
+        }
+    }
+}
+
+macro_rules! scene_or_skip {
+    () => {
+        match Scene::new() {
+            Some(scene) => scene,
+            None => return,
+        }
+    };
+}
+
+#[test]
+fn the_snapshot_appears_in_the_share_and_goes_without_a_trace() {
+    let scene = scene_or_skip!();
+    let bind = scene.made();
+    assert!(bind.is_made());
+    fs::write(scene.path("share/c1/snapshotdir/fs/new"), "guest").unwrap();
+    assert_eq!(fs::read_to_string(scene.path("snapshot/fs/new")).unwrap(), "guest");
+    assert!(scene.path("share/c1/rootfs").is_dir());
+    assert!(bind.undo().is_empty());
+    assert!(!bind.is_made() && scene.share_is_empty() && scene.mounts().is_empty());
+    assert!(bind.undo().is_empty(), "again is no failure");
+}
+
+#[test]
+fn a_file_held_open_does_not_hold_the_mount() {
+    let scene = scene_or_skip!();
+    let bind = scene.made();
+    let held = fs::File::open(scene.path("share/c1/snapshotdir/fs/precious")).unwrap();
+    assert!(bind.undo().is_empty());
+    assert!(scene.mounts().is_empty() && scene.share_is_empty());
+    drop(held);
+}
+
+#[test]
+fn mounts_below_one_end_do_not_appear_at_the_other() {
+    let scene = scene_or_skip!();
+    mount_bind(scene.path("snapshot"), scene.path("snapshot")).unwrap();
+    mount_change(scene.path("snapshot"), MountPropagationFlags::SHARED).unwrap();
+    let bind = scene.made();
+    mount_bind(scene.path("share/c1/rootfs"), scene.path("share/c1/snapshotdir/work")).unwrap();
+    let work = scene.path("snapshot/work");
+    assert!(!scene.mounts().contains(&work.to_str().unwrap().to_owned()));
+    // What is mounted inside goes with the lazy unmount, and is not entered.
+    assert!(bind.undo().is_empty());
+    assert!(scene.share_is_empty());
+}
+
+#[test]
+fn directories_that_were_there_stay() {
+    let scene = scene_or_skip!();
+    fs::create_dir_all(scene.path("share/c1/rootfs")).unwrap();
+    let bind = scene.made();
+    assert!(bind.undo().is_empty());
+    assert!(scene.path("share/c1/rootfs").is_dir());
+    assert!(!scene.path("share/c1/snapshotdir").exists());
+}
+
+#[test]
+fn what_the_guest_wrote_beside_it_is_left_and_named() {
+    let scene = scene_or_skip!();
+    let bind = scene.made();
+    fs::write(scene.path("share/c1/rootfs/file"), "").unwrap();
+    match bind.undo().as_slice() {
+        [Leftover::Path { path, .. }] => assert_eq!(path, &scene.path("share/c1/rootfs")),
+        other => panic!("{other:?}"),
+    }
+    assert!(scene.mounts().is_empty(), "the mount goes all the same");
+    assert!(scene.path("share/c1/rootfs/file").exists());
+    fs::remove_file(scene.path("share/c1/rootfs/file")).unwrap();
+    assert!(bind.undo().is_empty());
+    assert!(scene.share_is_empty());
+}
+
+#[test]
+fn a_symlink_is_refused_wherever_it_is() {
+    let scene = scene_or_skip!();
+    fs::create_dir(scene.path("elsewhere")).unwrap();
+    symlink(scene.path("elsewhere"), scene.path("share/c1")).unwrap();
+    assert!(matches!(scene.plan(), Err(BindError::Symlink { .. })));
+    fs::remove_file(scene.path("share/c1")).unwrap();
+
+    fs::create_dir(scene.path("share/c1")).unwrap();
+    symlink(scene.path("elsewhere"), scene.path("share/c1/snapshotdir")).unwrap();
+    assert!(matches!(scene.plan().unwrap().make(), Err(BindError::Symlink { .. })));
+    assert!(scene.path("share/c1/snapshotdir").is_symlink());
+
+    symlink(scene.path("snapshot"), scene.path("link")).unwrap();
+    let container = ContainerId::new("c2").unwrap();
+    let plan = |source: &str| Bind::plan(&scene.path("share"), &container, &scene.path(source));
+    assert!(matches!(plan("link"), Err(BindError::Symlink { .. })));
+    assert!(matches!(plan("link/fs"), Err(BindError::Symlink { .. })));
+    assert_eq!(fs::read_dir(scene.path("elsewhere")).unwrap().count(), 0);
+    assert!(scene.mounts().is_empty());
+}
+
+#[test]
+fn a_symlink_put_in_place_of_the_container_is_not_followed_by_the_clean_up() {
+    let scene = scene_or_skip!();
+    let bind = scene.made();
+    fs::create_dir_all(scene.path("elsewhere/snapshotdir")).unwrap();
+    fs::create_dir_all(scene.path("elsewhere/rootfs")).unwrap();
+    fs::rename(scene.path("share/c1"), scene.path("share/moved")).unwrap();
+    symlink(scene.path("elsewhere"), scene.path("share/c1")).unwrap();
+    assert!(matches!(bind.undo().as_slice(), [Leftover::Path { .. }]));
+    assert!(scene.mounts().is_empty(), "the mount is found where it went");
+    assert!(scene.path("elsewhere/snapshotdir").is_dir() && scene.path("elsewhere/rootfs").is_dir());
+}
+
+#[test]
+fn a_foreign_mount_is_neither_covered_nor_taken_away() {
+    let scene = scene_or_skip!();
+    fs::create_dir_all(scene.path("share/c1/snapshotdir")).unwrap();
+    fs::create_dir(scene.path("foreign")).unwrap();
+    mount_bind(scene.path("foreign"), scene.path("share/c1/snapshotdir")).unwrap();
+    assert!(matches!(scene.plan().unwrap().make(), Err(BindError::Occupied { .. })));
+    assert_eq!(scene.mounts().len(), 1);
+    unmount(scene.path("share/c1/snapshotdir"), UnmountFlags::empty()).unwrap();
+
+    let bind = scene.made();
+    mount_bind(scene.path("foreign"), scene.path("share/c1/snapshotdir")).unwrap();
+    let left = bind.undo();
+    assert!(matches!(left.first(), Some(Leftover::Mount { .. })), "{left:?}");
+    assert_eq!(scene.mounts().len(), 2);
+}
+
+/// Two containers on one snapshot: undoing the one that was never made leaves the other alone.
+#[test]
+fn only_the_bind_that_is_meant_is_undone() {
+    let scene = scene_or_skip!();
+    let first = scene.made();
+    let container = ContainerId::new("c2").unwrap();
+    let second = Bind::plan(&scene.path("share"), &container, &scene.path("snapshot")).unwrap();
+    assert!(second.undo().is_empty());
+    assert!(first.is_made());
+    assert!(first.undo().is_empty());
+}
+
+#[test]
+fn a_snapshot_that_was_replaced_is_not_bound() {
+    let scene = scene_or_skip!();
+    let mut bind = scene.plan().unwrap();
+    fs::rename(scene.path("snapshot"), scene.path("old")).unwrap();
+    fs::create_dir(scene.path("snapshot")).unwrap();
+    assert!(matches!(bind.make(), Err(BindError::Replaced { .. })));
+    assert!(scene.share_is_empty());
+    fs::remove_dir(scene.path("snapshot")).unwrap();
+    fs::rename(scene.path("old"), scene.path("snapshot")).unwrap();
+}
