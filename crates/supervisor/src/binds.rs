@@ -4,8 +4,8 @@
 //! symlink, below the descriptor of the one before. What is unmounted must be the very directory that was bound,
 //! by device and inode; directories are removed only if they were made here, only when empty, never as a tree.
 //! The files below `fs/` and `work/` are not touched by anything in this file. Whoever calls [`Bind::make`] has
-//! written the [`Bind`] down before ([`crate::state`]), so that [`Bind::undo`] can be done by someone else.
-//! The steps on the file system are in [`steps`].
+//! entered the [`Bind`] in the [`book`] before, so that it is undone whatever happens. The steps on the file
+//! system are in [`steps`].
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,8 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::dir::Leftover;
 
+mod book;
 mod steps;
 
+pub(crate) use book::BindBook;
 use steps::{Detached, Share};
 
 /// Where a container's snapshot directory appears, in the container's directory of the share.
@@ -166,6 +168,7 @@ impl Bind {
     }
 
     /// Whether the snapshot's directory is mounted where it should be.
+    #[cfg(test)]
     pub(crate) fn is_made(&self) -> bool {
         Share::open(&self.share)
             .and_then(|share| share.container(&self.container)?.mounted(SNAPSHOTDIR))

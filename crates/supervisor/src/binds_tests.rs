@@ -17,12 +17,17 @@ struct Scene {
 impl Scene {
     /// `None`, said aloud, where mounting is not permitted.
     fn new() -> Option<Self> {
-        #[expect(deprecated, reason = "a mount namespace is no table of descriptors; its successor is unsafe")]
-        let own = rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).and_then(|()| {
-            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        });
+        #[expect(
+            deprecated,
+            reason = "a mount namespace is no table of descriptors; its successor is unsafe"
+        )]
+        let own = rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS)
+            .and_then(|()| mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC));
         if let Err(errno) = own {
-            assert!(std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_none(), "mount: {errno}");
+            assert!(
+                std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_none(),
+                "mount: {errno}"
+            );
             println!("skipped: no mount namespace of its own: {errno}");
             return None;
         }
@@ -64,7 +69,10 @@ impl Scene {
 impl Drop for Scene {
     fn drop(&mut self) {
         let precious = self.path("snapshot/fs/precious");
-        assert!(std::thread::panicking() || precious.exists(), "the snapshot's files are gone");
+        assert!(
+            std::thread::panicking() || precious.exists(),
+            "the snapshot's files are gone"
+        );
         for mount in self.mounts() {
             let _ = unmount(mount, UnmountFlags::DETACH);
         }
@@ -86,7 +94,10 @@ fn the_snapshot_appears_in_the_share_and_goes_without_a_trace() {
     let bind = scene.made();
     assert!(bind.is_made());
     fs::write(scene.path("share/c1/snapshotdir/fs/new"), "guest").unwrap();
-    assert_eq!(fs::read_to_string(scene.path("snapshot/fs/new")).unwrap(), "guest");
+    assert_eq!(
+        fs::read_to_string(scene.path("snapshot/fs/new")).unwrap(),
+        "guest"
+    );
     assert!(scene.path("share/c1/rootfs").is_dir());
     assert!(bind.undo().is_empty());
     assert!(!bind.is_made() && scene.share_is_empty() && scene.mounts().is_empty());
@@ -109,7 +120,11 @@ fn mounts_below_one_end_do_not_appear_at_the_other() {
     mount_bind(scene.path("snapshot"), scene.path("snapshot")).unwrap();
     mount_change(scene.path("snapshot"), MountPropagationFlags::SHARED).unwrap();
     let bind = scene.made();
-    mount_bind(scene.path("share/c1/rootfs"), scene.path("share/c1/snapshotdir/work")).unwrap();
+    mount_bind(
+        scene.path("share/c1/rootfs"),
+        scene.path("share/c1/snapshotdir/work"),
+    )
+    .unwrap();
     let work = scene.path("snapshot/work");
     assert!(!scene.mounts().contains(&work.to_str().unwrap().to_owned()));
     // What is mounted inside goes with the lazy unmount, and is not entered.
@@ -153,7 +168,10 @@ fn a_symlink_is_refused_wherever_it_is() {
 
     fs::create_dir(scene.path("share/c1")).unwrap();
     symlink(scene.path("elsewhere"), scene.path("share/c1/snapshotdir")).unwrap();
-    assert!(matches!(scene.plan().unwrap().make(), Err(BindError::Symlink { .. })));
+    assert!(matches!(
+        scene.plan().unwrap().make(),
+        Err(BindError::Symlink { .. })
+    ));
     assert!(scene.path("share/c1/snapshotdir").is_symlink());
 
     symlink(scene.path("snapshot"), scene.path("link")).unwrap();
@@ -184,7 +202,10 @@ fn a_foreign_mount_is_neither_covered_nor_taken_away() {
     fs::create_dir_all(scene.path("share/c1/snapshotdir")).unwrap();
     fs::create_dir(scene.path("foreign")).unwrap();
     mount_bind(scene.path("foreign"), scene.path("share/c1/snapshotdir")).unwrap();
-    assert!(matches!(scene.plan().unwrap().make(), Err(BindError::Occupied { .. })));
+    assert!(matches!(
+        scene.plan().unwrap().make(),
+        Err(BindError::Occupied { .. })
+    ));
     assert_eq!(scene.mounts().len(), 1);
     unmount(scene.path("share/c1/snapshotdir"), UnmountFlags::empty()).unwrap();
 

@@ -5,12 +5,15 @@
 //! the directory, in the order they are declared.
 
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
+use nydusbox_protocol::{FsType, MountPoint};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::binds::BindBook;
 use crate::client::{ApiClient, CallError};
 use crate::config::SandboxConfig;
 use crate::daemon::{Daemon, REAP};
@@ -21,7 +24,7 @@ use crate::launch::Serving;
 use crate::ledger::{Knowledge, UnmountOutcome};
 use crate::lifecycle::{Action, Call, Event, Lifecycle, MountOutcome, Phase, Reply, Request, Timer};
 use crate::program::ProgramKind;
-use crate::request::MountRequest;
+use crate::request::{MountRequest, Snapshotdir};
 use crate::status::{MountStatus, Status, StatusPhase};
 use crate::stop::{StopOutcome, StopStep, ending, frontend_seen};
 
@@ -34,10 +37,7 @@ const UNMOUNT_ALL: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) enum Envelope {
     Mount(MountRequest, oneshot::Sender<Result<MountOutcome, MountError>>),
-    Unmount(
-        nydusbox_protocol::MountPoint,
-        oneshot::Sender<Result<UnmountOutcome, UnmountError>>,
-    ),
+    Unmount(MountPoint, oneshot::Sender<Result<UnmountOutcome, UnmountError>>),
 }
 
 #[derive(Debug)]
@@ -64,6 +64,7 @@ pub(crate) struct Driver {
     /// `None` while a call has it.
     client: Option<ApiClient>,
     daemon: Daemon,
+    binds: BindBook,
     dir: SandboxDir,
     config: SandboxConfig,
     lifecycle: Lifecycle,
@@ -96,7 +97,9 @@ impl Driver {
         let (stop_in, stop) = oneshot::channel();
         let (alive_in, alive) = oneshot::channel();
         let lifecycle = Lifecycle::serving(ledger, body_limit_bytes(config.program().kind()));
-        let (status, status_out) = watch::channel(snapshot(0, &lifecycle, daemon.id(), &version.package_ver));
+        let binds = BindBook::default();
+        let (status, status_out) =
+            watch::channel(snapshot(0, &lifecycle, &binds, daemon.id(), &version.package_ver));
         let strings = Strings {
             requests: requests_in,
             stop: stop_in,
@@ -107,6 +110,7 @@ impl Driver {
             call: None,
             client: Some(client),
             daemon,
+            binds,
             dir,
             config,
             lifecycle,
@@ -125,8 +129,16 @@ impl Driver {
     pub(crate) async fn run(mut self) -> StopOutcome {
         loop {
             let event = self.next_event().await;
+            if let Event::Request(Request::Mount(request)) = &event
+                && let Err(error) = self.plan_bind(request)
+            {
+                self.reply(Reply::Mount(Err(error)));
+                continue;
+            }
             let mut end = None;
-            for action in self.lifecycle.step(event) {
+            let actions = self.lifecycle.step(event);
+            self.undo_binds();
+            for action in actions {
                 end = self.perform(action).or(end);
             }
             match end {
@@ -189,15 +201,60 @@ impl Driver {
         None
     }
 
+    /// Enters the bind of a request that has a snapshot directory; [`Driver::begin`] makes it.
+    fn plan_bind(&mut self, request: &MountRequest) -> Result<(), MountError> {
+        let Some(Snapshotdir { container, source }) = request.snapshotdir() else {
+            return Ok(());
+        };
+        let at = request.at();
+        let mounted = |at: &MountPoint| self.lifecycle.ledger().iter().find(|(place, _, _)| *place == at);
+        let share = match mounted(&MountPoint::containers()) {
+            Some((_, command, _)) if command.fs_type == FsType::PassthroughFs => Path::new(&command.source),
+            _ => return Err(MountError::NoShare { at: at.clone() }),
+        };
+        // What is mounted without a bind does not get one: that would be another mount than was asked for first.
+        if mounted(at).is_some() && self.binds.find(at).is_none() {
+            return Err(MountError::Conflict { at: at.clone() });
+        }
+        match self.binds.enter(at, share, container, source) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(MountError::Conflict { at: at.clone() }),
+            Err(source) => Err(MountError::Snapshotdir {
+                at: at.clone(),
+                source,
+            }),
+        }
+    }
+
+    /// Takes away the binds of mounts that are gone.
+    fn undo_binds(&mut self) {
+        let ledger = self.lifecycle.ledger();
+        let stays = |at: &MountPoint| ledger.iter().any(|(place, _, _)| place == at);
+        for left in self.binds.undo_all_but(stays) {
+            tracing::warn!(
+                sandbox = %self.config.id(),
+                error = &left as &dyn std::error::Error,
+                "not undone yet; tried again at the next change and at the end"
+            );
+        }
+    }
+
     fn begin(&mut self, call: Call) {
+        // A few lookups in two local directories, tens of microseconds: on a thread of its own it would have to be
+        // waited for when the call is abandoned.
+        let prepared = match &call {
+            Call::Mount(at, _) => self.binds.make(at),
+            Call::Unmount(_) => Ok(()),
+        };
         let mut client = self
             .client
             .take()
             .unwrap_or_else(|| ApiClient::new(self.config.api_socket().clone(), self.config.call_deadline()));
         self.call = Some(Box::pin(async move {
-            let answer = match &call {
-                Call::Mount(at, command) => client.mount(at, command).await,
-                Call::Unmount(at) => client.unmount(at).await,
+            let answer = match (prepared, &call) {
+                (Err(error), _) => Err(CallError::NotAsked { source: error.into() }),
+                (Ok(()), Call::Mount(at, command)) => client.mount(at, command).await,
+                (Ok(()), Call::Unmount(at)) => client.unmount(at).await,
             };
             (client, answer)
         }));
@@ -224,7 +281,13 @@ impl Driver {
     fn publish(&self) {
         let pid = self.daemon.id();
         self.status.send_if_modified(|status| {
-            let next = snapshot(status.generation, &self.lifecycle, pid, &status.program_version);
+            let next = snapshot(
+                status.generation,
+                &self.lifecycle,
+                &self.binds,
+                pid,
+                &status.program_version,
+            );
             let changed = next != *status;
             if changed {
                 if let StatusPhase::Exited(exit) = &next.phase {
@@ -248,6 +311,7 @@ impl Driver {
         drop((self.call.take(), self.client.take()));
         let (phase, pid) = (self.lifecycle.phase().clone(), self.daemon.id());
         drop(self.daemon);
+        leftovers.extend(self.binds.undo_all_but(|_| false));
         leftovers.extend(self.dir.remove());
         self.events.emit(SandboxEvent::Stopped {
             step: step.clone(),
@@ -283,7 +347,13 @@ fn body_limit_bytes(kind: ProgramKind) -> usize {
     }
 }
 
-fn snapshot(generation: u64, lifecycle: &Lifecycle, pid: u32, program_version: &str) -> Status {
+fn snapshot(
+    generation: u64,
+    lifecycle: &Lifecycle,
+    binds: &BindBook,
+    pid: u32,
+    program_version: &str,
+) -> Status {
     let mounts = lifecycle
         .ledger()
         .iter()
@@ -291,6 +361,7 @@ fn snapshot(generation: u64, lifecycle: &Lifecycle, pid: u32, program_version: &
             at: at.clone(),
             fs_type: command.fs_type,
             source: command.source.clone(),
+            snapshotdir: binds.find(at).map(|bind| bind.source.clone()),
             confirmed: knowledge == Knowledge::Confirmed,
         });
     Status {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nydusbox_protocol::{DaemonState, MountPoint, SandboxId};
 
+use crate::binds::BindError;
 use crate::client::CallError;
 use crate::dir::{DirError, Leftover};
 use crate::exit::{Exit, ExitCause};
@@ -143,6 +144,21 @@ pub enum MountError {
     SlotsExhausted {
         /// Where.
         at: MountPoint,
+    },
+    /// A snapshot's directory is shown in the share, and there is none.
+    #[error("mount at {at}: its snapshot directory needs a shared directory, and the sandbox has none")]
+    NoShare {
+        /// Where.
+        at: MountPoint,
+    },
+    /// The snapshot's directory cannot be bound; nothing was mounted.
+    #[error("mount at {at} with its snapshot directory")]
+    Snapshotdir {
+        /// Where.
+        at: MountPoint,
+        /// Why.
+        #[source]
+        source: BindError,
     },
     /// A stock nydusd reads requests of at most this size.
     #[error("mount at {at}: the request has {len_bytes} bytes, the daemon takes {limit_bytes}")]

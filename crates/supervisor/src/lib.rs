@@ -54,6 +54,7 @@ mod sandbox;
 mod status;
 mod stop;
 
+pub use binds::BindError;
 pub use client::CallError;
 pub use config::{
     ConfigError, DEFAULT_CALL_DEADLINE, DEFAULT_START_DEADLINE, DEFAULT_STATE_DIR, DEFAULT_STOP_GRACE,

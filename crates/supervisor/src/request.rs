@@ -28,6 +28,14 @@ pub enum MountRequestError {
 pub struct MountRequest {
     at: MountPoint,
     command: MountCommand,
+    snapshotdir: Option<Snapshotdir>,
+}
+
+/// A container's writable directory and the container it is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Snapshotdir {
+    pub(crate) container: ContainerId,
+    pub(crate) source: PathBuf,
 }
 
 impl MountRequest {
@@ -37,7 +45,11 @@ impl MountRequest {
     /// [`MountRequestError`] when the path is relative or not UTF-8.
     pub fn passthrough(at: MountPoint, source: impl AsRef<Path>) -> Result<Self, MountRequestError> {
         let command = MountCommand::passthrough(text(source.as_ref())?);
-        Ok(Self { at, command })
+        Ok(Self {
+            at,
+            command,
+            snapshotdir: None,
+        })
     }
 
     /// Mounts a container's RAFS image at `/rafs/<container>/lowerdir`. `config` is a nydusd configuration, JSON
@@ -53,6 +65,31 @@ impl MountRequest {
         Ok(Self {
             at: MountPoint::rafs_lowerdir(container),
             command: MountCommand::rafs(text(bootstrap.as_ref())?, config),
+            snapshotdir: None,
+        })
+    }
+
+    /// Mounts a container's RAFS image as [`MountRequest::rafs`] does, and shows the directory `snapshotdir` (with
+    /// `fs` and `work` in it, for the container's writes) in the share: it is bound to
+    /// `<share>/<container>/snapshotdir` for as long as the image is mounted, and the empty directory
+    /// `<share>/<container>/rootfs` is made beside it. Nothing in `snapshotdir` is ever removed. Its path must have
+    /// no symlink in it. Takes a sandbox with a shared directory, and CAP_SYS_ADMIN.
+    ///
+    /// # Errors
+    /// [`MountRequestError`] when one of the paths is relative or not UTF-8.
+    pub fn rafs_with_snapshotdir(
+        container: &ContainerId,
+        bootstrap: impl AsRef<Path>,
+        config: impl Into<String>,
+        snapshotdir: impl AsRef<Path>,
+    ) -> Result<Self, MountRequestError> {
+        let source = PathBuf::from(text(snapshotdir.as_ref())?);
+        Ok(Self {
+            snapshotdir: Some(Snapshotdir {
+                container: container.clone(),
+                source,
+            }),
+            ..Self::rafs(container, bootstrap, config)?
         })
     }
 
@@ -73,6 +110,10 @@ impl MountRequest {
     pub(crate) fn command(&self) -> &MountCommand {
         &self.command
     }
+
+    pub(crate) fn snapshotdir(&self) -> Option<&Snapshotdir> {
+        self.snapshotdir.as_ref()
+    }
 }
 
 impl fmt::Debug for MountRequest {
@@ -81,6 +122,7 @@ impl fmt::Debug for MountRequest {
         f.debug_struct("MountRequest")
             .field("at", &self.at)
             .field("command", &self.command)
+            .field("snapshotdir", &self.snapshotdir)
             .finish()
     }
 }

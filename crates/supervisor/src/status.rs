@@ -1,5 +1,7 @@
 //! What anyone may know about a sandbox at any time: a value, published whenever it changes.
 
+use std::path::PathBuf;
+
 use nydusbox_protocol::{FsType, MountPoint};
 use serde::Serialize;
 
@@ -44,6 +46,9 @@ pub struct MountStatus {
     pub fs_type: FsType,
     /// The bootstrap or the directory.
     pub source: String,
+    /// The snapshot's directory that is bound to `snapshotdir` in the container's directory of the share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshotdir: Option<PathBuf>,
     /// Whether the daemon has confirmed it. Otherwise the call is under way, or its answer was lost.
     pub confirmed: bool,
 }

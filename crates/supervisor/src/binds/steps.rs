@@ -227,7 +227,9 @@ fn unescaped(field: &str) -> PathBuf {
     let mut rest = field;
     while let Some((before, after)) = rest.split_once('\\') {
         out.push_str(before);
-        let code = after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let code = after
+            .get(..3)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
         match code {
             Some(code) => {
                 out.push(code.into());

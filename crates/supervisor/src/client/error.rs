@@ -67,6 +67,13 @@ pub enum CallError {
         /// What is read at most.
         limit_bytes: usize,
     },
+    /// What has to be done before the call failed, and the daemon was not asked.
+    #[error("prepare the call")]
+    NotAsked {
+        /// What failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The request cannot be written as JSON.
     #[error("write the request")]
     Unencodable {
@@ -101,6 +108,7 @@ impl CallError {
             | Self::BadConfig { .. }
             | Self::BadSource { .. }
             | Self::Refused { .. }
+            | Self::NotAsked { .. }
             | Self::Unencodable { .. } => true,
             Self::UnexpectedResponse { .. }
             | Self::NotHttp { .. }

@@ -33,6 +33,10 @@ pub(crate) enum Conduct {
     HugeBody,
     /// `refuse-mount`: no such directory.
     RefuseMount,
+    /// `refuse-image`: mounts directories, and no image.
+    RefuseImage,
+    /// `die-after-image`: as `die-after-mount`, after an image's.
+    DieAfterImage,
 }
 
 impl Conduct {
@@ -49,6 +53,8 @@ impl Conduct {
             "html" => Self::Html,
             "huge-body" => Self::HugeBody,
             "refuse-mount" => Self::RefuseMount,
+            "refuse-image" => Self::RefuseImage,
+            "die-after-image" => Self::DieAfterImage,
             _ => return None,
         })
     }
@@ -140,6 +146,7 @@ fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Re
             .split_once("mountpoint=")
             .map(|(_, p)| p.to_owned());
         let is_mount = request.method == "POST";
+        let is_image = place.as_ref().is_some_and(|place| place.starts_with("/rafs/"));
         match conduct {
             Conduct::Wedge => loop {
                 std::thread::park();
@@ -160,6 +167,10 @@ fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Re
             Conduct::HugeBody => answer(&mut stream, 200, &"x".repeat(10 << 20))?,
             Conduct::RefuseMount if is_mount => {
                 let text = "passthroughfs failed to handle request, No such file or directory (os error 2)";
+                answer(&mut stream, 500, &other(text))?;
+            }
+            Conduct::RefuseImage if is_mount && is_image => {
+                let text = "RAFS failed to handle request, FillSuperblock(invalid RAFS superblock)";
                 answer(&mut stream, 500, &other(text))?;
             }
             Conduct::Init if request.method == "GET" => answer(&mut stream, 200, &info("INIT"))?,
@@ -189,7 +200,12 @@ fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Re
                         answer(&mut stream, 500, &other("object or filesystem doesn't exist"))?;
                     }
                 }
-                if conduct == Conduct::DieAfterMount && is_mount {
+                let dies = match conduct {
+                    Conduct::DieAfterMount => is_mount,
+                    Conduct::DieAfterImage => is_mount && is_image,
+                    _ => false,
+                };
+                if dies {
                     return Ok(Some(6));
                 }
             }

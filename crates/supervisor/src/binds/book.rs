@@ -1,0 +1,71 @@
+//! The binds of one sandbox, each kept until nothing of it is left.
+
+use std::path::Path;
+
+use nydusbox_protocol::{ContainerId, MountPoint};
+
+use super::{Bind, BindError};
+use crate::dir::Leftover;
+
+/// Binds by the mount they belong to, planned ones included. Dropping it undoes them.
+#[derive(Debug, Default)]
+pub(crate) struct BindBook {
+    binds: Vec<(MountPoint, Bind)>,
+}
+
+impl BindBook {
+    /// Plans a bind and enters it. One that is there for the same mount is kept when it is the same.
+    ///
+    /// `Ok(false)`: another one is there.
+    pub(crate) fn enter(
+        &mut self,
+        at: &MountPoint,
+        share: &Path,
+        container: &ContainerId,
+        source: &Path,
+    ) -> Result<bool, BindError> {
+        if let Some(bind) = self.find(at) {
+            return Bind::plan(share, container, source).map(|new| new.is_same(bind));
+        }
+        let bind = Bind::plan(share, container, source)?;
+        self.binds.push((at.clone(), bind));
+        Ok(true)
+    }
+
+    /// Makes what is planned for a mount, if anything is.
+    pub(crate) fn make(&mut self, at: &MountPoint) -> Result<(), BindError> {
+        match self.binds.iter_mut().find(|(of, _)| of == at) {
+            Some((_, bind)) if bind.mount_id.is_none() => bind.make(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Undoes the binds of all mounts but those that are to stay, and forgets those of which nothing is left. The
+    /// others are tried again with the next call.
+    pub(crate) fn undo_all_but(&mut self, stays: impl Fn(&MountPoint) -> bool) -> Vec<Leftover> {
+        let mut left = Vec::new();
+        self.binds.retain(|(at, bind)| {
+            if stays(at) {
+                return true;
+            }
+            let of_this = bind.undo();
+            let keep = !of_this.is_empty();
+            left.extend(of_this);
+            keep
+        });
+        left
+    }
+
+    /// The bind of a mount.
+    pub(crate) fn find(&self, at: &MountPoint) -> Option<&Bind> {
+        self.binds.iter().find(|(of, _)| of == at).map(|(_, bind)| bind)
+    }
+}
+
+impl Drop for BindBook {
+    fn drop(&mut self) {
+        for left in self.undo_all_but(|_| false) {
+            tracing::warn!(error = &left as &dyn std::error::Error, "left behind");
+        }
+    }
+}
