@@ -20,6 +20,16 @@ pub fn namespace_rafs(container: &ContainerId) -> String {
     format!("{NAMESPACE_RAFS}/{container}/lowerdir")
 }
 
+/// The mount point of one of a container's layers, `layer` counted from 0 at the top: [`namespace_rafs`] for the
+/// topmost, `/rafs/<cid>/lowerdir1` for the one below it, and so on. Kata has no name for these.
+#[must_use]
+pub fn namespace_rafs_layer(container: &ContainerId, layer: usize) -> String {
+    match layer {
+        0 => namespace_rafs(container),
+        layer => format!("{}{layer}", namespace_rafs(container)),
+    }
+}
+
 /// Where the passthrough source must show the snapshot's directory (the one with `fs` and `work`), relative to that
 /// source: `<cid>/snapshotdir`.
 #[must_use]

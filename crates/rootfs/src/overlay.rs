@@ -3,7 +3,9 @@
 //! Lower is the container's RAFS; upper and work are in the snapshot's directory, seen through the passthrough.
 //! The defaults are Kata's paths; each can be replaced where the lower or upper lies elsewhere.
 
-use crate::layout::{GUEST_SHARE, NAMESPACE_CONTAINERS, namespace_rafs, snapshot_dir_in_source};
+use std::num::NonZeroUsize;
+
+use crate::layout::{GUEST_SHARE, NAMESPACE_CONTAINERS, namespace_rafs_layer, snapshot_dir_in_source};
 use crate::{ContainerId, GuestPath};
 
 /// A directory that cannot be named in overlayfs' options.
@@ -23,7 +25,8 @@ pub struct OverlayPathError {
 /// Everything needed to mount a container's overlay in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverlayPlan {
-    lower: GuestPath,
+    /// At least one, topmost first.
+    lowers: Vec<GuestPath>,
     upper: GuestPath,
     work: GuestPath,
     mount_point: GuestPath,
@@ -33,23 +36,35 @@ impl OverlayPlan {
     /// Kata's plan for a container whose RAFS and snapshot directory are both in the share.
     #[must_use]
     pub fn for_container(container: &ContainerId) -> Self {
+        Self::for_layers(container, NonZeroUsize::MIN)
+    }
+
+    /// The same for a container whose image is mounted in layers, each at its
+    /// [`namespace_rafs_layer`](crate::layout::namespace_rafs_layer).
+    #[must_use]
+    pub fn for_layers(container: &ContainerId, layers: NonZeroUsize) -> Self {
         let snapshot = snapshot_dir_in_source(container);
         let shared = format!("{GUEST_SHARE}{NAMESPACE_CONTAINERS}");
         Self {
-            lower: GuestPath::assembled(format!("{GUEST_SHARE}{}", namespace_rafs(container))),
+            lowers: (0..layers.get())
+                .map(|layer| {
+                    let mounted = namespace_rafs_layer(container, layer);
+                    GuestPath::assembled(format!("{GUEST_SHARE}{mounted}"))
+                })
+                .collect(),
             upper: GuestPath::assembled(format!("{shared}/{snapshot}/fs")),
             work: GuestPath::assembled(format!("{shared}/{snapshot}/work")),
             mount_point: GuestPath::assembled(format!("{shared}/{container}/rootfs")),
         }
     }
 
-    /// The same plan on another lower directory.
+    /// The same plan on another lower directory, the only one.
     ///
     /// # Errors
     /// [`OverlayPathError`] when the path has a character overlayfs takes for a separator.
     pub fn with_lower(self, lower: GuestPath) -> Result<Self, OverlayPathError> {
-        let lower = usable("lowerdir", lower)?;
-        Ok(Self { lower, ..self })
+        let lowers = vec![usable("lowerdir", lower)?];
+        Ok(Self { lowers, ..self })
     }
 
     /// The same plan with other writable directories. Both must lie on one file system.
@@ -68,10 +83,16 @@ impl OverlayPlan {
         Self { mount_point, ..self }
     }
 
-    /// The read-only directory.
+    /// The read-only directory; the topmost where there are several.
     #[must_use]
     pub fn lower(&self) -> &GuestPath {
-        &self.lower
+        &self.lowers[0]
+    }
+
+    /// All read-only directories, topmost first.
+    #[must_use]
+    pub fn lowers(&self) -> &[GuestPath] {
+        &self.lowers
     }
 
     /// The directory that takes the container's writes.
@@ -95,10 +116,11 @@ impl OverlayPlan {
     /// The mount options, in Kata's order. `index=off`: an index needs file handles, which virtio-fs doesn't export.
     #[must_use]
     pub fn options(&self) -> Vec<String> {
+        let lowers: Vec<&str> = self.lowers.iter().map(GuestPath::as_str).collect();
         vec![
             format!("upperdir={}", self.upper),
             format!("workdir={}", self.work),
-            format!("lowerdir={}", self.lower),
+            format!("lowerdir={}", lowers.join(":")),
             "index=off".to_owned(),
         ]
     }
@@ -161,6 +183,18 @@ mod tests {
             ["upperdir=/u", "workdir=/w", "lowerdir=/l", "index=off"]
         );
         assert_eq!(plan.mount_point().as_str(), "/m:1");
+    }
+
+    #[test]
+    fn layers_are_lowers_from_the_top() {
+        let plan = OverlayPlan::for_layers(&ContainerId::new("c1").unwrap(), NonZeroUsize::new(3).unwrap());
+        assert_eq!(
+            plan.options()[2],
+            "lowerdir=/run/kata-containers/shared/rafs/c1/lowerdir:\
+             /run/kata-containers/shared/rafs/c1/lowerdir1:\
+             /run/kata-containers/shared/rafs/c1/lowerdir2"
+        );
+        assert_eq!(plan.lower(), &plan.lowers()[0]);
     }
 
     #[test]
