@@ -18,7 +18,7 @@ use crate::client::{ApiClient, CallError};
 use crate::config::SandboxConfig;
 use crate::daemon::{Daemon, REAP};
 use crate::dir::{Leftover, SandboxDir};
-use crate::error::{MountError, UnmountError};
+use crate::error::{MountError, RemountError, UnmountError};
 use crate::events::{EventSink, SandboxEvent};
 use crate::launch::Serving;
 use crate::ledger::{Knowledge, UnmountOutcome};
@@ -37,12 +37,14 @@ const UNMOUNT_ALL: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) enum Envelope {
     Mount(MountRequest, oneshot::Sender<Result<MountOutcome, MountError>>),
+    Remount(MountRequest, oneshot::Sender<Result<(), RemountError>>),
     Unmount(MountPoint, oneshot::Sender<Result<UnmountOutcome, UnmountError>>),
 }
 
 #[derive(Debug)]
 enum ReplyTo {
     Mount(oneshot::Sender<Result<MountOutcome, MountError>>),
+    Remount(oneshot::Sender<Result<(), RemountError>>),
     Unmount(oneshot::Sender<Result<UnmountOutcome, UnmountError>>),
 }
 
@@ -174,6 +176,10 @@ impl Driver {
                         self.reply_to = Some(ReplyTo::Mount(reply));
                         Request::Mount(request)
                     }
+                    Envelope::Remount(request, reply) => {
+                        self.reply_to = Some(ReplyTo::Remount(reply));
+                        Request::Remount(request)
+                    }
                     Envelope::Unmount(at, reply) => {
                         self.reply_to = Some(ReplyTo::Unmount(reply));
                         Request::Unmount(at)
@@ -244,7 +250,7 @@ impl Driver {
         // waited for when the call is abandoned.
         let prepared = match &call {
             Call::Mount(at, _) => self.binds.make(at),
-            Call::Unmount(_) => Ok(()),
+            Call::Remount(..) | Call::Unmount(_) => Ok(()),
         };
         let mut client = self
             .client
@@ -254,6 +260,7 @@ impl Driver {
             let answer = match (prepared, &call) {
                 (Err(error), _) => Err(CallError::NotAsked { source: error.into() }),
                 (Ok(()), Call::Mount(at, command)) => client.mount(at, command).await,
+                (Ok(()), Call::Remount(at, command)) => client.remount(at, command).await,
                 (Ok(()), Call::Unmount(at)) => client.unmount(at).await,
             };
             (client, answer)
@@ -264,6 +271,7 @@ impl Driver {
     fn reply(&mut self, reply: Reply) {
         match (reply, self.reply_to.take()) {
             (Reply::Mount(result), Some(ReplyTo::Mount(to))) => drop(to.send(result)),
+            (Reply::Remount(result), Some(ReplyTo::Remount(to))) => drop(to.send(result)),
             (Reply::Unmount(result), Some(ReplyTo::Unmount(to))) => drop(to.send(result)),
             (reply, to) => tracing::error!(?reply, ?to, "a reply for another request"),
         }

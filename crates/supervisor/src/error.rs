@@ -195,6 +195,58 @@ pub enum MountError {
     },
 }
 
+/// Why a mount did not get its new image or configuration. What is mounted there is as it was, unless the daemon's
+/// answer was lost.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemountError {
+    /// Nothing is mounted there.
+    #[error("remount {at}: nothing is mounted there")]
+    NotMounted {
+        /// Where.
+        at: MountPoint,
+    },
+    /// Only an image can take an image's place.
+    #[error("remount {at}: only an image can be remounted, with an image")]
+    NotAnImage {
+        /// Where.
+        at: MountPoint,
+    },
+    /// As [`MountError::TooLarge`].
+    #[error("remount {at}: the request has {len_bytes} bytes, the daemon takes {limit_bytes}")]
+    TooLarge {
+        /// Where.
+        at: MountPoint,
+        /// The request's size.
+        len_bytes: usize,
+        /// The daemon's limit.
+        limit_bytes: usize,
+    },
+    /// The daemon refused, or its answer was lost.
+    #[error("remount {at}")]
+    Daemon {
+        /// Where.
+        at: MountPoint,
+        /// Why.
+        #[source]
+        source: CallError,
+    },
+    /// The daemon is gone.
+    #[error("remount {at}: {exit}")]
+    Exited {
+        /// Where.
+        at: MountPoint,
+        /// How it ended.
+        exit: Exit,
+    },
+    /// The sandbox is being stopped.
+    #[error("remount {at}: the sandbox is stopping")]
+    Stopping {
+        /// Where.
+        at: MountPoint,
+    },
+}
+
 /// Why an unmount failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

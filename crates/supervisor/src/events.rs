@@ -51,10 +51,22 @@ pub enum SandboxEvent {
         /// Where.
         at: MountPoint,
     },
+    /// The daemon has given an image's mount a new image or configuration.
+    Remounted {
+        /// Where.
+        at: MountPoint,
+    },
     /// The daemon has unmounted something.
     Unmounted {
         /// Where.
         at: MountPoint,
+    },
+    /// Most of the daemon's slots for mounts are in use. Said again when it was less in between.
+    SlotsLow {
+        /// How many are.
+        used: usize,
+        /// How many there are.
+        of: usize,
     },
     /// The daemon ended without being asked to.
     Exited {

@@ -3,15 +3,15 @@
 //! Pure. It decides whether a request needs a call, is done already or cannot be granted, and what an answer (or
 //! its absence) means for the books. It never talks to the daemon; [`crate::lifecycle`] does, through actions.
 
-use std::collections::BTreeMap;
-
-use nydusbox_protocol::{MountCommand, MountPoint};
+use nydusbox_protocol::{FsType, MountCommand, MountPoint};
 
 use crate::client::CallError;
 use crate::request::MountRequest;
 
 /// Slots of the daemon's VFS: its index is one byte and 0 is the pseudo file system.
 pub(crate) const SLOTS: usize = 255;
+/// From so many mounts on it is time to warn.
+pub(crate) const SLOTS_LOW: usize = 240;
 
 /// What is known about one mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,10 +26,13 @@ pub(crate) enum Knowledge {
 
 #[derive(Debug, Clone)]
 struct Entry {
+    at: MountPoint,
     command: MountCommand,
     knowledge: Knowledge,
     /// It was in doubt before it was asked for again.
     doubted: bool,
+    /// A new command whose answer was lost: the mount has the one or the other.
+    replacement: Option<MountCommand>,
 }
 
 /// What a permitted mount request needs.
@@ -52,6 +55,15 @@ pub(crate) enum Refusal {
     Full,
 }
 
+/// Why a remount request is not granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RemountRefusal {
+    /// Nothing is mounted there.
+    NotMounted,
+    /// What is mounted there, or what is to take its place, is a shared directory.
+    NotAnImage,
+}
+
 /// How an unmount went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum UnmountOutcome {
@@ -64,14 +76,15 @@ pub enum UnmountOutcome {
 /// The mounts of one daemon.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ledger {
-    mounts: BTreeMap<MountPoint, Entry>,
+    /// In the order in which they were first asked for.
+    mounts: Vec<Entry>,
 }
 
 impl Ledger {
     /// Enters a request, if it can be granted.
     pub(crate) fn admit(&mut self, request: &MountRequest) -> Result<Admission, Refusal> {
-        if let Some(entry) = self.mounts.get_mut(request.at()) {
-            if entry.command != *request.command() {
+        if let Some(entry) = self.find_mut(request.at()) {
+            if entry.command != *request.command() || entry.replacement.is_some() {
                 return Err(Refusal::Conflict);
             }
             return Ok(match entry.knowledge {
@@ -83,18 +96,19 @@ impl Ledger {
                 }
             });
         }
-        if let Some(other) = self.mounts.keys().find(|m| m.overlaps(request.at())) {
-            return Err(Refusal::Overlaps(other.clone()));
+        if let Some(other) = self.mounts.iter().find(|m| m.at.overlaps(request.at())) {
+            return Err(Refusal::Overlaps(other.at.clone()));
         }
         if self.mounts.len() >= SLOTS {
             return Err(Refusal::Full);
         }
-        let entry = Entry {
+        self.mounts.push(Entry {
+            at: request.at().clone(),
             command: request.command().clone(),
             knowledge: Knowledge::Asked,
             doubted: false,
-        };
-        self.mounts.insert(request.at().clone(), entry);
+            replacement: None,
+        });
         Ok(Admission::Ask)
     }
 
@@ -105,7 +119,7 @@ impl Ledger {
         at: &MountPoint,
         answer: Result<(), CallError>,
     ) -> Result<(), CallError> {
-        let Some(entry) = self.mounts.get_mut(at) else {
+        let Some(entry) = self.find_mut(at) else {
             return answer;
         };
         match answer {
@@ -118,11 +132,51 @@ impl Ledger {
                 Ok(())
             }
             Err(error) if error.is_definite() => {
-                self.mounts.remove(at);
+                self.remove(at);
                 Err(error)
             }
             Err(error) => {
                 entry.knowledge = Knowledge::Doubtful;
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether what is mounted at a place may be given a new command.
+    pub(crate) fn admit_remount(&self, request: &MountRequest) -> Result<(), RemountRefusal> {
+        match self.find(request.at()) {
+            None => Err(RemountRefusal::NotMounted),
+            Some(entry) => match (entry.command.fs_type, request.command().fs_type) {
+                (FsType::Rafs, FsType::Rafs) => Ok(()),
+                (FsType::PassthroughFs, _) | (_, FsType::PassthroughFs) => Err(RemountRefusal::NotAnImage),
+            },
+        }
+    }
+
+    /// Settles a remount that was asked for.
+    pub(crate) fn settle_remount(
+        &mut self,
+        request: &MountRequest,
+        answer: Result<(), CallError>,
+    ) -> Result<(), CallError> {
+        let Some(entry) = self.find_mut(request.at()) else {
+            return answer;
+        };
+        match answer {
+            Ok(()) => {
+                entry.command = request.command().clone();
+                entry.replacement = None;
+                entry.knowledge = Knowledge::Confirmed;
+                Ok(())
+            }
+            Err(CallError::NotMounted) => {
+                self.remove(request.at());
+                Err(CallError::NotMounted)
+            }
+            Err(error) => {
+                if !error.is_definite() {
+                    entry.replacement = Some(request.command().clone());
+                }
                 Err(error)
             }
         }
@@ -136,16 +190,16 @@ impl Ledger {
     ) -> Result<UnmountOutcome, CallError> {
         match answer {
             Ok(()) => {
-                self.mounts.remove(at);
+                self.remove(at);
                 Ok(UnmountOutcome::Unmounted)
             }
             Err(CallError::NotMounted) => {
-                self.mounts.remove(at);
+                self.remove(at);
                 Ok(UnmountOutcome::WasNotMounted)
             }
             Err(error) => {
                 if !error.is_definite()
-                    && let Some(entry) = self.mounts.get_mut(at)
+                    && let Some(entry) = self.find_mut(at)
                 {
                     entry.knowledge = Knowledge::Doubtful;
                 }
@@ -154,9 +208,32 @@ impl Ledger {
         }
     }
 
-    /// Every mount that is or may be there, in the order of their places.
+    /// Every mount that is or may be there, in the order in which they were made.
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (&MountPoint, &MountCommand, Knowledge)> {
-        self.mounts.iter().map(|(at, e)| (at, &e.command, e.knowledge))
+        self.mounts.iter().map(|m| {
+            let knowledge = match m.replacement {
+                Some(_) => Knowledge::Doubtful,
+                None => m.knowledge,
+            };
+            (&m.at, &m.command, knowledge)
+        })
+    }
+
+    /// How many slots are or may be in use.
+    pub(crate) fn used(&self) -> usize {
+        self.mounts.len()
+    }
+
+    fn find(&self, at: &MountPoint) -> Option<&Entry> {
+        self.mounts.iter().find(|m| m.at == *at)
+    }
+
+    fn find_mut(&mut self, at: &MountPoint) -> Option<&mut Entry> {
+        self.mounts.iter_mut().find(|m| m.at == *at)
+    }
+
+    fn remove(&mut self, at: &MountPoint) {
+        self.mounts.retain(|m| m.at != *at);
     }
 }
 

@@ -8,7 +8,7 @@ use super::*;
 
 fn request(place: u8, content: u8) -> MountRequest {
     let at = MountPoint::new(PLACES[usize::from(place) % PLACES.len()]).unwrap();
-    MountRequest::passthrough(at, format!("/src/{content}")).unwrap()
+    MountRequest::rafs_at(at, &format!("/src/{content}"), "{}")
 }
 
 const PLACES: [&str; 6] = ["/a", "/a/b", "/b", "/b/c/d", "/b/c", "/ab"];
@@ -28,6 +28,7 @@ enum Fate {
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Mount(u8, u8, Fate),
+    Remount(u8, u8, Fate),
     Unmount(u8, Fate),
 }
 
@@ -43,6 +44,7 @@ fn fate() -> impl Strategy<Value = Fate> {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         2 => (any::<u8>(), 0u8..2, fate()).prop_map(|(p, c, f)| Step::Mount(p, c, f)),
+        1 => (any::<u8>(), 0u8..2, fate()).prop_map(|(p, c, f)| Step::Remount(p, c, f)),
         1 => (any::<u8>(), fate()).prop_map(|(p, f)| Step::Unmount(p, f)),
     ];
     proptest::collection::vec(step, 0..60)
@@ -84,6 +86,23 @@ impl Peer {
         }
     }
 
+    fn remount(&mut self, at: &str, what: &str, fate: Fate) -> Result<(), CallError> {
+        let mount = self.mounted.iter_mut().find(|(p, _)| p == at);
+        match (mount, fate) {
+            (_, Fate::LostBefore) => Err(Self::lost()),
+            (None, Fate::LostAfter) => Err(Self::lost()),
+            (None, Fate::Answered | Fate::Refused) => Err(CallError::NotMounted),
+            (Some(_), Fate::Refused) => Err(Self::refused()),
+            (Some(mount), Fate::Answered | Fate::LostAfter) => {
+                what.clone_into(&mut mount.1);
+                match fate {
+                    Fate::LostAfter => Err(Self::lost()),
+                    Fate::Answered | Fate::LostBefore | Fate::Refused => Ok(()),
+                }
+            }
+        }
+    }
+
     fn unmount(&mut self, at: &str, fate: Fate) -> Result<(), CallError> {
         match fate {
             Fate::LostBefore => return Err(Self::lost()),
@@ -121,11 +140,30 @@ proptest! {
                                 prop_assert!(peer.mounted.contains(&wanted));
                             }
                         }
-                        Err(Refusal::Conflict) => prop_assert!(ledger.iter().any(|(p, c, _)| *p == at && c.source != what)),
+                        Err(Refusal::Conflict) => {
+                            let other = |c: &MountCommand, k| c.source != what || k == Knowledge::Doubtful;
+                            prop_assert!(ledger.iter().any(|(p, c, k)| *p == at && other(c, k)));
+                        }
                         Err(Refusal::Overlaps(other)) => {
                             prop_assert!(other != at && ledger.iter().any(|(p, _, _)| *p == other));
                         }
                         Err(Refusal::Full) => prop_assert!(false, "six places are never full"),
+                    }
+                }
+                Step::Remount(place, content, fate) => {
+                    let request = request(place, content);
+                    let (at, what) = (request.at().clone(), request.command().source.clone());
+                    match ledger.admit_remount(&request) {
+                        Ok(()) => {
+                            let answer = peer.remount(at.as_str(), &what, fate);
+                            if ledger.settle_remount(&request, answer).is_ok() {
+                                prop_assert!(peer.mounted.contains(&(at.as_str().to_owned(), what)));
+                            }
+                        }
+                        Err(refusal) => {
+                            prop_assert_eq!(refusal, RemountRefusal::NotMounted);
+                            prop_assert!(!peer.mounted.iter().any(|(p, _)| p == at.as_str()));
+                        }
                     }
                 }
                 Step::Unmount(place, fate) => {
@@ -152,6 +190,53 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn mounts_are_listed_in_the_order_they_were_made_with_the_command_they_have() {
+    let mut ledger = Ledger::default();
+    for place in [4, 0, 5] {
+        ledger.admit(&request(place, 0)).unwrap();
+        ledger.settle_mount(request(place, 0).at(), Ok(())).unwrap();
+    }
+    let fresh = request(0, 1).with_prefetch(["/bin/sh"]);
+    ledger.settle_remount(&fresh, Ok(())).unwrap();
+    ledger.settle_unmount(request(4, 0).at(), Ok(())).unwrap();
+    ledger.admit(&request(4, 1)).unwrap();
+    let listed: Vec<_> = ledger
+        .iter()
+        .map(|(at, command, _)| (at.clone(), command.clone()))
+        .collect();
+    let expected = [fresh, request(5, 0), request(4, 1)];
+    assert_eq!(listed, expected.map(|r| (r.at().clone(), r.command().clone())));
+}
+
+#[test]
+fn a_share_is_neither_remounted_nor_put_in_an_images_place() {
+    let mut ledger = Ledger::default();
+    let share = MountRequest::passthrough(MountPoint::containers(), "/src").unwrap();
+    ledger.admit(&share).unwrap();
+    ledger.admit(&request(0, 0)).unwrap();
+    let image = |at: &MountPoint| MountRequest::rafs_at(at.clone(), "/boot", "{}");
+    let directory = |at: &MountPoint| MountRequest::passthrough(at.clone(), "/src").unwrap();
+    for bad in [image(share.at()), directory(request(0, 0).at())] {
+        assert_eq!(ledger.admit_remount(&bad), Err(RemountRefusal::NotAnImage));
+    }
+}
+
+#[test]
+fn a_remount_whose_answer_was_lost_leaves_the_content_in_doubt() {
+    let mut ledger = Ledger::default();
+    ledger.admit(&request(0, 0)).unwrap();
+    ledger.settle_mount(request(0, 0).at(), Ok(())).unwrap();
+    ledger
+        .settle_remount(&request(0, 1), Err(Peer::lost()))
+        .unwrap_err();
+    for content in [0, 1] {
+        assert_eq!(ledger.admit(&request(0, content)), Err(Refusal::Conflict));
+    }
+    ledger.settle_remount(&request(0, 1), Ok(())).unwrap();
+    assert_eq!(ledger.admit(&request(0, 1)), Ok(Admission::Present));
 }
 
 #[test]

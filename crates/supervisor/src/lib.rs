@@ -62,7 +62,7 @@ pub use config::{
 };
 pub use counters::ImageCounters;
 pub use dir::{DirError, Leftover};
-pub use error::{MountError, StartCause, StartError, UnmountError, WaitingFor};
+pub use error::{MountError, RemountError, StartCause, StartError, UnmountError, WaitingFor};
 pub use events::{EventItem, EventRecord, Events, SandboxEvent};
 pub use exit::{Exit, ExitCause};
 pub use ledger::UnmountOutcome;

@@ -14,10 +14,10 @@
 use nydusbox_protocol::{MountCommand, MountPoint};
 
 use crate::client::CallError;
-use crate::error::{MountError, UnmountError};
+use crate::error::{MountError, RemountError, UnmountError};
 use crate::events::SandboxEvent;
 use crate::exit::Exit;
-use crate::ledger::{Admission, Ledger, Refusal, UnmountOutcome};
+use crate::ledger::{Admission, Ledger, Refusal, RemountRefusal, SLOTS, SLOTS_LOW, UnmountOutcome};
 use crate::request::MountRequest;
 use crate::stop::{Ending, StopStep};
 
@@ -50,6 +50,7 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) enum Request {
     Mount(MountRequest),
+    Remount(MountRequest),
     Unmount(MountPoint),
 }
 
@@ -75,12 +76,14 @@ pub(crate) enum Action {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Call {
     Mount(MountPoint, MountCommand),
+    Remount(MountPoint, MountCommand),
     Unmount(MountPoint),
 }
 
 #[derive(Debug)]
 pub(crate) enum Reply {
     Mount(Result<MountOutcome, MountError>),
+    Remount(Result<(), RemountError>),
     Unmount(Result<UnmountOutcome, UnmountError>),
 }
 
@@ -117,6 +120,7 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 enum Open {
     Mount(MountPoint),
+    Remount(MountRequest),
     Unmount(MountPoint),
     /// The stop's own.
     Farewell(MountPoint),
@@ -131,6 +135,8 @@ pub(crate) struct Lifecycle {
     ledger: Ledger,
     open: Option<Open>,
     body_limit_bytes: usize,
+    /// It was said that slots become scarce.
+    slots_low: bool,
     unmount_failures: Vec<(MountPoint, CallError)>,
 }
 
@@ -142,6 +148,7 @@ impl Lifecycle {
             ledger,
             open: None,
             body_limit_bytes,
+            slots_low: false,
             unmount_failures: Vec::new(),
         }
     }
@@ -158,7 +165,7 @@ impl Lifecycle {
     pub(crate) fn takes_requests(&self) -> bool {
         match self.open {
             None | Some(Open::Farewell(_)) => true,
-            Some(Open::Mount(_) | Open::Unmount(_) | Open::Broken(_)) => false,
+            Some(Open::Mount(_) | Open::Remount(_) | Open::Unmount(_) | Open::Broken(_)) => false,
         }
     }
 
@@ -192,31 +199,31 @@ impl Lifecycle {
                 Ok(Admission::Present) => Reply::Mount(Ok(MountOutcome::AlreadyMounted)),
                 Err(error) => Reply::Mount(Err(error)),
             },
+            (Phase::Serving, Request::Remount(request)) => match self.admit_remount(&request) {
+                Ok(()) => {
+                    let (at, command) = (request.at().clone(), request.command().clone());
+                    self.open = Some(Open::Remount(request));
+                    actions.push(Action::Call(Call::Remount(at, command)));
+                    return;
+                }
+                Err(error) => Reply::Remount(Err(error)),
+            },
             (Phase::Serving, Request::Unmount(at)) => {
                 self.open = Some(Open::Unmount(at.clone()));
                 actions.push(Action::Call(Call::Unmount(at)));
                 return;
             }
             (Phase::Exited(exit), request) => gone(request, exit),
-            (
-                Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing | Phase::Ended(_),
-                Request::Mount(request),
-            ) => Reply::Mount(Err(MountError::Stopping {
-                at: request.at().clone(),
-            })),
-            (
-                Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing | Phase::Ended(_),
-                Request::Unmount(at),
-            ) => Reply::Unmount(Err(UnmountError::Stopping { at })),
+            (Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing | Phase::Ended(_), request) => {
+                stopping(request)
+            }
         };
         actions.push(Action::Reply(reply));
     }
 
     fn admit(&mut self, request: &MountRequest) -> Result<Admission, MountError> {
         let at = request.at().clone();
-        // A command is strings only and always has a JSON form.
-        let len_bytes = serde_json::to_vec(request.command()).map_or(0, |body| body.len());
-        if len_bytes > self.body_limit_bytes {
+        if let Some(len_bytes) = self.too_large(request) {
             return Err(MountError::TooLarge {
                 at,
                 len_bytes,
@@ -230,16 +237,51 @@ impl Lifecycle {
         })
     }
 
+    fn admit_remount(&self, request: &MountRequest) -> Result<(), RemountError> {
+        let at = request.at().clone();
+        if let Some(len_bytes) = self.too_large(request) {
+            return Err(RemountError::TooLarge {
+                at,
+                len_bytes,
+                limit_bytes: self.body_limit_bytes,
+            });
+        }
+        self.ledger
+            .admit_remount(request)
+            .map_err(|refusal| match refusal {
+                RemountRefusal::NotMounted => RemountError::NotMounted { at },
+                RemountRefusal::NotAnImage => RemountError::NotAnImage { at },
+            })
+    }
+
+    /// The length of a request that is longer than the daemon reads.
+    fn too_large(&self, request: &MountRequest) -> Option<usize> {
+        // A command is strings only and always has a JSON form.
+        let len_bytes = serde_json::to_vec(request.command()).map_or(0, |body| body.len());
+        Some(len_bytes).filter(|&len| len > self.body_limit_bytes)
+    }
+
     fn answer(&mut self, answer: Result<(), CallError>, actions: &mut Vec<Action>) {
         let broken = matches!(answer, Err(CallError::Unreachable { .. }));
         let reply = match self.open.take() {
             Some(Open::Mount(at)) => Reply::Mount(match self.ledger.settle_mount(&at, answer) {
                 Ok(()) => {
                     actions.push(Action::Emit(SandboxEvent::Mounted { at }));
+                    self.warn_of_slots(actions);
                     Ok(MountOutcome::Mounted)
                 }
                 Err(source) => Err(MountError::Daemon { at, source }),
             }),
+            Some(Open::Remount(request)) => {
+                let at = request.at().clone();
+                Reply::Remount(match self.ledger.settle_remount(&request, answer) {
+                    Ok(()) => {
+                        actions.push(Action::Emit(SandboxEvent::Remounted { at }));
+                        Ok(())
+                    }
+                    Err(source) => Err(RemountError::Daemon { at, source }),
+                })
+            }
             Some(Open::Unmount(at)) => Reply::Unmount(
                 self.settle_unmount(&at, answer, actions)
                     .map_err(|source| UnmountError::Daemon { at, source }),
@@ -274,6 +316,7 @@ impl Lifecycle {
         actions: &mut Vec<Action>,
     ) -> Result<UnmountOutcome, CallError> {
         let outcome = self.ledger.settle_unmount(at, answer)?;
+        self.slots_low &= self.ledger.used() >= SLOTS_LOW;
         match outcome {
             UnmountOutcome::Unmounted => {
                 actions.push(Action::Emit(SandboxEvent::Unmounted { at: at.clone() }));
@@ -281,6 +324,14 @@ impl Lifecycle {
             UnmountOutcome::WasNotMounted => {}
         }
         Ok(outcome)
+    }
+
+    /// Warns once each time the mounts become many.
+    fn warn_of_slots(&mut self, actions: &mut Vec<Action>) {
+        let used = self.ledger.used();
+        if used >= SLOTS_LOW && !std::mem::replace(&mut self.slots_low, true) {
+            actions.push(Action::Emit(SandboxEvent::SlotsLow { used, of: SLOTS }));
+        }
     }
 
     fn exited(&mut self, exit: Exit, actions: &mut Vec<Action>) {
@@ -309,7 +360,7 @@ impl Lifecycle {
     fn stop(&mut self, ending: Ending, actions: &mut Vec<Action>) {
         match &self.phase {
             Phase::Serving => {
-                // Asked away in reverse order of places: images before the share they may refer to.
+                // Asked away in reverse order: images before the share they may refer to.
                 let remaining = self.ledger.iter().map(|(at, _, _)| at.clone()).collect();
                 self.phase = Phase::Unmounting { ending, remaining };
                 actions.extend([Action::Emit(SandboxEvent::Stopping), Action::Arm(Timer::Unmount)]);
@@ -319,7 +370,9 @@ impl Lifecycle {
                         actions.push(Action::Reply(reply));
                         self.next_farewell(true, actions);
                     }
-                    open @ Some(Open::Mount(_) | Open::Unmount(_) | Open::Farewell(_)) => self.open = open,
+                    open @ Some(Open::Mount(_) | Open::Remount(_) | Open::Unmount(_) | Open::Farewell(_)) => {
+                        self.open = open;
+                    }
                 }
             }
             Phase::Exited(exit) => self.end_after_exit(exit.clone(), actions),
@@ -408,6 +461,13 @@ impl Lifecycle {
                     exit: exit.clone(),
                 }))
             }
+            Some(Open::Broken(Reply::Remount(Err(RemountError::Daemon { at, .. })))) => {
+                Reply::Remount(Err(RemountError::Exited {
+                    at,
+                    exit: exit.clone(),
+                }))
+            }
+            Some(Open::Remount(request)) => gone(Request::Remount(request), exit),
             Some(Open::Unmount(at) | Open::Broken(Reply::Unmount(Err(UnmountError::Daemon { at, .. })))) => {
                 Reply::Unmount(Err(UnmountError::Exited {
                     at,
@@ -430,6 +490,7 @@ impl Lifecycle {
             None => return,
             Some(Open::Farewell(_)) => None,
             Some(Open::Mount(at)) => Some(Reply::Mount(Err(MountError::Stopping { at }))),
+            Some(Open::Remount(request)) => Some(stopping(Request::Remount(request))),
             Some(Open::Unmount(at)) => Some(Reply::Unmount(Err(UnmountError::Stopping { at }))),
             Some(Open::Broken(reply)) => Some(reply),
         };
@@ -445,7 +506,23 @@ fn gone(request: Request, exit: &Exit) -> Reply {
             at: request.at().clone(),
             exit,
         })),
+        Request::Remount(request) => Reply::Remount(Err(RemountError::Exited {
+            at: request.at().clone(),
+            exit,
+        })),
         Request::Unmount(at) => Reply::Unmount(Err(UnmountError::Exited { at, exit })),
+    }
+}
+
+fn stopping(request: Request) -> Reply {
+    match request {
+        Request::Mount(request) => Reply::Mount(Err(MountError::Stopping {
+            at: request.at().clone(),
+        })),
+        Request::Remount(request) => Reply::Remount(Err(RemountError::Stopping {
+            at: request.at().clone(),
+        })),
+        Request::Unmount(at) => Reply::Unmount(Err(UnmountError::Stopping { at })),
     }
 }
 

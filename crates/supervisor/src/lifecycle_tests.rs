@@ -21,9 +21,13 @@ fn lost() -> CallError {
     }
 }
 
-fn mount(place: u8) -> Request {
+fn image(place: u8) -> MountRequest {
     let at = MountPoint::new(format!("/m{place}")).unwrap();
-    Request::Mount(MountRequest::passthrough(at, "/src").unwrap())
+    MountRequest::rafs_at(at, "/boot", "{}")
+}
+
+fn mount(place: u8) -> Request {
+    Request::Mount(image(place))
 }
 
 fn unmount(place: u8) -> Request {
@@ -96,7 +100,9 @@ impl World {
                 prop_assert!(self.leaving);
                 prop_assert!(!std::mem::replace(&mut self.said_stopping, true), "said twice");
             }
-            SandboxEvent::Mounted { .. } | SandboxEvent::Unmounted { .. } => prop_assert!(!self.gone),
+            SandboxEvent::Mounted { .. }
+            | SandboxEvent::Remounted { .. }
+            | SandboxEvent::Unmounted { .. } => prop_assert!(!self.gone),
             other => prop_assert!(false, "not the machine's to say: {other:?}"),
         }
         Ok(())
@@ -108,10 +114,10 @@ fn feed(machine: &mut Lifecycle, world: &mut World, choice: u8, detail: u8) -> T
         0 | 1 if machine.takes_requests() => {
             prop_assert!(!world.owed, "a request is taken while one is open");
             world.owed = true;
-            Event::Request(if detail.is_multiple_of(2) {
-                mount(detail % 5)
-            } else {
-                unmount(detail % 5)
+            Event::Request(match detail % 3 {
+                0 => mount(detail % 5),
+                1 => Request::Remount(image(detail % 5)),
+                _ => unmount(detail % 5),
             })
         }
         2 | 3 if world.call => {
@@ -196,6 +202,33 @@ fn with_mounts(places: &[u8]) -> Lifecycle {
         machine.step(Event::Answer(Ok(())));
     }
     machine
+}
+
+#[test]
+fn the_warning_about_slots_comes_once_each_time_they_become_scarce() {
+    let mut machine = Lifecycle::serving(Ledger::default(), 1 << 20);
+    let mut warned = |request: Request, answer| {
+        machine.step(Event::Request(request));
+        let actions = machine.step(Event::Answer(answer));
+        actions
+            .iter()
+            .filter(|a| matches!(a, Action::Emit(SandboxEvent::SlotsLow { of: 255, .. })))
+            .count()
+    };
+    let used = u8::try_from(SLOTS_LOW).unwrap();
+    for place in 1..used {
+        assert_eq!(warned(mount(place), Ok(())), 0);
+    }
+    let refused = Err(CallError::BadSource {
+        message: String::new(),
+    });
+    assert_eq!(warned(mount(used), refused), 0);
+    assert_eq!(warned(mount(used), Ok(())), 1);
+    assert_eq!(warned(mount(used + 1), Ok(())), 0);
+    assert_eq!(warned(unmount(1), Ok(())), 0);
+    assert_eq!(warned(mount(1), Ok(())), 0);
+    assert_eq!(warned(unmount(1), Ok(())) + warned(unmount(2), Ok(())), 0);
+    assert_eq!(warned(mount(1), Ok(())), 1);
 }
 
 fn text(actions: &[Action]) -> String {

@@ -93,6 +93,17 @@ impl MountRequest {
         })
     }
 
+    /// A RAFS image anywhere.
+    #[cfg(test)]
+    pub(crate) fn rafs_at(at: MountPoint, bootstrap: &str, config: &str) -> Self {
+        let command = MountCommand::rafs(bootstrap, config);
+        Self {
+            at,
+            command,
+            snapshotdir: None,
+        }
+    }
+
     /// Files of the image to fetch ahead, absolute paths inside it.
     #[must_use]
     pub fn with_prefetch(mut self, files: impl IntoIterator<Item = impl Into<String>>) -> Self {

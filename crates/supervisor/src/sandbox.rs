@@ -13,7 +13,7 @@ use crate::client::CallError;
 use crate::config::{DEFAULT_CALL_DEADLINE, SandboxConfig};
 use crate::counters::{self, ImageCounters};
 use crate::driver::{Driver, Envelope, Strings};
-use crate::error::{MountError, StartError, UnmountError};
+use crate::error::{MountError, RemountError, StartError, UnmountError};
 use crate::events::{EventSink, Events};
 use crate::exit::{Exit, ExitCause};
 use crate::launch;
@@ -83,6 +83,26 @@ impl Sandbox {
         // Either end is closed only while the driver ends; what it did not take was not done.
         let _ = self.strings.requests.send(Envelope::Mount(request, reply)).await;
         answer.await.unwrap_or(Err(MountError::Stopping { at }))
+    }
+
+    /// Gives a mounted image a new configuration (fresh credentials, another backend) or a new bootstrap of the same
+    /// image. The guest's open files stay open; a snapshot directory is neither added nor taken away.
+    ///
+    /// # Errors
+    /// [`RemountError`]; unless the daemon's answer was lost, the mount is as it was. After a lost answer it has the
+    /// old or the new configuration until a remount succeeds.
+    ///
+    /// # Cancel safety
+    /// As for [`Sandbox::mount`].
+    pub async fn remount(&self, request: MountRequest) -> Result<(), RemountError> {
+        let at = request.at().clone();
+        let (reply, answer) = oneshot::channel();
+        let _ = self
+            .strings
+            .requests
+            .send(Envelope::Remount(request, reply))
+            .await;
+        answer.await.unwrap_or(Err(RemountError::Stopping { at }))
     }
 
     /// Unmounts what is at a place. Nothing there is a success of its own kind.
@@ -189,7 +209,8 @@ mod tests {
         fn send<T: Send>(value: T) {
             drop(value);
         }
-        send(sandbox.mount(request));
+        send(sandbox.mount(request.clone()));
+        send(sandbox.remount(request));
         send(sandbox.exited());
         send(sandbox.stop());
         send(Sandbox::start(config));

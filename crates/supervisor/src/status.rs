@@ -18,7 +18,7 @@ pub struct Status {
     pub pid: u32,
     /// The version the daemon names in its answers; `unknown` when it was built outside its repository.
     pub program_version: String,
-    /// What is mounted, in the order of the places.
+    /// What is mounted, in the order in which it was.
     pub mounts: Vec<MountStatus>,
 }
 

@@ -82,6 +82,12 @@ impl ApiClient {
         self.change(Endpoint::Mount, at, body.into()).await
     }
 
+    /// Gives a mounted image a new bootstrap or configuration.
+    pub(crate) async fn remount(&mut self, at: &MountPoint, command: &MountCommand) -> Result<(), CallError> {
+        let body = serde_json::to_vec(command).map_err(|source| CallError::Unencodable { source })?;
+        self.change(Endpoint::Remount, at, body.into()).await
+    }
+
     /// Unmounts what is at a mount point.
     pub(crate) async fn unmount(&mut self, at: &MountPoint) -> Result<(), CallError> {
         self.change(Endpoint::Umount, at, Bytes::new()).await

@@ -182,6 +182,7 @@ fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Re
                         continue;
                     }
                     ("POST", Some(place)) => held.insert(place),
+                    ("PUT", Some(place)) => held.contains(&place),
                     ("DELETE", Some(place)) => held.remove(&place),
                     _ => {
                         answer(&mut stream, 404, r#"{"code":"UNDEFINED","message":"NoRoute"}"#)?;
