@@ -5,31 +5,55 @@
 //! | 0 | success |
 //! | 1 | the command failed; the reason is on stderr |
 //! | 2 | the command line is wrong |
+//! | 3 | no such sandbox |
+//! | 4 | the sandbox is there, its supervisor is not: `adopt` or `sweep` |
+//! | 5 | taken: the sandbox exists already, is starting or stopping, or something else is mounted there |
 //! | 125 | `run`: nydusbox failed before or after the guest's command |
+//! | 130 | interrupted by Ctrl-C or SIGTERM; what was begun is undone |
 //! | other | `run`: the exit status of the guest's command (126, 127 and 128+n as in a shell) |
 
 use std::error::Error;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
+use nydusbox::StartError;
+
 /// A failure on its way to the user.
 #[derive(Debug)]
 pub(crate) struct Failure {
     sentence: String,
     hint: Option<String>,
+    code: u8,
 }
 
 /// The code for failures of nydusbox itself in every command but `run`.
 pub(crate) const FAILED: u8 = 1;
 /// The code for failures of nydusbox itself in `run`, whose other codes belong to the guest.
 pub(crate) const RUN_FAILED: u8 = 125;
+/// There is no such sandbox.
+pub(crate) const NO_SANDBOX: u8 = 3;
+/// The sandbox is there, its supervisor is not.
+pub(crate) const ABANDONED: u8 = 4;
+/// The name or the place is taken.
+pub(crate) const TAKEN: u8 = 5;
+/// Ctrl-C or SIGTERM: 128 + SIGINT, as a shell says it.
+pub(crate) const INTERRUPTED: u8 = 130;
 
 impl Failure {
     /// "failed to `what`", followed by the chain of causes, each once.
     pub(crate) fn new(what: &str, cause: &(dyn Error + 'static)) -> Self {
-        let mut sentence = format!("failed to {what}");
-        let mut next = Some(cause);
-        let mut last = String::new();
+        Self::chain(format!("failed to {what}: "), cause)
+    }
+
+    /// "failed to" and the error with its causes: for errors that say themselves what was tried.
+    pub(crate) fn of(error: &(dyn Error + 'static)) -> Self {
+        Self::chain("failed to ".to_owned(), error)
+    }
+
+    fn chain(mut sentence: String, error: &(dyn Error + 'static)) -> Self {
+        let mut last = error.to_string();
+        sentence.push_str(&last);
+        let mut next = error.source();
         while let Some(error) = next {
             let text = error.to_string();
             // A transparent error has the text of its source.
@@ -39,7 +63,7 @@ impl Failure {
             last = text;
             next = error.source();
         }
-        Self { sentence, hint: None }
+        Self::plain(sentence)
     }
 
     /// A failure without a cause of another kind.
@@ -47,6 +71,18 @@ impl Failure {
         Self {
             sentence: sentence.into(),
             hint: None,
+            code: FAILED,
+        }
+    }
+
+    /// A start that failed, with what the daemon said last.
+    pub(crate) fn start(error: &StartError) -> Self {
+        let failure = Self::of(error);
+        if error.last_lines.is_empty() {
+            failure
+        } else {
+            let lines = error.last_lines.join("\n  ");
+            failure.hint(format!("the daemon said last:\n  {lines}"))
         }
     }
 
@@ -56,7 +92,23 @@ impl Failure {
         self
     }
 
-    /// Prints it and gives the exit code.
+    /// Sets the exit code; [`FAILED`] unless set.
+    pub(crate) fn code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// What went wrong, and what can be done about it.
+    pub(crate) fn into_parts(self) -> (String, Option<String>) {
+        (self.sentence, self.hint)
+    }
+
+    /// Prints it and gives its exit code.
+    pub(crate) fn exit(&self) -> ExitCode {
+        self.report(self.code)
+    }
+
+    /// Prints it and gives this exit code.
     pub(crate) fn report(&self, code: u8) -> ExitCode {
         eprintln!("error: {}", self.sentence);
         if let Some(hint) = &self.hint {

@@ -3,20 +3,55 @@
 //! The nydus crates log through `log`; both ways end here. Some of their lines quote a backend's configuration,
 //! so user information in URLs is cut out of whatever is written.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use nydusbox_fsd::LogControl;
 use nydusbox_protocol::LogLevel;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::error::Failure;
+
+/// The daemon's own output, which the supervisor keeps in a file of its own.
+const DAEMON_OUTPUT: &str = "nydusbox::daemon";
+
+/// Starts a supervisor's log, written to whatever file is put into the cell and nowhere before.
+pub(crate) fn start_supervisors(level: LogLevel, file: Arc<OnceLock<File>>) -> Result<(), Failure> {
+    let targets = Targets::new()
+        .with_default(filter(level))
+        .with_target(DAEMON_OUTPUT, LevelFilter::OFF);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_target(true)
+        .with_writer(Output(Mutex::new(Box::new(LateFile(file)))));
+    tracing_subscriber::registry()
+        .with(lines.with_filter(targets))
+        .try_init()
+        .map_err(|e| Failure::new("start logging", &e))
+}
+
+/// A file that is there later, or never.
+struct LateFile(Arc<OnceLock<File>>);
+
+impl Write for LateFile {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self.0.get() {
+            Some(mut file) => file.write(buf),
+            None => Ok(buf.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Starts logging; the handle changes the level.
 pub(crate) fn start(level: LogLevel, file: Option<&Path>) -> Result<LogControl, Failure> {

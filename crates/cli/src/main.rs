@@ -4,9 +4,12 @@
 
 mod args;
 mod commands;
+mod control;
 mod error;
 mod logging;
 mod nydusd;
+mod state_dir;
+mod supervise;
 
 use std::path::Path;
 use std::process::ExitCode;

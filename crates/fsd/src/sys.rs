@@ -31,3 +31,25 @@ pub fn adopt_listening_socket(fd: RawFd) -> io::Result<OwnedFd> {
     // on the command line and nothing else in this process knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// Keeps every descriptor but the standard streams from being inherited by the programs this process starts.
+///
+/// Rust's library opens none that would be; this is about those that this process was itself given open.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn inherit_no_further() -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()) else {
+            continue;
+        };
+        if fd > 2 {
+            // SAFETY: the borrow ends with this block and nothing is done through it but setting a flag. Should
+            // another thread close the descriptor meanwhile, the call fails, or sets the flag on what took its
+            // number, where this library's users have it set already.
+            let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+            let _ = rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC);
+        }
+    }
+    Ok(())
+}

@@ -16,11 +16,25 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 /// File names inside a sandbox's directory.
 pub(crate) const VHOST_SOCKET: &str = "vhost.sock";
 pub(crate) const API_SOCKET: &str = "api.sock";
-pub(crate) const LOG: &str = "daemon.log";
-pub(crate) const LOG_OLD: &str = "daemon.log.old";
-const LOCK: &str = "lock";
+/// The file that takes what the daemon prints.
+pub const LOG: &str = "daemon.log";
+/// Its predecessor, once it has grown too large.
+pub const LOG_OLD: &str = "daemon.log.old";
+/// The file whose lock says that a sandbox has an owner; it holds the owner's process id.
+pub const LOCK: &str = "lock";
+/// The socket of the process that owns the sandbox, where it is a program of its own. Made by that program.
+pub const CONTROL_SOCKET: &str = "control.sock";
+/// That program's own log.
+pub const SUPERVISOR_LOG: &str = "supervisor.log";
 
-const FILES: [&str; 4] = [VHOST_SOCKET, API_SOCKET, LOG, LOG_OLD];
+const FILES: [&str; 6] = [
+    VHOST_SOCKET,
+    API_SOCKET,
+    CONTROL_SOCKET,
+    LOG,
+    LOG_OLD,
+    SUPERVISOR_LOG,
+];
 
 /// How often the lock is tried while predecessors remove the directory under our hands.
 const LOCK_ATTEMPTS: usize = 64;

@@ -61,7 +61,10 @@ pub use config::{
     SandboxConfig,
 };
 pub use counters::ImageCounters;
-pub use dir::{DirError, Leftover};
+pub use dir::{
+    CONTROL_SOCKET, DirError, LOCK as LOCK_FILE, LOG as DAEMON_LOG, LOG_OLD as DAEMON_LOG_OLD, Leftover,
+    SUPERVISOR_LOG,
+};
 pub use error::{MountError, RemountError, StartCause, StartError, UnmountError, WaitingFor};
 pub use events::{EventItem, EventRecord, Events, SandboxEvent};
 pub use exit::{Exit, ExitCause};

@@ -2,15 +2,26 @@
 
 mod doctor;
 mod image;
+mod list;
+mod mount;
+mod output;
 mod run;
 mod size;
+mod start;
+mod status;
+mod stop;
+mod umount;
 pub(crate) mod virtiofs;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::args::{GlobalArgs, VirtiofsArgs};
+use crate::error::Failure;
+use crate::state_dir::StateDir;
+use crate::supervise;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -19,12 +30,28 @@ use crate::args::{GlobalArgs, VirtiofsArgs};
     about = "File systems for microVM sandboxes: shared directories and images fetched as they are read"
 )]
 struct Cli {
+    /// Directory with sockets and logs of the live sandboxes
+    /// [default: /run/nydusbox for root, else $XDG_RUNTIME_DIR/nydusbox]
+    #[arg(long, value_name = "DIR", env = "NYDUSBOX_STATE_DIR", global = true)]
+    state_dir: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start a sandbox: a daemon that shares a directory, and a process that owns it
+    Start(start::StartArgs),
+    /// Mount a container's image in a sandbox
+    Mount(mount::MountArgs),
+    /// Unmount a container's image
+    Umount(umount::UmountArgs),
+    /// Show how a sandbox is, or all of them
+    Status(status::StatusArgs),
+    /// List the sandboxes
+    List(list::ListArgs),
+    /// Stop a sandbox, or all of them: nothing is left
+    Stop(stop::StopArgs),
     /// Serve images and directories to a VMM over vhost-user (compatible with `nydusd virtiofs`)
     Virtiofs(DaemonArgs),
     /// Run a command in a microVM on an image that is fetched as it is read
@@ -34,6 +61,8 @@ enum Command {
     Image(image::ImageCommand),
     /// Say what this machine lacks for running microVMs, and how to mend it
     Doctor(doctor::DoctorArgs),
+    /// Own one sandbox; begun by `start`, not by hand
+    Supervise(supervise::SuperviseArgs),
 }
 
 #[derive(Debug, Args)]
@@ -45,12 +74,40 @@ struct DaemonArgs {
 }
 
 pub(crate) fn main() -> ExitCode {
-    match Cli::parse().command {
+    let Cli { state_dir, command } = Cli::parse();
+    let state_dir = match StateDir::new(state_dir) {
+        Ok(state_dir) => state_dir,
+        Err(failure) => return failure.exit(),
+    };
+    match command {
+        Command::Start(args) => done(start::run(args, &state_dir)),
+        Command::Mount(args) => done(mount::run(args, &state_dir)),
+        Command::Umount(args) => done(umount::run(&args, &state_dir)),
+        Command::Status(args) => done(status::run(&args, &state_dir)),
+        Command::List(args) => done(list::run(&args, &state_dir)),
+        Command::Stop(args) => done(stop::run(&args, &state_dir)),
         Command::Virtiofs(DaemonArgs { global, virtiofs }) => virtiofs::main(global, virtiofs),
-        Command::Run(args) => run::main(args),
+        Command::Run(args) => run::main(args, &state_dir),
         Command::Image(command) => image::main(command),
         Command::Doctor(args) => doctor::main(args),
+        Command::Supervise(args) => supervise::main(args),
     }
+}
+
+fn done(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.exit(),
+    }
+}
+
+/// Runs what a command has to wait for.
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new("start the runtime", &e))?
+        .block_on(future)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use nydusbox_vmm::AccelRequest;
 
 use super::size::Size;
 use crate::error::RUN_FAILED;
+use crate::state_dir::StateDir;
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -49,9 +50,6 @@ pub(crate) struct RunArgs {
     /// Daemon to use: the built-in one or the path of a nydusd
     #[arg(long, value_name = "builtin|PATH", default_value = "builtin")]
     daemon: String,
-    /// Directory for sockets and logs while the sandbox lives
-    #[arg(long, value_name = "DIR", env = "NYDUSBOX_STATE_DIR")]
-    state_dir: Option<PathBuf>,
     /// Directory for the blob cache and the guest's writes
     #[arg(long, value_name = "DIR", env = "NYDUSBOX_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -90,8 +88,8 @@ impl From<Accel> for AccelRequest {
     }
 }
 
-pub(crate) fn main(args: RunArgs) -> ExitCode {
-    let plan = match plan::Plan::new(args) {
+pub(crate) fn main(args: RunArgs, state_dir: &StateDir) -> ExitCode {
+    let plan = match plan::Plan::new(args, state_dir.path()) {
         Ok(plan) => plan,
         Err(failure) => return failure.report(RUN_FAILED),
     };

@@ -38,7 +38,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(args: RunArgs) -> Result<Self, Failure> {
+    pub(super) fn new(args: RunArgs, state_dir: &Path) -> Result<Self, Failure> {
         let image = ImageDir::open(&args.image).map_err(|e| {
             Failure::new(&format!("open the image {}", args.image.display()), &e)
                 .hint("make one with: nydusbox image build ROOTFS_DIR IMAGE_DIR")
@@ -64,11 +64,7 @@ impl Plan {
         let cache_dir = data_dir.join("cache");
         let shared_dir = run_dir.join("shared");
         let snapshot_dir = shared_dir.join(container.as_str()).join("snapshotdir");
-        let sandbox = sandbox(
-            id,
-            &args.daemon,
-            &args.state_dir.unwrap_or_else(default_state_dir),
-        )?;
+        let sandbox = sandbox(id, &args.daemon, state_dir)?;
         let rafs = rafs_config(&image, image_id(&image), &cache_dir)
             .map_err(|e| Failure::new("configure the image's mount", &e))?;
         let bootstrap = absolute(&image.bootstrap())?;
@@ -202,13 +198,6 @@ fn guest_path(text: &str) -> Result<GuestPath, Failure> {
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|e| Failure::new(&format!("use the path {}", path.display()), &e))
-}
-
-fn default_state_dir() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if !rustix::process::geteuid().is_root() => PathBuf::from(dir).join("nydusbox"),
-        _ => nydusbox::DEFAULT_STATE_DIR.into(),
-    }
 }
 
 fn default_data_dir() -> PathBuf {

@@ -13,10 +13,8 @@ use tokio::sync::watch;
 
 use super::plan::Plan;
 use super::timeline::{MountTime, Report, Timeline};
-use crate::error::Failure;
+use crate::error::{Failure, INTERRUPTED};
 
-/// A shell's exit status for a command ended by Ctrl-C: 128 + SIGINT.
-const INTERRUPTED: u8 = 130;
 /// The VM's files, in the run's directory.
 const VM_DIR: &str = "vm";
 
@@ -102,15 +100,7 @@ async fn in_sandbox(
         // A start that is dropped has undone its work when the drop returns.
         () = interrupt.happened() => return Ok(INTERRUPTED),
     };
-    let sandbox = started.map_err(|e| {
-        let lines = e.last_lines.join("\n  ");
-        let failure = Failure::new("start the sandbox", &e);
-        if lines.is_empty() {
-            failure
-        } else {
-            failure.hint(format!("the daemon said last:\n  {lines}"))
-        }
-    })?;
+    let sandbox = started.map_err(|e| Failure::start(&e))?;
     report.sandbox_start_ms = timeline.step("sandbox started, /containers mounted", since);
     let result = in_vm(plan, &sandbox, interrupt, timeline, report).await;
     let since = Instant::now();

@@ -1,0 +1,45 @@
+//! Standard output: data, as text for people or as JSON for programs. Whoever stops reading ends the command
+//! quietly.
+
+use std::io::{self, Write};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::error::Failure;
+
+/// `--json`, the same for every command.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct OutputArgs {
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Whether there is somebody who reads on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reader {
+    Reads,
+    Gone,
+}
+
+/// Prints a line.
+pub(crate) fn line(text: &str) -> Result<Reader, Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(Reader::Reads),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(e) => Err(Failure::new("write the output", &e)),
+    }
+}
+
+impl OutputArgs {
+    /// Prints a value, indented, or the text that says the same.
+    pub(crate) fn print(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
+        let text = match self.json {
+            true => serde_json::to_string_pretty(value).map_err(|e| Failure::new("write the output", &e))?,
+            false => text(),
+        };
+        line(&text).map(drop)
+    }
+}

@@ -1,0 +1,67 @@
+//! `nydusbox start`: a sandbox of its own, with a process that owns it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use nydusbox_protocol::{LogLevel, SandboxId};
+
+use super::block_on;
+use super::output::OutputArgs;
+use crate::error::Failure;
+use crate::state_dir::StateDir;
+use crate::supervise::{self, DaemonChoice, Order};
+
+/// Returns when the directory is served to whoever connects to the sandbox's vhost-user socket. A process of this
+/// program stays and owns the sandbox until `nydusbox stop`.
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// Name of the sandbox
+    id: SandboxId,
+    /// Directory to share with the guest, at /containers of the share
+    #[arg(long, value_name = "DIR")]
+    share: PathBuf,
+    /// Daemon to use: the built-in one or the path of a nydusd
+    #[arg(long, value_name = "builtin|PATH", default_value = "builtin")]
+    daemon: String,
+    /// How much daemon and supervisor log: off, error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: LogLevel,
+    /// Further argument for the daemon (may be repeated)
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    extra_arg: Vec<OsString>,
+    /// How long the start may take in all
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    timeout: u32,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) fn run(args: StartArgs, state_dir: &StateDir) -> Result<(), Failure> {
+    let order = Order {
+        id: args.id,
+        state_dir: state_dir.path().to_owned(),
+        share: absolute(&args.share)?,
+        daemon: match args.daemon.as_str() {
+            "builtin" => DaemonChoice::Builtin,
+            path => DaemonChoice::Stock(absolute(Path::new(path))?),
+        },
+        extra_args: args.extra_arg,
+        log_level: args.log_level,
+        start_deadline: Duration::from_secs(args.timeout.into()),
+    };
+    let info = block_on(supervise::start(&order))?;
+    args.output.print(&info, || {
+        let socket = info
+            .sockets
+            .as_ref()
+            .map_or_else(String::new, |s| format!(" on {}", s.vhost.display()));
+        format!("sandbox {} serves {}{socket}", info.id, order.share.display())
+    })
+}
+
+/// The supervisor works in the root directory.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|e| Failure::new(&format!("use the path {}", path.display()), &e))
+}

@@ -1,0 +1,274 @@
+//! What both ends of `control.sock` agree on: routes, bodies, error codes. Reading ignores fields it does not know,
+//! so that a command and a supervisor of neighbouring versions understand each other.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use nydusbox_protocol::{ContainerId, FsType, MountPoint, SandboxId};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{FAILED, Failure, TAKEN};
+
+/// The sandbox as a whole: GET.
+pub(crate) const SANDBOX: &str = "/v1/sandbox";
+/// Its mounts: POST, DELETE.
+pub(crate) const MOUNTS: &str = "/v1/mounts";
+/// Its end: POST.
+pub(crate) const STOP: &str = "/v1/stop";
+
+/// A sandbox, as `status --json` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SandboxInfo {
+    pub(crate) id: SandboxId,
+    pub(crate) state: State,
+    pub(crate) supervisor: SupervisorInfo,
+    pub(crate) daemon: DaemonInfo,
+    pub(crate) vmm: VmmInfo,
+    pub(crate) mounts: Vec<MountInfo>,
+    pub(crate) health: HealthInfo,
+    pub(crate) sockets: Option<Sockets>,
+    pub(crate) exit: Option<ExitInfo>,
+}
+
+/// What a sandbox is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    /// The daemon serves.
+    Serving,
+    /// The sandbox is being stopped.
+    Stopping,
+    /// The daemon ended without being asked to.
+    Exited,
+    /// Someone owns it who has no control socket: it is starting or ending, or another program's.
+    Busy,
+    /// Its supervisor is gone.
+    Abandoned,
+    /// A state of another version.
+    #[serde(other)]
+    Unknown,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Serving => "serving",
+            Self::Stopping => "stopping",
+            Self::Exited => "exited",
+            Self::Busy => "busy",
+            Self::Abandoned => "abandoned",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// The process that owns the sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SupervisorInfo {
+    /// Of an abandoned sandbox, the one it had.
+    pub(crate) pid: Option<u32>,
+}
+
+/// The process that serves the files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DaemonInfo {
+    pub(crate) pid: Option<u32>,
+    pub(crate) program: Option<PathBuf>,
+    /// What it says of itself; `null` while it does not answer.
+    pub(crate) version: Option<String>,
+}
+
+/// The machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VmmInfo {
+    /// Whether it is connected; `null` where that is not known.
+    pub(crate) attached: Option<bool>,
+}
+
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MountInfo {
+    pub(crate) at: MountPoint,
+    pub(crate) fs_type: FsType,
+    pub(crate) source: String,
+    pub(crate) confirmed: bool,
+}
+
+/// What is known of the daemon's health, each fact apart.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HealthInfo {
+    /// Whether its API answers in time.
+    pub(crate) api_answers: Option<bool>,
+}
+
+/// Where to connect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sockets {
+    pub(crate) vhost: PathBuf,
+    pub(crate) api: PathBuf,
+}
+
+/// How the daemon ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExitInfo {
+    pub(crate) reason: String,
+    pub(crate) last_lines: Vec<String>,
+}
+
+/// An image to mount for a container.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MountBody {
+    pub(crate) container: ContainerId,
+    pub(crate) bootstrap: PathBuf,
+    /// A nydusd configuration, JSON or TOML as a string.
+    pub(crate) config: String,
+    #[serde(default)]
+    pub(crate) prefetch_files: Vec<String>,
+}
+
+impl fmt::Debug for MountBody {
+    /// Without the configuration: it may carry credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MountBody")
+            .field("container", &self.container)
+            .field("bootstrap", &self.bootstrap)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What came of a mount or an unmount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Changed {
+    pub(crate) at: MountPoint,
+    pub(crate) outcome: Outcome,
+}
+
+/// See [`Changed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    Mounted,
+    AlreadyMounted,
+    Unmounted,
+    WasNotMounted,
+    #[serde(other)]
+    Unknown,
+}
+
+/// What came of a stop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stopped {
+    pub(crate) id: SandboxId,
+    /// The step that ended the daemon: `exited`, `killed`, `already_gone`, `unkillable`, `interrupted`.
+    pub(crate) step: String,
+    /// Mounts that could not be unmounted before the daemon's end, each with the reason.
+    pub(crate) unmount_failures: Vec<String>,
+    /// What could not be removed; normally nothing.
+    pub(crate) leftovers: Vec<String>,
+}
+
+/// A request that was refused or failed: the body of every answer above 299.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ControlError {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hint: Option<String>,
+}
+
+impl ControlError {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// A failure with its chain of causes, under a code.
+    pub(crate) fn of(code: Code, failure: Failure) -> Self {
+        let (message, hint) = failure.into_parts();
+        Self { code, message, hint }
+    }
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Self {
+        let failure = Self::plain(error.message).code(error.code.exit());
+        match error.hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+/// What kind of failure it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Code {
+    /// Method, query or body cannot be understood.
+    BadRequest,
+    /// No such path, or not with this method.
+    NoRoute,
+    /// The body is larger than is read.
+    TooLarge,
+    /// The sandbox exists, or someone else is about to start or end it.
+    SandboxInUse,
+    /// The sandbox did not start.
+    StartFailed,
+    /// Something else is mounted there, inside it or around it.
+    AlreadyMounted,
+    /// Every slot of the daemon is in use.
+    SlotsExhausted,
+    /// The bootstrap is missing, unreadable or not RAFS.
+    BadImage,
+    /// The mount's configuration is not understood or names what is not there.
+    BadConfig,
+    /// The daemon refused for another reason.
+    Refused,
+    /// The daemon cannot be reached, or does not answer in time.
+    Unreachable,
+    /// The daemon is gone.
+    Exited,
+    /// The sandbox is being stopped.
+    Stopping,
+    /// Anything else.
+    Internal,
+    /// A code of another version.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Code {
+    /// The HTTP status an answer with this code has.
+    pub(crate) const fn status(self) -> u16 {
+        match self {
+            Self::BadRequest => 400,
+            Self::NoRoute => 404,
+            Self::TooLarge => 413,
+            Self::SandboxInUse | Self::AlreadyMounted | Self::SlotsExhausted | Self::Stopping => 409,
+            Self::BadImage | Self::BadConfig | Self::Refused => 422,
+            Self::Unreachable => 504,
+            Self::Exited => 503,
+            Self::StartFailed | Self::Internal | Self::Unknown => 500,
+        }
+    }
+
+    /// The exit code of a command that gets this answer.
+    const fn exit(self) -> u8 {
+        match self {
+            Self::SandboxInUse | Self::AlreadyMounted | Self::Stopping => TAKEN,
+            Self::BadRequest
+            | Self::NoRoute
+            | Self::TooLarge
+            | Self::StartFailed
+            | Self::SlotsExhausted
+            | Self::BadImage
+            | Self::BadConfig
+            | Self::Refused
+            | Self::Unreachable
+            | Self::Exited
+            | Self::Internal
+            | Self::Unknown => FAILED,
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What `nydusbox start` and the supervisor it has started say to each other, on a socket that is the supervisor's
+//! standard input:
+//!
+//! ```text
+//! start       -> order (one line of JSON)
+//! supervisor  -> reply (one line of JSON), when the share is served or the start has failed and is undone
+//! start       -> one byte: the reply has arrived
+//! ```
+//! The order travels here and not as arguments, because those can be read by everyone. Whoever of the two is gone
+//! closes the socket: a supervisor that sees that before the last byte undoes the start. So a start that is
+//! interrupted, or killed, leaves nothing.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nydusbox_protocol::{LogLevel, SandboxId};
+use serde::{Deserialize, Serialize};
+
+use crate::control::wire::{ControlError, SandboxInfo};
+
+/// The last byte.
+pub(super) const ARRIVED: u8 = b'\n';
+
+/// What is to be supervised. `Debug` is not derived: arguments for the daemon may hold secrets.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub(crate) id: SandboxId,
+    /// Absolute, like every path here: the supervisor works in the root directory.
+    pub(crate) state_dir: PathBuf,
+    pub(crate) share: PathBuf,
+    pub(crate) daemon: DaemonChoice,
+    pub(crate) extra_args: Vec<OsString>,
+    pub(crate) log_level: LogLevel,
+    pub(crate) start_deadline: Duration,
+}
+
+/// `--daemon`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum DaemonChoice {
+    /// The daemon in this executable.
+    Builtin,
+    /// A nydusd.
+    Stock(PathBuf),
+}
+
+/// How the start went.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    /// The share is served.
+    Serving(Box<SandboxInfo>),
+    /// Nothing was started, or it is gone again.
+    Failed(ControlError),
+}

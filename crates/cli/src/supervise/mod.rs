@@ -1,0 +1,268 @@
+//! `nydusbox supervise`: the process that owns one sandbox from its start to its end.
+//!
+//! `nydusbox start` begins it (`spawn.rs`) and tells it what to do (`handover.rs`). It starts the sandbox, serves
+//! `control.sock` (`handler.rs` says what each request means), and ends by itself when the sandbox is stopped
+//! (`owner.rs`). SIGTERM and SIGINT stop the sandbox; SIGKILL leaves the daemon serving, to be adopted.
+
+mod handler;
+mod handover;
+mod owner;
+mod report;
+mod spawn;
+
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use clap::Args;
+use nydusbox::{
+    CONTROL_SOCKET, DirError, Program, SUPERVISOR_LOG, Sandbox, SandboxConfig, StartCause, StartError,
+};
+use nydusbox_protocol::{SandboxId, SocketPath};
+use rustix::fs::{Mode, OFlags};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::control::wire::{Code, ControlError};
+use crate::control::{self};
+use crate::error::Failure;
+use crate::logging;
+use handler::Requests;
+use handover::{ARRIVED, Reply};
+pub(crate) use handover::{DaemonChoice, Order};
+use owner::Owner;
+use report::Subject;
+pub(crate) use spawn::start;
+
+#[derive(Debug, Args)]
+pub(crate) struct SuperviseArgs {
+    /// Sandbox to own; `nydusbox start` says on standard input what it is to be
+    id: SandboxId,
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "every command takes its arguments by value"
+)]
+pub(crate) fn main(args: SuperviseArgs) -> ExitCode {
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.exit(),
+    }
+}
+
+fn run(args: &SuperviseArgs) -> Result<(), Failure> {
+    let stream = handover_socket(&args.id)?;
+    // Away from the terminal: its Ctrl-C and its end are not ours. Fails for the leader of a process group, which
+    // nobody makes of us but a user at a shell.
+    let _ = rustix::process::setsid();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new("start the runtime", &e))?;
+    runtime.block_on(supervise(stream))
+}
+
+/// Standard input, if it is the socket of a start.
+fn handover_socket(id: &SandboxId) -> Result<StdStream, Failure> {
+    let by_hand = |e: io::Error| {
+        Failure::new("take over from `nydusbox start`", &e).hint(format!(
+            "this command is begun by `nydusbox start {id}`, which hands it a socket as standard input"
+        ))
+    };
+    let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(by_hand)?;
+    let stream = StdStream::from(stdin);
+    stream.peer_addr().map_err(by_hand)?;
+    stream.set_nonblocking(true).map_err(by_hand)?;
+    Ok(stream)
+}
+
+/// The start's end of the handover, as the supervisor sees it.
+struct Starter {
+    reading: BufReader<OwnedReadHalf>,
+    writing: OwnedWriteHalf,
+}
+
+impl Starter {
+    async fn order(&mut self) -> Result<Order, Failure> {
+        let mut line = String::new();
+        self.reading
+            .read_line(&mut line)
+            .await
+            .map_err(|e| Failure::new("read what is to be started", &e))?;
+        // The error would quote what it cannot read.
+        serde_json::from_str(&line).map_err(|_| Failure::plain("what is to be started cannot be understood"))
+    }
+
+    /// Says how it went. A starter that is gone shows in [`Starter::gone`] or [`Starter::arrived`].
+    async fn reply(&mut self, reply: &Reply) {
+        // Structs of strings and numbers always serialise.
+        let mut line = serde_json::to_string(reply).unwrap_or_default();
+        line.push('\n');
+        let _ = self.writing.write_all(line.as_bytes()).await;
+    }
+
+    /// Resolves when the starter gives up.
+    async fn gone(&mut self) {
+        // Nothing is sent before the reply: whatever comes is the end.
+        let _ = self.reading.read_u8().await;
+    }
+
+    /// Whether the reply has arrived.
+    async fn arrived(&mut self) -> bool {
+        self.reading.read_u8().await.is_ok_and(|byte| byte == ARRIVED)
+    }
+}
+
+async fn supervise(stream: StdStream) -> Result<(), Failure> {
+    let failed = |e: io::Error| Failure::new("prepare to supervise", &e);
+    let mut signals = Signals::watch().map_err(failed)?;
+    let (reading, writing) = UnixStream::from_std(stream).map_err(failed)?.into_split();
+    let mut starter = Starter {
+        reading: BufReader::new(reading),
+        writing,
+    };
+    let order = starter.order().await?;
+    let log = Arc::new(OnceLock::new());
+    logging::start_supervisors(order.log_level, Arc::clone(&log))?;
+    let served = tokio::select! {
+        biased;
+        // What was started is gone when the drop of its future returns.
+        () = starter.gone() => return Ok(()),
+        () = signals.any() => Err(ControlError::new(Code::StartFailed, "the supervisor was told to end")),
+        served = Served::start(&order, &log) => served,
+    };
+    let served = match served {
+        Ok(served) => served,
+        Err(error) => {
+            starter.reply(&Reply::Failed(error)).await;
+            return Ok(());
+        }
+    };
+    let Served {
+        sandbox,
+        listener,
+        subject,
+    } = served;
+    let status = sandbox.status();
+    let (owner, desk) = Owner::new(sandbox);
+    let requests = Arc::new(Requests::new(subject, status, desk));
+    let asked = {
+        let requests = Arc::clone(&requests);
+        async move {
+            starter
+                .reply(&Reply::Serving(Box::new(requests.info().await)))
+                .await;
+            if starter.arrived().await {
+                drop(starter);
+                signals.any().await;
+            }
+        }
+    };
+    let outcome = control::serve(listener, requests, owner.run(asked)).await;
+    match outcome.leftovers.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::plain("the sandbox could not be removed whole")),
+    }
+}
+
+/// A sandbox that is there, with the socket by which it is ruled.
+struct Served {
+    sandbox: Sandbox,
+    listener: UnixListener,
+    subject: Subject,
+}
+
+impl Served {
+    async fn start(order: &Order, log: &OnceLock<File>) -> Result<Self, ControlError> {
+        let refused = |failure| ControlError::of(Code::StartFailed, failure);
+        let program = match &order.daemon {
+            DaemonChoice::Builtin => {
+                let exe =
+                    std::env::current_exe().map_err(|e| refused(Failure::new("find this executable", &e)))?;
+                Program::embedded(exe)
+            }
+            DaemonChoice::Stock(path) => Program::stock(path),
+        };
+        let program = program
+            .map_err(|e| refused(Failure::of(&e)))?
+            .with_args(&order.extra_args);
+        let exe = program.exe().to_owned();
+        let config = SandboxConfig::new(order.id.clone(), &order.state_dir, program)
+            .and_then(|config| config.with_share(&order.share))
+            .map_err(|e| refused(Failure::of(&e)))?
+            .with_log_level(order.log_level)
+            .with_start_deadline(order.start_deadline);
+        let dir = config.dir().to_owned();
+        let control = SocketPath::new(dir.join(CONTROL_SOCKET)).map_err(|e| refused(Failure::of(&e)))?;
+        let subject = Subject {
+            id: order.id.clone(),
+            program: exe,
+            vhost_socket: config.vhost_socket().clone(),
+            api_socket: config.api_socket().clone(),
+        };
+        let sandbox = Sandbox::start(config).await.map_err(|e| start_error(&e))?;
+        match open(&dir, control.as_path()) {
+            Ok((listener, file)) => {
+                let _ = log.set(file);
+                tracing::info!(sandbox = %subject.id, "serving");
+                Ok(Self {
+                    sandbox,
+                    listener,
+                    subject,
+                })
+            }
+            Err(error) => {
+                let _ = sandbox.stop().await;
+                let what = format!("make {}", control.as_path().display());
+                Err(refused(Failure::new(&what, &error)))
+            }
+        }
+    }
+}
+
+/// The control socket and the log, in a directory that is ours by now.
+fn open(dir: &Path, control: &Path) -> io::Result<(UnixListener, File)> {
+    let listener = UnixListener::bind(control)?;
+    std::fs::set_permissions(control, Permissions::from_mode(0o600))?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let log = rustix::fs::open(dir.join(SUPERVISOR_LOG), flags, Mode::RUSR | Mode::WUSR)?;
+    Ok((listener, log.into()))
+}
+
+fn start_error(error: &StartError) -> ControlError {
+    let code = match &*error.cause {
+        StartCause::Dir(DirError::Held { .. } | DirError::SocketInUse { .. }) => Code::SandboxInUse,
+        _ => Code::StartFailed,
+    };
+    ControlError::of(code, Failure::start(error))
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn watch() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What the library knows of a sandbox, in the words of `control.sock`.
+
+use std::path::PathBuf;
+
+use nydusbox::{CallError, MountError, Status, StatusPhase, StopOutcome, StopStep, UnmountError};
+use nydusbox_protocol::{DaemonInfo as Answer, SandboxId, SocketPath};
+
+use crate::control::wire::{
+    Code, ControlError, DaemonInfo, ExitInfo, HealthInfo, MountInfo, SandboxInfo, Sockets, State, Stopped,
+    SupervisorInfo, VmmInfo,
+};
+use crate::error::Failure;
+
+/// What stays the same while a sandbox lives.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    pub(super) id: SandboxId,
+    pub(super) program: PathBuf,
+    pub(super) vhost_socket: SocketPath,
+    pub(super) api_socket: SocketPath,
+}
+
+/// The sandbox now. `answer` is what the daemon says of itself, if it does.
+pub(super) fn info(subject: &Subject, status: &Status, answer: Option<&Answer>) -> SandboxInfo {
+    let (state, exit) = match &status.phase {
+        StatusPhase::Serving => (State::Serving, None),
+        StatusPhase::Exited(exit) => (State::Exited, Some(exit)),
+        StatusPhase::Stopped(exit) => (State::Stopping, exit.as_ref()),
+        StatusPhase::Stopping => (State::Stopping, None),
+        _ => (State::Unknown, None),
+    };
+    SandboxInfo {
+        id: subject.id.clone(),
+        state,
+        supervisor: SupervisorInfo {
+            pid: Some(std::process::id()),
+        },
+        daemon: DaemonInfo {
+            pid: Some(status.pid),
+            program: Some(subject.program.clone()),
+            version: answer.map(|a| a.version.package_ver.clone()),
+        },
+        vmm: VmmInfo {
+            attached: answer.and_then(|a| a.vmm_attached),
+        },
+        mounts: status
+            .mounts
+            .iter()
+            .map(|m| MountInfo {
+                at: m.at.clone(),
+                fs_type: m.fs_type,
+                source: m.source.clone(),
+                confirmed: m.confirmed,
+            })
+            .collect(),
+        health: HealthInfo {
+            api_answers: Some(answer.is_some()),
+        },
+        sockets: Some(Sockets {
+            vhost: subject.vhost_socket.as_path().to_owned(),
+            api: subject.api_socket.as_path().to_owned(),
+        }),
+        exit: exit.map(|exit| ExitInfo {
+            reason: exit.cause.to_string(),
+            last_lines: exit.last_lines.clone(),
+        }),
+    }
+}
+
+/// How a sandbox was stopped.
+pub(super) fn stopped(id: &SandboxId, outcome: &StopOutcome) -> Stopped {
+    let step = match &outcome.step {
+        StopStep::Exited { .. } => "exited",
+        StopStep::Killed => "killed",
+        StopStep::AlreadyGone { .. } => "already_gone",
+        StopStep::Unkillable => "unkillable",
+        StopStep::Interrupted => "interrupted",
+        _ => "unknown",
+    };
+    Stopped {
+        id: id.clone(),
+        step: step.to_owned(),
+        unmount_failures: outcome
+            .unmount_failures
+            .iter()
+            .map(|(at, e)| Failure::new(&format!("unmount {at}"), e).into_parts().0)
+            .collect(),
+        leftovers: outcome
+            .leftovers
+            .iter()
+            .map(|l| Failure::of(l).into_parts().0)
+            .collect(),
+    }
+}
+
+/// Why a mount failed.
+pub(super) fn mount_error(error: &MountError) -> ControlError {
+    let code = match error {
+        MountError::Conflict { .. } | MountError::Overlaps { .. } => Code::AlreadyMounted,
+        MountError::SlotsExhausted { .. } => Code::SlotsExhausted,
+        MountError::TooLarge { .. } => Code::BadConfig,
+        MountError::Daemon { source, .. } => call_code(source),
+        MountError::Exited { .. } => Code::Exited,
+        MountError::Stopping { .. } => Code::Stopping,
+        _ => Code::Internal,
+    };
+    ControlError::of(code, Failure::of(error))
+}
+
+/// Why an unmount failed.
+pub(super) fn unmount_error(error: &UnmountError) -> ControlError {
+    let code = match error {
+        UnmountError::Daemon { source, .. } => call_code(source),
+        UnmountError::Exited { .. } => Code::Exited,
+        UnmountError::Stopping { .. } => Code::Stopping,
+        _ => Code::Internal,
+    };
+    ControlError::of(code, Failure::of(error))
+}
+
+fn call_code(error: &CallError) -> Code {
+    match error {
+        CallError::AlreadyMounted => Code::AlreadyMounted,
+        CallError::SlotsExhausted => Code::SlotsExhausted,
+        CallError::BadImage { .. } => Code::BadImage,
+        CallError::BadConfig { .. } => Code::BadConfig,
+        CallError::TimedOut { .. } | CallError::Unreachable { .. } => Code::Unreachable,
+        CallError::NotMounted | CallError::BadSource { .. } | CallError::Refused { .. } => Code::Refused,
+        _ => Code::Internal,
+    }
+}

@@ -1,0 +1,93 @@
+//! The starting end: begins a supervisor that belongs to nobody, and waits for its word.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::process::{Child, Command, Stdio};
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::handover::{ARRIVED, Order, Reply};
+use crate::control::wire::SandboxInfo;
+use crate::error::{Failure, INTERRUPTED};
+
+/// Starts a supervisor and waits until the share is served. Ctrl-C and SIGTERM undo the start.
+pub(crate) async fn start(order: &Order) -> Result<SandboxInfo, Failure> {
+    let failed = |e: io::Error| Failure::new("start a supervisor", &e);
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let (child, stream) = spawn(order).map_err(failed)?;
+    let (reading, mut writing) = stream.into_split();
+    let mut reading = BufReader::new(reading);
+    let mut line = serde_json::to_string(order).map_err(|e| Failure::new("write the order", &e))?;
+    line.push('\n');
+    // A supervisor that is gone already shows in the answer that does not come.
+    let _ = writing.write_all(line.as_bytes()).await;
+    let mut answer = String::new();
+    let interrupted = tokio::select! {
+        biased;
+        _ = interrupt.recv() => true,
+        _ = terminate.recv() => true,
+        _ = reading.read_line(&mut answer) => false,
+    };
+    if interrupted {
+        let _ = writing.shutdown().await;
+        // It closes its end when everything is undone.
+        let _ = reading.read_to_end(&mut Vec::new()).await;
+        ended(child).await;
+        return Err(
+            Failure::plain(format!("the start of sandbox {} was interrupted", order.id)).code(INTERRUPTED),
+        );
+    }
+    match serde_json::from_str(&answer) {
+        Ok(Reply::Serving(info)) => {
+            writing
+                .write_all(&[ARRIVED])
+                .await
+                .map_err(|e| Failure::new("tell the supervisor that it is on its own", &e))?;
+            Ok(*info)
+        }
+        Ok(Reply::Failed(error)) => {
+            ended(child).await;
+            Err(error.into())
+        }
+        Err(_) => {
+            let status = ended(child).await.unwrap_or_default();
+            Err(
+                Failure::plain(format!("the supervisor of sandbox {} ended{status}", order.id))
+                    .hint("`nydusbox sweep` removes what it may have left"),
+            )
+        }
+    }
+}
+
+/// In the root directory, without a terminal, and with the handover as its only descriptor. It leaves this
+/// process' session by itself, first of all.
+fn spawn(order: &Order) -> io::Result<(Child, UnixStream)> {
+    // Whatever we were given open besides the standard streams would stay open as long as the sandbox lives.
+    nydusbox_fsd::sys::inherit_no_further()?;
+    let (ours, theirs) = StdStream::pair()?;
+    let child = Command::new(std::env::current_exe()?)
+        .arg("--state-dir")
+        .arg(&order.state_dir)
+        .arg("supervise")
+        .arg(order.id.as_str())
+        .current_dir("/")
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    ours.set_nonblocking(true)?;
+    Ok((child, UnixStream::from_std(ours)?))
+}
+
+/// Waits for the end of a supervisor that has closed its socket, and says how it ended unless that was in order.
+async fn ended(mut child: Child) -> Option<String> {
+    let status = tokio::task::spawn_blocking(move || child.wait())
+        .await
+        .ok()?
+        .ok()?;
+    Some(format!(" ({status})"))
+}
