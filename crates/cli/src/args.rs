@@ -5,6 +5,15 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use nydusbox_protocol::{LogLevel, MountPoint, SocketPath};
 
+/// Where a command's sandboxes are. An option of each command that has to do with sandboxes, and of none else.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StateDirArg {
+    /// Directory with sockets and logs of the live sandboxes
+    /// [default: /run/nydusbox for root, else $XDG_RUNTIME_DIR/nydusbox] [env: NYDUSBOX_STATE_DIR]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
 /// Options nydusd takes before or after its subcommand.
 #[derive(Debug, Args)]
 pub(crate) struct GlobalArgs {

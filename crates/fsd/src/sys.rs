@@ -40,7 +40,11 @@ pub fn adopt_listening_socket(fd: RawFd) -> io::Result<OwnedFd> {
 /// `/proc` cannot be read.
 pub fn inherit_no_further() -> io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
-        let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()) else {
+        let Some(fd) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<RawFd>().ok())
+        else {
             continue;
         };
         if fd > 2 {

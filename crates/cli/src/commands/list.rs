@@ -4,12 +4,15 @@ use clap::Args;
 
 use super::output::OutputArgs;
 use super::{block_on, status};
+use crate::args::StateDirArg;
 use crate::error::Failure;
 use crate::state_dir::StateDir;
 
 /// With --json the same array as `status --json`.
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(super) place: StateDirArg,
     #[command(flatten)]
     output: OutputArgs,
 }

@@ -18,8 +18,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::args::{GlobalArgs, VirtiofsArgs};
-use crate::error::Failure;
+use crate::args::{GlobalArgs, StateDirArg, VirtiofsArgs};
+use crate::error::{Failure, RUN_FAILED};
 use crate::state_dir::StateDir;
 use crate::supervise;
 
@@ -30,9 +30,8 @@ use crate::supervise;
     about = "File systems for microVM sandboxes: shared directories and images fetched as they are read"
 )]
 struct Cli {
-    /// Directory with sockets and logs of the live sandboxes
-    /// [default: /run/nydusbox for root, else $XDG_RUNTIME_DIR/nydusbox]
-    #[arg(long, value_name = "DIR", env = "NYDUSBOX_STATE_DIR", global = true)]
+    /// Directory with sockets and logs of the live sandboxes; a command's own option comes first
+    #[arg(long, value_name = "DIR", env = "NYDUSBOX_STATE_DIR")]
     state_dir: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
@@ -75,19 +74,19 @@ struct DaemonArgs {
 
 pub(crate) fn main() -> ExitCode {
     let Cli { state_dir, command } = Cli::parse();
-    let state_dir = match StateDir::new(state_dir) {
-        Ok(state_dir) => state_dir,
-        Err(failure) => return failure.exit(),
-    };
+    let place = |own: &StateDirArg| StateDir::new(own.state_dir.clone().or(state_dir));
     match command {
-        Command::Start(args) => done(start::run(args, &state_dir)),
-        Command::Mount(args) => done(mount::run(args, &state_dir)),
-        Command::Umount(args) => done(umount::run(&args, &state_dir)),
-        Command::Status(args) => done(status::run(&args, &state_dir)),
-        Command::List(args) => done(list::run(&args, &state_dir)),
-        Command::Stop(args) => done(stop::run(&args, &state_dir)),
+        Command::Start(args) => done(place(&args.place).and_then(|dir| start::run(args, &dir))),
+        Command::Mount(args) => done(place(&args.place).and_then(|dir| mount::run(args, &dir))),
+        Command::Umount(args) => done(place(&args.place).and_then(|dir| umount::run(&args, &dir))),
+        Command::Status(args) => done(place(&args.place).and_then(|dir| status::run(&args, &dir))),
+        Command::List(args) => done(place(&args.place).and_then(|dir| list::run(&args, &dir))),
+        Command::Stop(args) => done(place(&args.place).and_then(|dir| stop::run(&args, &dir))),
         Command::Virtiofs(DaemonArgs { global, virtiofs }) => virtiofs::main(global, virtiofs),
-        Command::Run(args) => run::main(args, &state_dir),
+        Command::Run(args) => match place(&args.place) {
+            Ok(dir) => run::main(args, &dir),
+            Err(failure) => failure.report(RUN_FAILED),
+        },
         Command::Image(command) => image::main(command),
         Command::Doctor(args) => doctor::main(args),
         Command::Supervise(args) => supervise::main(args),

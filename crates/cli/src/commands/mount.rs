@@ -10,6 +10,7 @@ use nydusbox_protocol::{ContainerId, SandboxId};
 use super::block_on;
 use super::output::OutputArgs;
 use super::start::absolute;
+use crate::args::StateDirArg;
 use crate::control::Client;
 use crate::control::wire::{self, Changed, MountBody, Outcome};
 use crate::error::Failure;
@@ -32,6 +33,8 @@ pub(crate) struct MountArgs {
     /// File of the image to fetch ahead, an absolute path inside it (may be repeated)
     #[arg(long, value_name = "PATH")]
     prefetch_file: Vec<String>,
+    #[command(flatten)]
+    pub(super) place: StateDirArg,
     #[command(flatten)]
     output: OutputArgs,
 }

@@ -9,6 +9,7 @@ use nydusbox_protocol::{LogLevel, SandboxId};
 
 use super::block_on;
 use super::output::OutputArgs;
+use crate::args::StateDirArg;
 use crate::error::Failure;
 use crate::state_dir::StateDir;
 use crate::supervise::{self, DaemonChoice, Order};
@@ -34,6 +35,8 @@ pub(crate) struct StartArgs {
     /// How long the start may take in all
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
+    #[command(flatten)]
+    pub(super) place: StateDirArg,
     #[command(flatten)]
     output: OutputArgs,
 }

@@ -8,6 +8,7 @@ use nydusbox_protocol::{FsType, SandboxId};
 
 use super::block_on;
 use super::output::{self, OutputArgs, Reader};
+use crate::args::StateDirArg;
 use crate::control::wire::{self, DaemonInfo, HealthInfo, SandboxInfo, State, SupervisorInfo, VmmInfo};
 use crate::control::{Client, Presence};
 use crate::error::Failure;
@@ -24,6 +25,8 @@ pub(crate) struct StatusArgs {
     /// Show it again whenever it changes, until it ends; with --json one object a line
     #[arg(long, requires = "id")]
     watch: bool,
+    #[command(flatten)]
+    pub(super) place: StateDirArg,
     #[command(flatten)]
     output: OutputArgs,
 }

@@ -6,6 +6,7 @@ use nydusbox_protocol::SandboxId;
 
 use super::block_on;
 use super::output::OutputArgs;
+use crate::args::StateDirArg;
 use crate::control::Client;
 use crate::control::Presence;
 use crate::control::wire::{self, Stopped};
@@ -21,6 +22,8 @@ pub(crate) struct StopArgs {
     /// Stop every sandbox of the state directory that has a supervisor
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    pub(super) place: StateDirArg,
     #[command(flatten)]
     output: OutputArgs,
 }

@@ -6,6 +6,7 @@ use nydusbox_protocol::{ContainerId, SandboxId};
 
 use super::block_on;
 use super::output::OutputArgs;
+use crate::args::StateDirArg;
 use crate::control::Client;
 use crate::control::wire::{self, Changed, Outcome};
 use crate::error::Failure;
@@ -18,6 +19,8 @@ pub(crate) struct UmountArgs {
     id: SandboxId,
     /// Container whose image goes
     container: ContainerId,
+    #[command(flatten)]
+    pub(super) place: StateDirArg,
     #[command(flatten)]
     output: OutputArgs,
 }

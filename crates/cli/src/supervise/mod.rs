@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
@@ -45,6 +45,9 @@ pub(crate) use spawn::start;
 pub(crate) struct SuperviseArgs {
     /// Sandbox to own; `nydusbox start` says on standard input what it is to be
     id: SandboxId,
+    /// As `start` was given it; shown here so that a list of processes tells sandboxes apart
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
 }
 
 #[expect(
@@ -59,7 +62,7 @@ pub(crate) fn main(args: SuperviseArgs) -> ExitCode {
 }
 
 fn run(args: &SuperviseArgs) -> Result<(), Failure> {
-    let stream = handover_socket(&args.id)?;
+    let stream = handover_socket(args)?;
     // Away from the terminal: its Ctrl-C and its end are not ours. Fails for the leader of a process group, which
     // nobody makes of us but a user at a shell.
     let _ = rustix::process::setsid();
@@ -71,10 +74,11 @@ fn run(args: &SuperviseArgs) -> Result<(), Failure> {
 }
 
 /// Standard input, if it is the socket of a start.
-fn handover_socket(id: &SandboxId) -> Result<StdStream, Failure> {
+fn handover_socket(args: &SuperviseArgs) -> Result<StdStream, Failure> {
     let by_hand = |e: io::Error| {
         Failure::new("take over from `nydusbox start`", &e).hint(format!(
-            "this command is begun by `nydusbox start {id}`, which hands it a socket as standard input"
+            "this command is begun by `nydusbox start {}`, which hands it a socket as standard input",
+            args.id
         ))
     };
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(by_hand)?;
@@ -238,11 +242,23 @@ fn open(dir: &Path, control: &Path) -> io::Result<(UnixListener, File)> {
 }
 
 fn start_error(error: &StartError) -> ControlError {
-    let code = match &*error.cause {
-        StartCause::Dir(DirError::Held { .. } | DirError::SocketInUse { .. }) => Code::SandboxInUse,
-        _ => Code::StartFailed,
-    };
-    ControlError::of(code, Failure::start(error))
+    let failure = Failure::start(error);
+    let id = &error.sandbox;
+    match &*error.cause {
+        StartCause::Dir(DirError::Held { .. }) => ControlError::of(
+            Code::SandboxInUse,
+            failure.hint(format!(
+                "`nydusbox status {id}` shows it, `nydusbox stop {id}` ends it"
+            )),
+        ),
+        StartCause::Dir(DirError::SocketInUse { .. }) => ControlError::of(
+            Code::SandboxInUse,
+            failure.hint(format!(
+                "its supervisor is gone: `nydusbox adopt {id}` takes it over, `nydusbox sweep` removes it"
+            )),
+        ),
+        _ => ControlError::of(Code::StartFailed, failure),
+    }
 }
 
 /// SIGTERM and SIGINT.

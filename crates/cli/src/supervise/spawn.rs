@@ -70,10 +70,8 @@ fn spawn(order: &Order) -> io::Result<(Child, UnixStream)> {
     nydusbox_fsd::sys::inherit_no_further()?;
     let (ours, theirs) = StdStream::pair()?;
     let child = Command::new(std::env::current_exe()?)
-        .arg("--state-dir")
+        .args(["supervise", order.id.as_str(), "--state-dir"])
         .arg(&order.state_dir)
-        .arg("supervise")
-        .arg(order.id.as_str())
         .current_dir("/")
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())

@@ -15,6 +15,7 @@ use clap::{Args, ValueEnum};
 use nydusbox_vmm::AccelRequest;
 
 use super::size::Size;
+use crate::args::StateDirArg;
 use crate::error::RUN_FAILED;
 use crate::state_dir::StateDir;
 
@@ -50,6 +51,8 @@ pub(crate) struct RunArgs {
     /// Daemon to use: the built-in one or the path of a nydusd
     #[arg(long, value_name = "builtin|PATH", default_value = "builtin")]
     daemon: String,
+    #[command(flatten)]
+    pub(super) place: StateDirArg,
     /// Directory for the blob cache and the guest's writes
     #[arg(long, value_name = "DIR", env = "NYDUSBOX_DATA_DIR")]
     data_dir: Option<PathBuf>,

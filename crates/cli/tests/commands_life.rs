@@ -1,0 +1,330 @@
+//! The commands on a sandbox's whole life, with our daemon and with the genuine nydusd: what they print, in both
+//! forms, and that repeating them is harmless.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use common::sandboxes::{Sandboxes, kill, pid, runs, text, until};
+use common::{nydusbox, peer, told};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// Both daemons; the genuine one where it is installed.
+fn daemons() -> Vec<Option<PathBuf>> {
+    let mut daemons = vec![None];
+    daemons.extend(peer("nydusd").map(Some));
+    daemons
+}
+
+/// An image and its configuration, as files.
+fn image(s: &Sandboxes) -> (String, String) {
+    let source = s.dir.mkdir("source");
+    std::fs::write(source.join("file"), vec![7; 100_000]).unwrap();
+    let out = s.dir.join("image");
+    let built = nydusbox()
+        .args(["image", "build"])
+        .arg(&source)
+        .arg(&out)
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{:?}", told(&built));
+    let config = json!({
+        "version": 2, "id": "",
+        "backend": {"type": "localfs", "localfs": {"dir": out.join("blobs")}},
+        "cache": {"type": "blobcache", "filecache": {"work_dir": s.dir.mkdir("cache")}},
+        "rafs": {"mode": "direct", "enable_xattr": true, "prefetch": {"enable": false}}
+    });
+    let file = s.dir.join("config.json");
+    std::fs::write(&file, config.to_string()).unwrap();
+    (text(&out.join("image.boot")), text(&file))
+}
+
+fn names(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[test]
+fn a_whole_life_by_commands() {
+    for daemon in daemons() {
+        let s = Sandboxes::new();
+        let program = daemon
+            .as_deref()
+            .unwrap_or(Path::new(env!("CARGO_BIN_EXE_nydusbox")));
+        let (bootstrap, config) = image(&s);
+
+        let info = s.start("s1", daemon.as_deref());
+        assert_eq!(
+            names(&info),
+            [
+                "daemon",
+                "exit",
+                "health",
+                "id",
+                "mounts",
+                "sockets",
+                "state",
+                "supervisor",
+                "vmm"
+            ]
+        );
+        assert_eq!(info["id"], "s1");
+        assert_eq!(info["state"], "serving");
+        assert_eq!(info["daemon"]["program"], text(program));
+        assert!(info["daemon"]["version"].is_string(), "{info}");
+        assert_eq!(info["health"]["api_answers"], true);
+        assert_eq!(
+            info["vmm"]["attached"],
+            if daemon.is_some() {
+                Value::Null
+            } else {
+                false.into()
+            }
+        );
+        assert_eq!(
+            info["mounts"],
+            json!([{"at": "/containers", "fs_type": "passthrough_fs", "source": text(&s.share()), "confirmed": true}])
+        );
+        assert!(runs(pid(&info, "supervisor")) && runs(pid(&info, "daemon")));
+        assert_eq!(s.json(&["status", "s1"]), info);
+        assert_eq!(s.json(&["status"]), json!([info]));
+        assert_eq!(s.json(&["list"]), json!([info]));
+
+        let mount = [
+            "mount",
+            "s1",
+            "c1",
+            "--bootstrap",
+            &bootstrap,
+            "--config",
+            &config,
+        ];
+        let changed = |outcome| json!({"at": "/rafs/c1/lowerdir", "outcome": outcome});
+        assert_eq!(s.json(&mount), changed("mounted"));
+        assert_eq!(s.json(&mount), changed("already_mounted"));
+        let mounts = &s.json(&["status", "s1"])["mounts"];
+        assert_eq!(
+            mounts[1],
+            json!({"at": "/rafs/c1/lowerdir", "fs_type": "rafs", "source": bootstrap, "confirmed": true})
+        );
+        s.refused(
+            &["mount", "s1", "c1", "--bootstrap", &config, "--config", &config],
+            5,
+            &["something else is mounted there"],
+        );
+        assert_eq!(s.json(&["umount", "s1", "c1"]), changed("unmounted"));
+        assert_eq!(s.json(&["umount", "s1", "c1"]), changed("was_not_mounted"));
+
+        let stopped = s.json(&["stop", "s1"]);
+        let step = if daemon.is_some() { "killed" } else { "exited" };
+        assert_eq!(
+            stopped,
+            json!({"id": "s1", "step": step, "unmount_failures": [], "leftovers": []})
+        );
+        s.assert_nothing_left();
+    }
+}
+
+#[test]
+fn the_same_is_said_as_text() {
+    let s = Sandboxes::new();
+    let (bootstrap, config) = image(&s);
+    let args = s.start_args("s1", None);
+    let out = s.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(
+        out,
+        format!(
+            "sandbox s1 serves {} on {}\n",
+            s.share().display(),
+            s.state_dir().join("s1/vhost.sock").display()
+        )
+    );
+    let mount = [
+        "mount",
+        "s1",
+        "c1",
+        "--bootstrap",
+        &bootstrap,
+        "--config",
+        &config,
+    ];
+    assert_eq!(s.ok(&mount), "/rafs/c1/lowerdir is mounted\n");
+    assert_eq!(s.ok(&mount), "/rafs/c1/lowerdir was mounted already\n");
+    let status = s.ok(&["status", "s1"]);
+    for row in [
+        "state       serving",
+        "VMM         not attached",
+        "health      the API answers",
+        "mount       /rafs/c1/lowerdir RAFS ",
+    ] {
+        assert!(status.contains(row), "{status}");
+    }
+    let list = s.ok(&["list"]);
+    assert!(
+        list.lines()
+            .nth(1)
+            .unwrap()
+            .starts_with("s1       serving         2  "),
+        "{list}"
+    );
+    assert_eq!(s.ok(&["umount", "s1", "c1"]), "/rafs/c1/lowerdir is unmounted\n");
+    assert_eq!(
+        s.ok(&["umount", "s1", "c1"]),
+        "/rafs/c1/lowerdir was not mounted\n"
+    );
+    assert_eq!(
+        s.ok(&["stop", "s1"]),
+        "sandbox s1 is stopped: the daemon ended in order\n"
+    );
+    assert_eq!(s.ok(&["status"]), "\n");
+    assert_eq!(s.ok(&["stop", "--all"]), "nothing to stop\n");
+    s.assert_nothing_left();
+}
+
+#[test]
+fn a_configuration_is_read_from_standard_input() {
+    let s = Sandboxes::new();
+    let (bootstrap, config) = image(&s);
+    s.start("s1", None);
+    let mut child = s
+        .command(&["mount", "s1", "c1", "--bootstrap", &bootstrap, "--config", "-"])
+        .args(["--prefetch-file", "/file"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&std::fs::read(config).unwrap()).unwrap();
+    drop(stdin);
+    let (code, out, _) = told(&child.wait_with_output().unwrap());
+    assert_eq!((code, out.as_str()), (0, "/rafs/c1/lowerdir is mounted\n"));
+}
+
+#[test]
+fn relative_paths_are_those_of_the_caller() {
+    let s = Sandboxes::new();
+    let output = s
+        .command(&["start", "s1", "--share", "share", "--state-dir", "state"])
+        .current_dir(s.dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(told(&output).0, 0, "{output:?}");
+    assert_eq!(s.json(&["status", "s1"])["mounts"][0]["source"], text(&s.share()));
+}
+
+/// Its own session, no terminal, the root directory; and whoever reads the output of `start` sees its end.
+#[test]
+fn the_supervisor_belongs_to_nobody() {
+    let s = Sandboxes::new();
+    // `run` reads to the end of both outputs, which a supervisor that had inherited them would hold open.
+    let info = s.start("s1", None);
+    let supervisor = pid(&info, "supervisor");
+    let proc = PathBuf::from(format!("/proc/{supervisor}"));
+    let stat = std::fs::read_to_string(proc.join("stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let (group, session, terminal) = (fields[2], fields[3], fields[4]);
+    assert_eq!(
+        (group, session, terminal),
+        (supervisor.to_string().as_str(), group, "0")
+    );
+    assert_eq!(std::fs::read_link(proc.join("cwd")).unwrap(), Path::new("/"));
+}
+
+#[test]
+fn nothing_the_caller_holds_open_is_held_by_the_sandbox() {
+    let s = Sandboxes::new();
+    let args = s.start_args("s1", None).join(" ");
+    let script = format!(
+        "exec 7<>{}; exec {} {args}",
+        text(&s.dir.join("held")),
+        env!("CARGO_BIN_EXE_nydusbox")
+    );
+    let output = std::process::Command::new("/bin/sh")
+        .args(["-c", &script])
+        .env("NYDUSBOX_STATE_DIR", s.state_dir())
+        .output()
+        .unwrap();
+    assert_eq!(told(&output).0, 0, "{output:?}");
+    let held = s.dir.join("held");
+    let info = s.json(&["status", "s1"]);
+    for whose in ["supervisor", "daemon"] {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", pid(&info, whose))).unwrap();
+        let open: Vec<_> = open
+            .flatten()
+            .filter_map(|e| std::fs::read_link(e.path()).ok())
+            .collect();
+        assert!(!open.contains(&held), "{whose}: {open:?}");
+    }
+}
+
+#[test]
+fn a_watched_status_follows_the_sandbox_to_its_end() {
+    let s = Sandboxes::new();
+    let (bootstrap, config) = image(&s);
+    s.start("s1", None);
+    let mut watch = s
+        .command(&["status", "s1", "--watch", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut next = || -> Option<Value> { Some(serde_json::from_str(&lines.next()?.unwrap()).unwrap()) };
+    assert_eq!(next().unwrap()["state"], "serving");
+    s.ok(&[
+        "mount",
+        "s1",
+        "c1",
+        "--bootstrap",
+        &bootstrap,
+        "--config",
+        &config,
+    ]);
+    until("the mount is seen", || {
+        next().unwrap()["mounts"][1]["confirmed"] == true
+    });
+    s.ok(&["stop", "s1"]);
+    while let Some(info) = next() {
+        assert_eq!(info["state"], "stopping");
+    }
+    assert!(watch.wait().unwrap().success());
+}
+
+#[test]
+fn a_name_is_free_again_once_its_sandbox_is_stopped() {
+    let s = Sandboxes::new();
+    for _ in 0..5 {
+        s.start("s1", None);
+        s.ok(&["stop", "s1"]);
+    }
+    s.assert_nothing_left();
+}
+
+#[test]
+fn stop_all_stops_every_sandbox_at_once() {
+    let s = Sandboxes::new();
+    for id in ["s2", "s1", "s3"] {
+        s.start(id, None);
+    }
+    let stopped = s.json(&["stop", "--all"]);
+    let ids: Vec<_> = stopped
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["id"].clone())
+        .collect();
+    assert_eq!(ids, ["s1", "s2", "s3"]);
+    s.assert_nothing_left();
+}
+
+#[test]
+fn sigterm_to_the_supervisor_stops_the_sandbox() {
+    let s = Sandboxes::new();
+    let info = s.start("s1", None);
+    kill(pid(&info, "supervisor"), Signal::TERM);
+    until("the sandbox is gone", || !s.state_dir().join("s1").exists());
+    s.assert_nothing_left();
+}
