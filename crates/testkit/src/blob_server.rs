@@ -11,7 +11,10 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// What is sent at once on a line of limited bandwidth, in bytes.
+const PIECE: u64 = 16 << 10;
 
 /// What the server has been asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,12 +38,27 @@ pub enum Fault {
     Short,
 }
 
+/// What every request for data meets, until told otherwise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// Each takes at least this long.
+    pub delay: Duration,
+    /// And up to this much longer, differing from request to request in the same way every time.
+    pub jitter: Duration,
+    /// Bytes a second that all answers share.
+    pub bandwidth: Option<u64>,
+    /// Every so many requests, one goes wrong (the first is right).
+    pub fault_every: Option<(Fault, u64)>,
+}
+
 #[derive(Debug, Default)]
 struct State {
     held: bool,
     waiting: usize,
     stopping: bool,
-    delay: Duration,
+    conditions: Conditions,
+    /// When the line is free again.
+    line_free: Option<Instant>,
     faults: Option<(Fault, u64)>,
     counters: Counters,
     connections: Vec<TcpStream>,
@@ -56,6 +74,28 @@ struct Shared {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a point in time; `None` if the server stops meanwhile.
+    fn wait_until<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        until: Instant,
+    ) -> Option<MutexGuard<'a, State>> {
+        loop {
+            if state.stopping {
+                return None;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Some(state);
+            }
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
     }
 }
 
@@ -124,7 +164,12 @@ impl BlobServer {
 
     /// Each request for data takes at least this long.
     pub fn delay(&self, by: Duration) {
-        self.shared.state().delay = by;
+        self.shared.state().conditions.delay = by;
+    }
+
+    /// From now on every request for data meets these conditions.
+    pub fn set_conditions(&self, conditions: Conditions) {
+        self.shared.state().conditions = conditions;
     }
 
     /// The next `count` requests for data go wrong.
@@ -254,27 +299,46 @@ fn pass_gate(shared: &Shared) -> Option<Option<Fault>> {
         state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
     }
     state.waiting -= 1;
-    let until = std::time::Instant::now() + state.delay;
+    let number = state.counters.gets;
+    let delay = state.conditions.delay + jitter(number, state.conditions.jitter);
+    let mut state = shared.wait_until(state, Instant::now() + delay)?;
+    if let Some((fault, left)) = state.faults {
+        state.faults = (left > 1).then_some((fault, left - 1));
+        return Some(Some(fault));
+    }
+    let every = state.conditions.fault_every;
+    Some(every.and_then(|(fault, every)| number.is_multiple_of(every).then_some(fault)))
+}
+
+/// A share of `most` that depends on the request's number only.
+fn jitter(number: u64, most: Duration) -> Duration {
+    // A multiplicative hash; the upper bits are well mixed.
+    let mixed = u32::try_from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48).unwrap_or(0);
+    most * mixed / 0x1_0000
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a bandwidth needs no sixteen digits")]
+/// Sends the file's next bytes, as fast as the line allows; how many were sent.
+fn send_paced(mut out: &TcpStream, file: &mut impl Read, shared: &Shared) -> io::Result<u64> {
+    let mut sent = 0;
     loop {
-        let left = until.saturating_duration_since(std::time::Instant::now());
-        if left.is_zero() || state.stopping {
-            break;
+        let mut state = shared.state();
+        let Some(bandwidth) = state.conditions.bandwidth else {
+            drop(state);
+            return Ok(sent + io::copy(file, &mut out)?);
+        };
+        // This piece occupies the line after what others are sending.
+        let free = state.line_free.unwrap_or_else(Instant::now).max(Instant::now());
+        let done = free + Duration::from_secs_f64(PIECE as f64 / bandwidth as f64);
+        state.line_free = Some(done);
+        if shared.wait_until(state, done).is_none() {
+            return Ok(sent);
         }
-        state = shared
-            .changed
-            .wait_timeout(state, left)
-            .unwrap_or_else(PoisonError::into_inner)
-            .0;
+        match io::copy(&mut file.take(PIECE), &mut out)? {
+            0 => return Ok(sent),
+            n => sent += n,
+        }
     }
-    if state.stopping {
-        return None;
-    }
-    let (fault, left) = match state.faults {
-        Some((fault, left)) if left > 0 => (Some(fault), left - 1),
-        _ => (None, 0),
-    };
-    state.faults = fault.map(|f| (f, left)).filter(|(_, left)| *left > 0);
-    Some(fault)
 }
 
 /// Sends a range of a file; false if the connection has to be closed.
@@ -326,7 +390,7 @@ fn send_data(
     );
     out.write_all(head.as_bytes())?;
     file.seek(SeekFrom::Start(from))?;
-    let sent = io::copy(&mut file.take(length), &mut out)?;
+    let sent = send_paced(out, &mut file.take(length), shared)?;
     shared.state().counters.bytes += sent;
     Ok(promised == length)
 }

@@ -87,3 +87,39 @@ fn faults_are_injected_as_often_as_asked() {
         "{head}"
     );
 }
+
+#[test]
+fn every_third_request_goes_wrong_and_the_line_is_shared() {
+    let (_dir, server) = server(&[7; 64 << 10]);
+    server.set_conditions(Conditions {
+        fault_every: Some((Fault::Status(503), 3)),
+        // Two of three answers of 64 KiB each: half a second on this line, however many connections there are.
+        bandwidth: Some(256 << 10),
+        ..Conditions::default()
+    });
+    let start = Instant::now();
+    let statuses: Vec<_> = thread::scope(|scope| {
+        let asked: Vec<_> = (0..3)
+            .map(|_| scope.spawn(|| ask(&server, "GET /abc HTTP/1.1\r\nRange: bytes=0-65535").0))
+            .collect();
+        asked
+            .into_iter()
+            .map(|a| a.join().unwrap()[9..12].to_owned())
+            .collect()
+    });
+    assert!(
+        start.elapsed() >= Duration::from_millis(499),
+        "{:?}",
+        start.elapsed()
+    );
+    let count = |status: &str| statuses.iter().filter(|s| s.as_str() == status).count();
+    assert_eq!((count("206"), count("503")), (2, 1), "{statuses:?}");
+}
+
+#[test]
+fn jitter_differs_between_requests_and_stays_within_bounds() {
+    let most = Duration::from_millis(50);
+    let all: Vec<_> = (1..100).map(|n| jitter(n, most)).collect();
+    assert!(all.iter().all(|j| *j < most));
+    assert!(all.iter().max().unwrap() > &(most * 9 / 10) && all.iter().min().unwrap() < &(most / 10));
+}

@@ -1,10 +1,11 @@
 //! Development tools: everything needed to prove a virtio-fs daemon without a virtual machine.
 //!
 //! - [`guest`]: a simulated guest, that is a vhost-user frontend on a memfd which speaks FUSE;
-//! - [`daemon`], [`http`]: the daemon under test as a process, and a client for its API socket;
+//! - [`daemon`], [`virtiofsd`], [`http`]: the daemon under test as a process, virtiofsd as one, and a client for the API;
 //! - [`peers`]: where the genuine programs are that behaviour is compared with;
 //! - [`tree`], [`image`], [`blob_server`]: source trees, RAFS images made of them, a server for their blobs;
 //! - [`machine`]: real machines under QEMU;
+//! - [`bench`]: daemons side by side under load, measured;
 //! - [`leak`]: what a test must not leave behind;
 //! - [`suite`]: one set of behaviours that runs against our daemon and the genuine one.
 //!
@@ -13,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod blob_server;
 pub mod daemon;
 pub mod guest;
@@ -23,3 +25,4 @@ pub mod machine;
 pub mod peers;
 pub mod suite;
 pub mod tree;
+pub mod virtiofsd;

@@ -13,6 +13,19 @@ use nydusbox_testkit::image::{
 };
 use nydusbox_testkit::peers::{Peer, require};
 use nydusbox_testkit::tree;
+use nydusbox_testkit::virtiofsd::Virtiofsd;
+
+fn share_with_virtiofsd(program: &Path, dir: &Path, share: &Path) -> Virtiofsd {
+    let plain = [
+        "--sandbox",
+        "none",
+        "--seccomp",
+        "none",
+        "--inode-file-handles=never",
+    ];
+    let pool = ["--thread-pool-size", "4"];
+    Virtiofsd::spawn(program, dir, share, &[plain.as_slice(), &pool].concat()).unwrap()
+}
 
 fn configs() -> Vec<GuestConfig> {
     let base = GuestConfig::default();
@@ -129,7 +142,7 @@ fn virtiofsd_passes_a_directory_through() {
     };
     for config in configs() {
         let (dir, share) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let daemon = virtiofsd::Virtiofsd::spawn(&virtiofsd, dir.path(), share.path());
+        let daemon = share_with_virtiofsd(&virtiofsd, dir.path(), share.path());
         let mut fs = FuseClient::mount(daemon.socket(), config).unwrap();
         passthrough(&mut fs, "/", share.path());
     }
@@ -143,7 +156,7 @@ fn sixty_four_reads_in_flight_each_get_their_own_data() {
     let (dir, share) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let content = tree::bytes(1, 64 << 20);
     fs::write(share.path().join("big"), &content).unwrap();
-    let daemon = virtiofsd::Virtiofsd::spawn(&virtiofsd, dir.path(), share.path());
+    let daemon = share_with_virtiofsd(&virtiofsd, dir.path(), share.path());
     let mut fs = FuseClient::mount(daemon.socket(), GuestConfig::default()).unwrap();
     let node = fs.lookup(ROOT, b"big").unwrap().nodeid;
     let fh = fs.open(node, 0).unwrap().fh;
@@ -159,78 +172,6 @@ fn sixty_four_reads_in_flight_each_get_their_own_data() {
                 fs.wait(ticket).unwrap() == content[from..from + size as usize],
                 "read {i} of {size}"
             );
-        }
-    }
-}
-
-/// virtiofsd has no API to wait on: it is ready when its socket can be connected to.
-mod virtiofsd {
-    use std::path::{Path, PathBuf};
-    use std::process::{Child, Command};
-    use std::time::{Duration, Instant};
-
-    pub(super) struct Virtiofsd {
-        child: Child,
-        socket: PathBuf,
-    }
-
-    impl Virtiofsd {
-        pub(super) fn spawn(program: &Path, dir: &Path, share: &Path) -> Self {
-            let socket = dir.join("vhost.sock");
-            let mut child = Command::new(program)
-                .arg("--socket-path")
-                .arg(&socket)
-                .arg("--shared-dir")
-                .arg(share)
-                .args([
-                    "--sandbox",
-                    "none",
-                    "--seccomp",
-                    "none",
-                    "--inode-file-handles=never",
-                ])
-                .args([
-                    "--rlimit-nofile",
-                    "0",
-                    "--thread-pool-size",
-                    "4",
-                    "--log-level",
-                    "warn",
-                ])
-                .spawn()
-                .unwrap();
-            let end = Instant::now() + Duration::from_secs(10);
-            // Connecting to find out would use up the one connection it serves, and the file is there before it can
-            // be connected to: the kernel knows.
-            while !is_listening(&socket) {
-                assert!(child.try_wait().unwrap().is_none(), "virtiofsd ended");
-                assert!(Instant::now() < end, "virtiofsd does not listen");
-                std::thread::yield_now();
-            }
-            Self { child, socket }
-        }
-
-        pub(super) fn socket(&self) -> &Path {
-            &self.socket
-        }
-    }
-
-    /// Whether a socket bound to this path listens: `__SO_ACCEPTCON` in the flags of `/proc/net/unix`.
-    fn is_listening(socket: &Path) -> bool {
-        std::fs::read_to_string("/proc/net/unix")
-            .unwrap()
-            .lines()
-            .any(|line| {
-                let columns: Vec<&str> = line.split_whitespace().collect();
-                columns.get(3) == Some(&"00010000")
-                    && columns.get(7).is_some_and(|path| Path::new(path) == socket)
-            })
-    }
-
-    impl Drop for Virtiofsd {
-        fn drop(&mut self) {
-            let _ended = self.child.kill();
-            let _status = self.child.wait();
         }
     }
 }

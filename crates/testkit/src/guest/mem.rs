@@ -12,6 +12,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
+    VolatileSlice,
 };
 
 use super::error::GuestError;
@@ -127,6 +128,19 @@ impl GuestRam {
     /// [`GuestError::Memory`] for an address outside the guest's memory.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), GuestError> {
         Ok(self.map.read_slice(bytes, GuestAddress(address))?)
+    }
+
+    /// A piece of memory, looked up once for many accesses.
+    ///
+    /// # Errors
+    /// [`GuestError::Memory`] for an address outside the guest's memory.
+    pub(crate) fn slice(&self, address: u64, len: usize) -> Result<VolatileSlice<'_>, GuestError> {
+        Ok(self.map.get_slice(GuestAddress(address), len)?)
+    }
+
+    /// The same memory for another thread.
+    pub(crate) fn share(&self) -> GuestMemoryMmap {
+        self.map.clone()
     }
 
     pub(super) fn load_u16(&self, address: u64) -> Result<u16, GuestError> {

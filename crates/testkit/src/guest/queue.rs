@@ -179,6 +179,24 @@ impl SplitQueue {
         readable: &[Segment],
         writable: &[Segment],
     ) -> Result<Option<u16>, GuestError> {
+        let head = self.place(ram, readable, writable)?;
+        if let Some(head) = head {
+            self.push_avail(ram, head)?;
+        }
+        Ok(head)
+    }
+
+    /// Writes a chain without making it available; `None` if too few descriptors are free. Its descriptors stay
+    /// taken until [`Self::withdraw`].
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub(crate) fn place(
+        &mut self,
+        ram: &GuestRam,
+        readable: &[Segment],
+        writable: &[Segment],
+    ) -> Result<Option<u16>, GuestError> {
         let count = readable.len() + writable.len();
         if count > self.longest_chain() || count == 0 {
             return Err(GuestError::TooBig {
@@ -213,7 +231,6 @@ impl SplitQueue {
             write_chain(ram, self.layout.desc, &taken, &buffers)?;
         }
         self.chains[usize::from(head)] = Some(taken);
-        self.push_avail(ram, head)?;
         Ok(Some(head))
     }
 
@@ -295,6 +312,27 @@ impl SplitQueue {
         }
         fence(Ordering::SeqCst);
         Ok(ram.load_u16(self.layout.used_idx())? != self.next_used)
+    }
+
+    /// Takes the descriptors of a placed chain back.
+    pub(crate) fn withdraw(&mut self, head: u16) {
+        let chain = self.chains.get_mut(usize::from(head)).and_then(Option::take);
+        self.free.extend(chain.into_iter().flatten().rev());
+    }
+
+    /// The next available and the next used index, for a driver that works on the rings itself.
+    pub(crate) fn indexes(&self) -> (u16, u16) {
+        (self.next_avail, self.next_used)
+    }
+
+    /// Goes on where such a driver has stopped, with nothing in flight.
+    pub(crate) fn resume(&mut self, next_avail: u16, next_used: u16) {
+        (self.next_avail, self.kicked_avail, self.next_used) = (next_avail, next_avail, next_used);
+    }
+
+    /// Whether EVENT_IDX is in use.
+    pub(crate) fn event_idx(&self) -> bool {
+        self.event_idx
     }
 
     /// Takes `count` descriptors out of circulation for a hand-made chain.

@@ -218,6 +218,12 @@ impl SimGuest {
         self.queues.get(lane.index()).map_or(0, SplitQueue::kicks)
     }
 
+    /// Memory and one queue, for a driver that works on the rings itself while nothing else is in flight.
+    pub(crate) fn parts(&mut self, lane: Lane) -> Option<(&mut GuestRam, &mut SplitQueue)> {
+        let queue = self.queues.get_mut(lane.index())?;
+        Some((&mut self.ram, queue))
+    }
+
     /// Requests the daemon has not answered yet.
     pub fn outstanding(&self) -> usize {
         self.pending.len()

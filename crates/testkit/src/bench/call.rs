@@ -1,0 +1,126 @@
+//! Requests prepared before a run, with what their answers must hold.
+//!
+//! All calls of a load have one shape, so that its chains are laid out once and only a node and an argument are
+//! written for each request. Written from the FUSE headers, as `guest::fuse::ops` is.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::guest::fuse::types::{ATTR_OUT_BYTES, ENTRY_BYTES};
+use crate::guest::fuse::wire::op;
+
+/// What the requests of a load have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// `fuse_in_header.opcode`.
+    pub opcode: u32,
+    /// Bytes of the argument after the header.
+    pub arg: usize,
+    /// Bytes of the answer's fixed part after its header.
+    pub reply: usize,
+    /// Bytes of data in the answer, in pages.
+    pub data: usize,
+}
+
+/// What an answer must hold: these bytes, `at` bytes after its header.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// Where in the body.
+    pub at: usize,
+    /// Where they are taken from.
+    pub content: Arc<[u8]>,
+    /// Which of it.
+    pub range: Range<usize>,
+}
+
+impl Expected {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.content.get(self.range.clone()).unwrap_or_default()
+    }
+
+    fn word(at: usize, value: u64) -> Self {
+        Self {
+            at,
+            content: value.to_le_bytes().into(),
+            range: 0..8,
+        }
+    }
+}
+
+/// One request.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// `fuse_in_header.nodeid`.
+    pub nodeid: u64,
+    /// The argument.
+    pub arg: Vec<u8>,
+    /// The answer.
+    pub expected: Expected,
+}
+
+/// FUSE_GETATTR of a file whose size is known.
+pub fn getattr(nodeid: u64, size: u64) -> Call {
+    Call {
+        nodeid,
+        arg: vec![0; 16],
+        // `fuse_attr_out`: 16 bytes, then the inode number, then the size.
+        expected: Expected::word(24, size),
+    }
+}
+
+/// The shape of [`getattr`].
+pub const GETATTR: Shape = Shape {
+    opcode: op::GETATTR,
+    arg: 16,
+    reply: ATTR_OUT_BYTES,
+    data: 0,
+};
+
+/// FUSE_LOOKUP of a name whose node is known.
+pub fn lookup(parent: u64, name: &str, nodeid: u64) -> Call {
+    Call {
+        nodeid: parent,
+        arg: [name.as_bytes(), &[0]].concat(),
+        expected: Expected::word(0, nodeid),
+    }
+}
+
+/// The shape of [`lookup`] of names of this length.
+pub fn lookup_shape(name: usize) -> Shape {
+    Shape {
+        opcode: op::LOOKUP,
+        arg: name + 1,
+        reply: ENTRY_BYTES,
+        data: 0,
+    }
+}
+
+/// FUSE_READ of a whole range of a file whose content is known.
+pub fn read(nodeid: u64, fh: u64, content: &Arc<[u8]>, range: Range<usize>) -> Call {
+    let size = u32::try_from(range.len()).unwrap_or(u32::MAX);
+    let mut arg = Vec::with_capacity(40);
+    arg.extend(fh.to_le_bytes());
+    arg.extend((range.start as u64).to_le_bytes());
+    arg.extend(size.to_le_bytes());
+    arg.resize(40, 0);
+    Call {
+        nodeid,
+        arg,
+        expected: Expected {
+            at: 0,
+            content: Arc::clone(content),
+            range,
+        },
+    }
+}
+
+/// The shape of [`read`] of this many bytes.
+pub fn read_shape(size: usize) -> Shape {
+    Shape {
+        opcode: op::READ,
+        arg: 40,
+        reply: 0,
+        data: size,
+    }
+}
