@@ -37,6 +37,8 @@ pub(crate) enum TaskError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("what the benchmark printed are no figures")]
+    Figures(#[source] serde_json::Error),
     #[error("Debian packages are missing and need root to be installed; run:\n    sudo {command}")]
     NeedsRoot { command: String },
     #[error("Debian packages are needed ({packages}), and this machine has no dpkg-query to ask for them")]

@@ -1,5 +1,6 @@
 //! The tasks, by name.
 
+mod bench;
 pub(crate) mod check_deps;
 mod demo;
 pub(crate) mod guest;
@@ -16,6 +17,9 @@ use crate::workspace::Workspace;
 pub(crate) enum Task {
     /// Boot a Debian userland in a microVM on an image that is fetched as it is read
     Demo,
+    /// Measure against the genuine peers
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// The gate: formatting, lints, documentation, then every test with all its peers
     Test,
     /// Install the genuine nydusd and virtiofsd below target/peers, once
@@ -30,6 +34,7 @@ impl Task {
     pub(crate) fn run(self, workspace: &Workspace) -> Result<(), TaskError> {
         match self {
             Self::Demo => demo::run(workspace),
+            Self::Bench(bench) => bench::run(workspace, &bench),
             Self::Test => test::run(workspace),
             Self::Peers => peers::ensure(workspace).map(drop),
             Self::Guest => guest::ensure(workspace).map(drop),
