@@ -55,7 +55,7 @@ impl Daemon {
         if let Some(InitialMount { mount_point, command }) = &config.initial_mount {
             namespace.mount(mount_point, command)?;
         }
-        let fuse = Arc::new(FuseServer::new(namespace.vfs()));
+        let fuse = Arc::new(FuseServer::new(namespace.vfs(), namespace.shares()));
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
         let base = if config.workers.base == 0 {
             processors.max(2)

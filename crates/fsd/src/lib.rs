@@ -14,6 +14,7 @@ mod fuse;
 mod inflight;
 mod limits;
 mod namespace;
+mod passthrough;
 mod socket;
 pub mod sys;
 mod transport;

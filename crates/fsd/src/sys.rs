@@ -1,8 +1,14 @@
-//! The crate's only unsafe code: what the kernel hands us as bare numbers becomes owned here.
+//! The crate's only unsafe code: bare numbers of the kernel become owned here, and calls are made that take
+//! addresses of guest memory or that no safe library has.
 #![expect(
     unsafe_code,
-    reason = "a descriptor number handed down by the parent can only be adopted this way"
+    reason = "descriptor numbers, guest memory and file handles can only be handed over this way"
 )]
+
+pub(crate) mod file_handle;
+pub(crate) mod statvfs;
+pub(crate) mod thread;
+pub(crate) mod volatile;
 
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};

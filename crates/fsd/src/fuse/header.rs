@@ -16,8 +16,11 @@ pub(super) mod opcode {
     pub(in crate::fuse) const INTERRUPT: u32 = 36;
     pub(in crate::fuse) const DESTROY: u32 = 38;
     pub(in crate::fuse) const BATCH_FORGET: u32 = 42;
+    pub(in crate::fuse) const COPY_FILE_RANGE: u32 = 47;
     pub(in crate::fuse) const SETUPMAPPING: u32 = 48;
     pub(in crate::fuse) const REMOVEMAPPING: u32 = 49;
+    pub(in crate::fuse) const SYNCFS: u32 = 50;
+    pub(in crate::fuse) const TMPFILE: u32 = 51;
 }
 
 /// What is needed of `fuse_in_header`.
@@ -27,6 +30,11 @@ pub(super) struct InHeader {
     pub(super) opcode: u32,
     pub(super) unique: u64,
     pub(super) nodeid: u64,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) pid: u32,
+    /// Bytes of extensions at the end of the request.
+    pub(super) extensions: u32,
 }
 
 impl InHeader {
@@ -40,6 +48,10 @@ impl InHeader {
             opcode: u32_at(4),
             unique: u64_at(8),
             nodeid: u64_at(16),
+            uid: u32_at(24),
+            gid: u32_at(28),
+            pid: u32_at(32),
+            extensions: (u32_at(36) & 0xffff) * 8,
         })
     }
 }

@@ -5,11 +5,14 @@
 //! expects an answer gets one (`reply.rs`), that a panic costs one request, and that a guest may start over with
 //! FUSE_INIT. FUSE protocol: Linux's `include/uapi/linux/fuse.h`, 7.33.
 
+mod extensions;
 mod header;
 mod reply;
 mod screen;
+mod unlisted;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fuse_backend_rs::api::Vfs;
@@ -21,6 +24,8 @@ use rustix::io::Errno;
 use self::header::{InHeader, opcode};
 use self::screen::Verdict;
 use crate::inflight::Slot;
+use crate::namespace::Shares;
+use crate::passthrough::with_groups;
 use crate::transport::Chain;
 
 /// What FUSE_INIT agreed on.
@@ -39,6 +44,7 @@ pub(crate) type Negotiated = Arc<Mutex<Option<InitRecord>>>;
 pub(crate) struct FuseServer {
     server: Server<Arc<Vfs>>,
     vfs: Arc<Vfs>,
+    shares: Arc<Shares>,
     negotiated: Negotiated,
 }
 
@@ -51,10 +57,11 @@ impl std::fmt::Debug for FuseServer {
 }
 
 impl FuseServer {
-    pub(crate) fn new(vfs: Arc<Vfs>) -> Self {
+    pub(crate) fn new(vfs: Arc<Vfs>, shares: Arc<Shares>) -> Self {
         Self {
             server: Server::new(Arc::clone(&vfs)),
             vfs,
+            shares,
             negotiated: Negotiated::default(),
         }
     }
@@ -91,8 +98,13 @@ impl FuseServer {
             if self.vfs.initialized() {
                 self.reset();
             }
+            let groups = extensions::guest_sends_groups(chain);
             let written = self.handle(header, chain);
             self.record_init();
+            if groups && self.vfs.initialized() {
+                extensions::ask_for_groups(chain);
+            }
+            self.shares.common().knows_groups.store(groups, Ordering::Relaxed);
             return written;
         }
         if header.opcode == opcode::DESTROY {
@@ -105,10 +117,10 @@ impl FuseServer {
     fn handle(&self, header: &InHeader, chain: &Chain) -> u32 {
         // The state behind `server` is guarded by its own locks; a request that panicked is answered with EIO.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let mem = chain.memory();
-            let reader = Reader::from_descriptor_chain(mem, chain.clone()).ok()?;
-            let writer = VirtioFsWriter::new(mem, chain.clone()).ok()?;
-            self.server.handle_message(reader, writer.into(), None, None).ok()
+            if header.extensions == 0 {
+                return self.call(header, chain);
+            }
+            with_groups(&extensions::groups(header, chain), || self.call(header, chain))
         }));
         match outcome {
             Ok(Some(written)) => u32::try_from(written).unwrap_or(u32::MAX),
@@ -123,6 +135,16 @@ impl FuseServer {
                 reply::error(chain, header.unique, Errno::IO)
             }
         }
+    }
+
+    fn call(&self, header: &InHeader, chain: &Chain) -> Option<usize> {
+        if let Some(written) = unlisted::serve(&self.shares, header, chain) {
+            return usize::try_from(written).ok();
+        }
+        let mem = chain.memory();
+        let reader = Reader::from_descriptor_chain(mem, chain.clone()).ok()?;
+        let writer = VirtioFsWriter::new(mem, chain.clone()).ok()?;
+        self.server.handle_message(reader, writer.into(), None, None).ok()
     }
 
     fn record_init(&self) {

@@ -18,15 +18,50 @@ pub(super) fn ok(chain: &Chain, unique: u64) -> u32 {
     write(chain, unique, 0)
 }
 
+/// Answers with success and a payload.
+pub(super) fn payload(chain: &Chain, unique: u64, payload: &[u8]) -> u32 {
+    let len = HEADER_LEN.saturating_add(u32::try_from(payload.len()).unwrap_or(u32::MAX));
+    let mut raw = Vec::with_capacity(len as usize);
+    raw.extend_from_slice(&header(len, unique, 0));
+    raw.extend_from_slice(payload);
+    put(chain, &raw)
+}
+
 fn write(chain: &Chain, unique: u64, error: i32) -> u32 {
+    put(chain, &header(HEADER_LEN, unique, error))
+}
+
+fn header(len: u32, unique: u64, error: i32) -> [u8; HEADER_LEN as usize] {
     let mut raw = [0; HEADER_LEN as usize];
-    raw[..4].copy_from_slice(&HEADER_LEN.to_le_bytes());
+    raw[..4].copy_from_slice(&len.to_le_bytes());
     raw[4..8].copy_from_slice(&error.to_le_bytes());
     raw[8..].copy_from_slice(&unique.to_le_bytes());
+    raw
+}
+
+fn put(chain: &Chain, raw: &[u8]) -> u32 {
     let done = each_writable(chain, raw.len(), |at, addr, len| {
         chain.memory().write_slice(&raw[at..at + len], addr).is_ok()
     });
-    if done { HEADER_LEN } else { 0 }
+    if done {
+        u32::try_from(raw.len()).unwrap_or(0)
+    } else {
+        0
+    }
+}
+
+/// Sets bits of a word of an answer that stands in the guest's buffer already.
+pub(super) fn set_bits(chain: &Chain, at: usize, bits: u32) {
+    let end = at + 4;
+    let mut raw = vec![0; end];
+    let read = each_writable(chain, end, |at, addr, len| {
+        chain.memory().read_slice(&mut raw[at..at + len], addr).is_ok()
+    });
+    if read {
+        let word = u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]) | bits;
+        raw[at..].copy_from_slice(&word.to_le_bytes());
+        put(chain, &raw);
+    }
 }
 
 /// Whether an error answer to this request already stands in the guest's buffer. A guest that forges one fools

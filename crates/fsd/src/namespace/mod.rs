@@ -4,16 +4,17 @@
 //! file systems. A mount that takes long (a large bootstrap, a slow disk) holds no lock while it is made.
 
 mod error;
-mod guarded;
 mod passthrough;
 mod rafs;
 mod redact;
+mod shares;
 mod table;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use fuse_backend_rs::api::filesystem::FsOptions;
 use fuse_backend_rs::api::{BackFileSystem, Vfs, VfsOptions};
 use nydus_api::ConfigV2;
 use nydus_rafs::fs::Rafs;
@@ -24,8 +25,10 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
 pub use self::error::{MAX_MOUNTS, MountError};
+pub(crate) use self::shares::Shares;
 pub(crate) use self::table::MountRecord;
 use self::table::{ImageOrigin, Table};
+use crate::passthrough::MountedShare;
 
 /// nydusd's form of `mounted_time`.
 const MOUNTED_TIME: &[BorrowedFormatItem<'_>] =
@@ -47,6 +50,7 @@ impl MountRecord {
 /// Every mount of a daemon.
 pub(crate) struct Namespace {
     vfs: Arc<Vfs>,
+    shares: Arc<Shares>,
     table: Mutex<Table>,
 }
 
@@ -60,22 +64,31 @@ impl std::fmt::Debug for Namespace {
 
 impl Namespace {
     pub(crate) fn new() -> Self {
+        let defaults = VfsOptions::default();
         let options = VfsOptions {
+            // There is no DAX window; and without INIT_EXT the guest does not look at the upper flags.
+            out_opts: (defaults.out_opts | FsOptions::SUBMOUNTS | FsOptions::INIT_EXT)
+                - FsOptions::PERFILE_DAX,
             // Shares need real handles, and a guest applies one policy to all mounts of a connection.
             no_open: false,
             no_opendir: false,
             no_writeback: true,
             killpriv_v2: true,
-            ..VfsOptions::default()
+            ..defaults
         };
         Self {
             vfs: Arc::new(Vfs::new(options)),
+            shares: Arc::default(),
             table: Mutex::default(),
         }
     }
 
     pub(crate) fn vfs(&self) -> Arc<Vfs> {
         Arc::clone(&self.vfs)
+    }
+
+    pub(crate) fn shares(&self) -> Arc<Shares> {
+        Arc::clone(&self.shares)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -99,8 +112,13 @@ impl Namespace {
     }
 
     fn build_and_attach(&self, at: &MountPoint, command: &MountCommand) -> Result<MountRecord, MountError> {
+        let mut share = None;
         let (backend, config, image): (BackFileSystem, _, _) = match command.fs_type {
-            FsType::PassthroughFs => (Box::new(passthrough::build(&command.source)?), None, None),
+            FsType::PassthroughFs => {
+                let built = Arc::new(passthrough::build(at, command, self.shares.common())?);
+                share = Some(Arc::clone(&built));
+                (Box::new(MountedShare(built)), None, None)
+            }
             FsType::Rafs => {
                 let config = rafs::parse_config(at, &command.config)?;
                 let rafs = rafs::build(at, command, &config)?;
@@ -111,12 +129,16 @@ impl Namespace {
                 )
             }
         };
-        self.vfs
+        let index = self
+            .vfs
             .mount(backend, at.as_str())
             .map_err(|e| MountError::Internal {
                 mount_point: at.clone(),
                 why: e.to_string(),
             })?;
+        if let Some(share) = share {
+            self.shares.put(index, share);
+        }
         Ok(MountRecord {
             fs_type: command.fs_type,
             mounted: SystemTime::now(),
@@ -155,6 +177,9 @@ impl Namespace {
     pub(crate) fn umount(&self, at: &MountPoint) -> Result<(), MountError> {
         let before = self.table().begin_change(at)?;
         let result = guarded(at, || {
+            if let Ok(Some((_, index))) = self.vfs.get_rootfs(at.as_str()) {
+                self.shares.take(index);
+            }
             self.vfs
                 .umount(at.as_str())
                 .map(drop)

@@ -1,44 +1,66 @@
-//! Makes the file system that shares a host directory.
+//! What a mount request says about a shared directory.
 
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
 
-use fuse_backend_rs::passthrough::{CachePolicy, Config};
+use nydusbox_protocol::{MountCommand, MountPoint};
+use serde::Deserialize;
 
 use super::error::MountError;
-use super::guarded::GuardedPassthrough;
+use crate::passthrough::{Common, Share, ShareOptions};
 
-/// How long a guest may believe attributes and names. The host may change the directory at any time, so it is
-/// short; virtiofsd has the same for its `auto` cache mode.
-const CACHE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The configuration of a share: a JSON object. nydusd has none and takes any text, so other text is ignored.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ShareConfig {
+    read_only: bool,
+}
 
-pub(super) fn build(source: &str) -> Result<GuardedPassthrough, MountError> {
-    let path = Path::new(source);
-    let refused = |source| MountError::BadSource {
-        path: path.to_owned(),
-        source,
-    };
-    if !std::fs::metadata(path).map_err(refused)?.is_dir() {
-        return Err(refused(rustix::io::Errno::NOTDIR.into()));
+fn parse(at: &MountPoint, text: &str) -> Result<ShareConfig, MountError> {
+    if !text.trim_start().starts_with('{') {
+        return Ok(ShareConfig::default());
     }
-    // Whether it can be listed shows now, not when the guest looks.
-    std::fs::read_dir(path).map_err(refused)?;
-    let config = Config {
-        root_dir: source.to_owned(),
-        do_import: false,
-        // The host works on the same files: a guest that kept writes to itself would show old data to it, and
-        // would not see what it appends.
-        writeback: false,
-        no_open: false,
-        no_opendir: false,
-        xattr: true,
-        killpriv_v2: true,
-        cache_policy: CachePolicy::Auto,
-        entry_timeout: CACHE_TIMEOUT,
-        attr_timeout: CACHE_TIMEOUT,
-        // A guest's O_DIRECT is about its own cache; on the host it would only demand alignment.
-        allow_direct_io: false,
-        ..Config::default()
+    serde_json::from_str(text).map_err(|error| MountError::BadConfig {
+        mount_point: at.clone(),
+        why: format!("is not that of a shared directory: {error}"),
+    })
+}
+
+pub(super) fn build(
+    at: &MountPoint,
+    command: &MountCommand,
+    common: &Arc<Common>,
+) -> Result<Share, MountError> {
+    let config = parse(at, &command.config)?;
+    let options = ShareOptions {
+        read_only: config.read_only,
     };
-    GuardedPassthrough::new(config).map_err(refused)
+    let path = Path::new(&command.source);
+    Share::new(path, options, Arc::clone(common)).map_err(|errno| MountError::BadSource {
+        path: path.to_owned(),
+        source: errno.into(),
+    })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_writable_unless_its_configuration_says_otherwise() {
+        let at = MountPoint::new("/m").unwrap();
+        for (text, read_only) in [
+            ("", false),
+            ("none", false),
+            ("{}", false),
+            (r#"{"read_only":true,"x":1}"#, true),
+        ] {
+            assert_eq!(parse(&at, text).unwrap().read_only, read_only, "{text}");
+        }
+        assert!(matches!(
+            parse(&at, "{read_only"),
+            Err(MountError::BadConfig { .. })
+        ));
+    }
 }

@@ -1,0 +1,100 @@
+//! Extensions at the end of a request: supplementary groups (`FUSE_CREATE_SUPP_GROUP`, FUSE 7.38).
+//!
+//! The FUSE library knows nothing of them. So the flag is added to its answer to FUSE_INIT, and what the guest then
+//! sends is read here.
+
+use super::header::{IN_HEADER_LEN, InHeader, read_at};
+use super::reply;
+use crate::transport::Chain;
+
+/// `FUSE_INIT_EXT`: the request has more flags.
+const INIT_EXT: u32 = 1 << 30;
+/// `FUSE_CREATE_SUPP_GROUP`, in the upper flags.
+const CREATE_SUPP_GROUP: u32 = 1 << (34 - 32);
+/// Offset of `flags2` in the answer to FUSE_INIT, header included.
+const OUT_FLAGS2: usize = 16 + 32;
+/// `FUSE_EXT_GROUPS`.
+const GROUPS: u32 = 32;
+/// `NGROUPS_MAX` is 65536; a guest sends the one that matters.
+const MOST_GROUPS: usize = 1024;
+
+/// Whether this FUSE_INIT offers to send supplementary groups.
+pub(super) fn guest_sends_groups(chain: &Chain) -> bool {
+    let mut raw = [0; 8];
+    // `flags` and `flags2` of `fuse_init_in`.
+    if read_at(chain, u64::from(IN_HEADER_LEN) + 12, &mut raw).is_none() {
+        return false;
+    }
+    word(&raw, 0) & INIT_EXT != 0 && word(&raw, 4) & CREATE_SUPP_GROUP != 0
+}
+
+/// Adds to the answer to FUSE_INIT that groups are wanted.
+pub(super) fn ask_for_groups(chain: &Chain) {
+    reply::set_bits(chain, OUT_FLAGS2, CREATE_SUPP_GROUP);
+}
+
+/// The supplementary groups of whoever makes a request.
+pub(super) fn groups(header: &InHeader, chain: &Chain) -> Vec<u32> {
+    let Some(from) = header
+        .len
+        .checked_sub(header.extensions)
+        .filter(|from| *from >= IN_HEADER_LEN)
+    else {
+        return Vec::new();
+    };
+    let mut raw = vec![0; header.extensions as usize];
+    match read_at(chain, from.into(), &mut raw) {
+        Some(()) => parse(&raw),
+        None => Vec::new(),
+    }
+}
+
+fn word(raw: &[u8], at: usize) -> u32 {
+    raw.get(at..at + 4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u32::from_le_bytes)
+}
+
+/// `fuse_ext_header { size, type }`, one after the other; that of groups has a count and the groups.
+fn parse(mut raw: &[u8]) -> Vec<u32> {
+    while raw.len() >= 8 {
+        let size = word(raw, 0) as usize;
+        if size < 8 || size > raw.len() {
+            break;
+        }
+        if word(raw, 4) == GROUPS {
+            let count = (word(raw, 8) as usize)
+                .min(MOST_GROUPS)
+                .min(size.saturating_sub(12) / 4);
+            return (0..count).map(|n| word(raw, 12 + n * 4)).collect();
+        }
+        raw = &raw[size..];
+    }
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn groups_are_found_behind_other_extensions() {
+        assert_eq!(
+            parse(&words(&[16, 1, 7, 7, 24, GROUPS, 2, 100, 200, 0])),
+            [100, 200]
+        );
+    }
+
+    #[test]
+    fn a_lying_extension_names_no_group() {
+        for lie in [&[0, GROUPS, 1, 5][..], &[400, GROUPS, 1, 5], &[8, GROUPS], &[4]] {
+            assert!(parse(&words(lie)).is_empty(), "{lie:?}");
+        }
+        // It says more than there is room for.
+        assert_eq!(parse(&words(&[16, GROUPS, u32::MAX, 5])), [5]);
+    }
+}

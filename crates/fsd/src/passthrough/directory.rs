@@ -1,0 +1,238 @@
+//! Directories: opened, read, closed.
+//!
+//! What one `getdents64` brings is kept with the handle. A guest that reads on gets the rest of it, so that each
+//! entry is read from the host once, and looked up once where the guest wants to know it (READDIRPLUS).
+
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::PoisonError;
+
+use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
+use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
+use rustix::io::{Errno, Result};
+
+use super::Share;
+use super::files::OpenFile;
+use super::inode::{HostId, Inode};
+
+/// Bytes asked of the host at once, `getdents64`'s habit in the C library.
+const BUFFER: usize = 32 * 1024;
+/// Sizes of `fuse_dirent` and of `fuse_entry_out`, which READDIRPLUS puts before each.
+const DIRENT: usize = 24;
+const ENTRY_OUT: usize = 128;
+
+/// Where the reading of a directory has got to.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    /// Names, each with its NUL, one after the other.
+    names: Vec<u8>,
+    entries: Vec<Listed>,
+    /// Which of them comes next.
+    next: usize,
+    /// The offset at which a guest that reads on will ask.
+    offset: u64,
+}
+
+#[derive(Debug)]
+struct Listed {
+    ino: u64,
+    offset: u64,
+    kind: FileType,
+    name: Range<usize>,
+}
+
+impl Listing {
+    /// Goes to where the guest wants to read.
+    fn go_to(&mut self, dir: BorrowedFd<'_>, offset: u64) -> Result<()> {
+        let fresh = self.entries.is_empty() && self.next == 0;
+        // A guest that begins anew wants to see what is new.
+        if offset == self.offset && (offset != 0 || fresh) {
+            return Ok(());
+        }
+        seek(dir, SeekFrom::Start(offset))?;
+        self.names.clear();
+        self.entries.clear();
+        self.next = 0;
+        self.offset = offset;
+        Ok(())
+    }
+
+    /// Reads more if everything has been given out. False at the end.
+    fn fill(&mut self, dir: BorrowedFd<'_>) -> Result<bool> {
+        if self.next < self.entries.len() {
+            return Ok(true);
+        }
+        self.names.clear();
+        self.entries.clear();
+        self.next = 0;
+        let mut buffer = [MaybeUninit::uninit(); BUFFER];
+        let mut entries = RawDir::new(dir, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let from = self.names.len();
+            self.names
+                .extend_from_slice(entry.file_name().to_bytes_with_nul());
+            self.entries.push(Listed {
+                ino: entry.ino(),
+                offset: entry.next_entry_cookie(),
+                kind: entry.file_type(),
+                name: from..self.names.len(),
+            });
+            // The next step would ask the host again.
+            if entries.is_buffer_empty() {
+                break;
+            }
+        }
+        Ok(!self.entries.is_empty())
+    }
+
+    fn advance(&mut self) {
+        self.offset = self.entries[self.next].offset;
+        self.next += 1;
+    }
+
+    fn name(&self, listed: &Listed) -> &CStr {
+        CStr::from_bytes_with_nul(&self.names[listed.name.clone()]).unwrap_or_default()
+    }
+}
+
+/// `DT_*`, which is how FUSE says it.
+fn dirent_type(kind: FileType) -> u32 {
+    match kind {
+        FileType::Unknown => 0,
+        known => (known.as_raw_mode() & 0o170_000) >> 12,
+    }
+}
+
+fn is_dot(name: &CStr) -> bool {
+    matches!(name.to_bytes(), b"." | b"..")
+}
+
+impl Share {
+    /// Opens a directory for reading.
+    pub(crate) fn opendir(&self, nodeid: u64) -> Result<u64> {
+        let inode = self.inodes.get(nodeid)?;
+        if inode.kind != FileType::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        let permit = self.common.budget.file().ok_or(Errno::NFILE)?;
+        let fd = inode.open(&self.proc, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        self.files.insert(OpenFile::directory(nodeid, fd, permit))
+    }
+
+    /// Gives out entries from `offset` on until `add` takes no more.
+    ///
+    /// # Errors
+    /// Also those of `add`.
+    pub(crate) fn readdir(
+        &self,
+        nodeid: u64,
+        handle: u64,
+        offset: u64,
+        add: &mut dyn FnMut(DirEntry<'_>) -> Result<usize>,
+    ) -> Result<()> {
+        let inode = self.inodes.get(nodeid)?;
+        self.each_entry(nodeid, handle, offset, &mut |listed, name| {
+            add(DirEntry {
+                ino: self.shown(&inode, listed.ino),
+                offset: listed.offset,
+                type_: dirent_type(listed.kind),
+                name: name.to_bytes(),
+            })
+        })
+    }
+
+    /// As `readdir`, but the guest knows each inode that was taken once more. `room` is how many bytes `add` can take.
+    pub(crate) fn readdirplus(
+        &self,
+        nodeid: u64,
+        handle: u64,
+        offset: u64,
+        room: usize,
+        add: &mut dyn FnMut(DirEntry<'_>, Entry) -> Result<usize>,
+    ) -> Result<()> {
+        let inode = self.inodes.get(nodeid)?;
+        let dir = inode.path_fd()?;
+        let mut left = room;
+        let mut taken = 0;
+        self.each_entry(nodeid, handle, offset, &mut |listed, name| {
+            let needed = ENTRY_OUT + (DIRENT + name.to_bytes().len()).next_multiple_of(8);
+            if needed > left {
+                return Ok(0);
+            }
+            let found = if is_dot(name) {
+                Ok(None)
+            } else {
+                self.find(&inode, dir.as_fd(), name).map(Some)
+            };
+            let (mut entry, known) = match found {
+                Ok(Some((found, stat))) => (self.entry(&found, &stat, &inode), Some(found.nodeid)),
+                // A guest does not take these for looked up; it only wants the number.
+                Ok(None) => {
+                    let mut entry = Entry::default();
+                    entry.inode = self.shown(&inode, listed.ino);
+                    (entry, None)
+                }
+                // Removed since the host listed it.
+                Err(Errno::NOENT) => return Ok(needed),
+                // What was found so far is worth more than the error, which comes next time.
+                Err(_) if taken > 0 => return Ok(0),
+                Err(error) => return Err(error),
+            };
+            entry.attr.st_ino = entry.inode;
+            let dirent = DirEntry {
+                ino: entry.inode,
+                offset: listed.offset,
+                type_: dirent_type(listed.kind),
+                name: name.to_bytes(),
+            };
+            let added = add(dirent, entry);
+            match added {
+                Ok(size) if size > 0 => {
+                    left = left.saturating_sub(size);
+                    taken += 1;
+                }
+                // The guest was not told of it after all.
+                Ok(_) | Err(_) => {
+                    if let Some(nodeid) = known {
+                        self.inodes.forget(nodeid, 1);
+                    }
+                }
+            }
+            added
+        })
+    }
+
+    fn each_entry(
+        &self,
+        nodeid: u64,
+        handle: u64,
+        offset: u64,
+        give: &mut dyn FnMut(&Listed, &CStr) -> Result<usize>,
+    ) -> Result<()> {
+        let file = self.files.get(handle, nodeid)?;
+        let listing = file.listing.as_ref().ok_or(Errno::NOTDIR)?;
+        let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        listing.go_to(file.as_fd(), offset)?;
+        while listing.fill(file.as_fd())? {
+            let listed = &listing.entries[listing.next];
+            if give(listed, listing.name(listed))? == 0 {
+                break;
+            }
+            listing.advance();
+        }
+        Ok(())
+    }
+
+    /// The number of an entry that nobody looked up, the same that a lookup would show where it is no mount point.
+    fn shown(&self, dir: &Inode, ino: u64) -> u64 {
+        self.inodes.shown(&HostId { ino, ..dir.id })
+    }
+
+    /// Closes a directory.
+    pub(crate) fn releasedir(&self, nodeid: u64, handle: u64) -> Result<()> {
+        self.files.release(handle, nodeid)
+    }
+}
