@@ -244,7 +244,10 @@ mod tests {
             OFlags::TMPFILE,
         ] {
             let kept = OFlags::DIRECTORY | OFlags::SYNC;
-            assert!((host_flags(u32::MAX) & harmful - kept).is_empty(), "{harmful:?}");
+            assert!(
+                (host_flags(u32::MAX) & (harmful - kept)).is_empty(),
+                "{harmful:?}"
+            );
         }
         assert!(!changes(host_flags(0)));
         assert!(changes(host_flags(1)) && changes(host_flags(2)));

@@ -171,8 +171,11 @@ impl Share {
                 Ok(Some((found, stat))) => (self.entry(&found, &stat, &inode), Some(found.nodeid)),
                 // A guest does not take these for looked up; it only wants the number.
                 Ok(None) => {
-                    let mut entry = Entry::default();
-                    entry.inode = self.shown(&inode, listed.ino);
+                    let inode = self.shown(&inode, listed.ino);
+                    let entry = Entry {
+                        inode,
+                        ..Entry::default()
+                    };
                     (entry, None)
                 }
                 // Removed since the host listed it.

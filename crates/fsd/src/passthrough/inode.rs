@@ -33,7 +33,10 @@ impl HostId {
 #[derive(Debug)]
 pub(super) enum Location {
     /// Held open, with `O_PATH`.
-    Pinned(OwnedFd, #[expect(dead_code, reason = "held for its drop")] Option<Permit>),
+    Pinned(
+        OwnedFd,
+        #[expect(dead_code, reason = "held for its drop")] Option<Permit>,
+    ),
     /// By file handle, on the file system of this directory.
     Handle(FileHandle, Arc<OwnedFd>),
 }
@@ -110,6 +113,11 @@ impl Inode {
         self.lookups
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n > 0).then(|| n + 1))
             .is_ok()
+    }
+
+    /// Whether the guest has not forgotten it.
+    pub(super) fn is_known(&self) -> bool {
+        self.lookups.load(Ordering::Acquire) > 0
     }
 
     /// Takes lookups back; true when none is left. A guest that forgets too often forgets all.

@@ -125,12 +125,10 @@ impl Inodes {
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
             match map.get(&nodeid) {
-                Some(there) if there.is(|| location.handle()) => {
-                    if there.claim() {
-                        return Arc::clone(there);
-                    }
+                Some(there) if !there.is_known() => {
                     // Just forgotten by the last who knew it, and about to be removed.
                 }
+                Some(there) if there.is(|| location.handle()) && there.claim() => return Arc::clone(there),
                 None => {}
                 Some(_) => {
                     drop(map);

@@ -10,6 +10,8 @@ use rustix::io::{Errno, Result};
 
 /// `MAX_HANDLE_SZ`, in bytes.
 const MAX: usize = 128;
+/// The same, as `struct file_handle` says it.
+const ROOM: libc::c_uint = 128;
 
 /// `struct file_handle` with room for the longest.
 #[repr(C)]
@@ -33,7 +35,7 @@ impl FileHandle {
     /// `OPNOTSUPP` or `OVERFLOW` where the file system has none that can be used.
     pub(crate) fn of(dir: BorrowedFd<'_>, name: &CStr) -> Result<Self> {
         let mut raw = Raw {
-            bytes: MAX as libc::c_uint,
+            bytes: ROOM,
             kind: 0,
             handle: [0; MAX],
         };

@@ -167,7 +167,11 @@ pub(super) fn borrowed_descriptors(fx: &Fixture) -> Outcome {
     }
     assert_eq!(fs.read(ostype, on_proc.fh, 0, 4096).unwrap(), b"Linux\n");
     // Where O_APPEND is taken at its word, one of the writes went to the end.
-    assert!(fs.read(file, on_disk.fh, 0, 4096).unwrap().starts_with(b"content"));
+    assert!(
+        fs.read(file, on_disk.fh, 0, 4096)
+            .unwrap()
+            .starts_with(b"content")
+    );
     Ok(())
 }
 
