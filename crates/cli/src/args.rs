@@ -85,6 +85,9 @@ pub(crate) struct VirtiofsArgs {
     /// Threads at the most, reached only while all others wait for slow blobs
     #[arg(long, value_name = "NUMBER", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads_max: u16,
+    /// End when standard input ends: the other end of that pipe is the supervisor's
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub(crate) exit_with_stdin: bool,
     /// Accepted for nydusd's sake: images and directories can always be mixed
     #[arg(long, action = ArgAction::SetTrue)]
     pub(crate) hybrid_mode: bool,

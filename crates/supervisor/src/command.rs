@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use nydusbox_protocol::LogLevel;
 
 use crate::config::SandboxConfig;
+use crate::environment::OnSupervisorDeath;
 use crate::preflight::Fitted;
 use crate::program::ProgramKind;
 
@@ -33,16 +34,25 @@ pub(crate) fn arguments(config: &SandboxConfig, extra: &Fitted, nofile_hard: Opt
         )
         .into(),
     );
+    let bounded = config.environment().limits.bounds_open_files();
     match config.program().kind() {
         ProgramKind::Embedded => {
             option("--sock-fd", VHOST_FD.to_string().into());
             option("--apisock-fd", API_FD.to_string().into());
+            // It raises the limit as far as it may unless it is told not to.
+            if bounded && !extra.sets_nofile {
+                option("--rlimit-nofile", "0".into());
+            }
+            match config.environment().on_supervisor_death {
+                OnSupervisorDeath::Kill => args.push("--exit-with-stdin".into()),
+                OnSupervisorDeath::Spare => {}
+            }
         }
         ProgramKind::Stock => {
             // Raising the hard limit needs CAP_SYS_RESOURCE, which containers commonly lack even as root; a
             // lower limit that works is better than a daemon that does not start.
             let too_low = nofile_hard.is_some_and(|hard| hard < NYDUSD_RLIMIT_NOFILE);
-            if too_low && !extra.sets_nofile {
+            if (too_low || bounded) && !extra.sets_nofile {
                 option("--rlimit-nofile", "0".into());
             }
         }
@@ -87,7 +97,7 @@ mod tests {
                 LogLevel::Off
             ),
             "virtiofs --sock /run/nb/s1/vhost.sock --apisock /run/nb/s1/api.sock --log-level off \
-             --sock-fd 3 --apisock-fd 4"
+             --sock-fd 3 --apisock-fd 4 --exit-with-stdin"
         );
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nydusbox_protocol::{LogLevel, SandboxId, SocketPath, SocketPathError};
 use rustix::fs::{Mode, OFlags};
 
+use crate::environment::{Environment, Limits, Netns, OnSupervisorDeath};
 use crate::program::Program;
 
 /// Where sandboxes keep their directories unless told otherwise.
@@ -75,6 +76,7 @@ pub struct SandboxConfig {
     start_deadline: Duration,
     call_deadline: Duration,
     stop_grace: Duration,
+    environment: Environment,
 }
 
 impl SandboxConfig {
@@ -108,6 +110,7 @@ impl SandboxConfig {
             start_deadline: DEFAULT_START_DEADLINE,
             call_deadline: DEFAULT_CALL_DEADLINE,
             stop_grace: DEFAULT_STOP_GRACE,
+            environment: Environment::default(),
         })
     }
 
@@ -164,6 +167,27 @@ impl SandboxConfig {
         self
     }
 
+    /// The network namespace the daemon runs in, from which it reaches registries; that of the caller unless set.
+    #[must_use]
+    pub fn with_netns(mut self, netns: Netns) -> Self {
+        self.environment.netns = netns;
+        self
+    }
+
+    /// Bounds on the daemon's resources; none unless set.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.environment.limits = limits;
+        self
+    }
+
+    /// What becomes of the daemon when this process dies; it is killed unless set.
+    #[must_use]
+    pub fn with_on_supervisor_death(mut self, then: OnSupervisorDeath) -> Self {
+        self.environment.on_supervisor_death = then;
+        self
+    }
+
     /// The sandbox's id.
     #[must_use]
     pub fn id(&self) -> &SandboxId {
@@ -186,6 +210,10 @@ impl SandboxConfig {
     #[must_use]
     pub fn api_socket(&self) -> &SocketPath {
         &self.api_socket
+    }
+
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.environment
     }
 
     pub(crate) fn program(&self) -> &Program {

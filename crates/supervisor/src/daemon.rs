@@ -3,10 +3,12 @@
 //! Whoever waits for the daemon's end also reads what it prints, so it can never block on a full pipe. Built by
 //! [`crate::launch`], then owned by [`crate::driver`].
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::dir::Leftover;
 use crate::exit::{Exit, ExitCause};
 use crate::output::Output;
 use crate::process::Process;
@@ -22,6 +24,7 @@ pub(crate) const REAP: Duration = Duration::from_secs(5);
 pub(crate) struct Daemon {
     process: Process,
     output: Output,
+    version: String,
     ended: Option<(ExitCause, Instant)>,
 }
 
@@ -30,6 +33,7 @@ impl Daemon {
         Self {
             process,
             output,
+            version: String::new(),
             ended: None,
         }
     }
@@ -37,6 +41,26 @@ impl Daemon {
     /// The process id, for logs only.
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// The version it names in its answers; empty before the first.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
+    pub(crate) fn set_version(&mut self, version: String) {
+        self.version = version;
+    }
+
+    /// Its cgroup, if it has one of its own.
+    pub(crate) fn cgroup(&self) -> Option<&Path> {
+        self.process.cgroup()
+    }
+
+    /// What was made for it and could not be removed when it was reaped.
+    pub(crate) fn take_left(&mut self) -> Option<Leftover> {
+        let (path, source) = self.process.take_left()?;
+        Some(Leftover::Path { path, source })
     }
 
     /// The last lines it has printed so far.

@@ -86,7 +86,6 @@ impl Driver {
             client,
             dir,
             ledger,
-            version,
         } = serving;
         events.emit(SandboxEvent::Started {
             pid: daemon.id(),
@@ -100,8 +99,7 @@ impl Driver {
         let (alive_in, alive) = oneshot::channel();
         let lifecycle = Lifecycle::serving(ledger, body_limit_bytes(config.program().kind()));
         let binds = BindBook::default();
-        let (status, status_out) =
-            watch::channel(snapshot(0, &lifecycle, &binds, daemon.id(), &version.package_ver));
+        let (status, status_out) = watch::channel(snapshot(0, &lifecycle, &binds, &daemon));
         let strings = Strings {
             requests: requests_in,
             stop: stop_in,
@@ -289,13 +287,7 @@ impl Driver {
     fn publish(&self) {
         let pid = self.daemon.id();
         self.status.send_if_modified(|status| {
-            let next = snapshot(
-                status.generation,
-                &self.lifecycle,
-                &self.binds,
-                pid,
-                &status.program_version,
-            );
+            let next = snapshot(status.generation, &self.lifecycle, &self.binds, &self.daemon);
             let changed = next != *status;
             if changed {
                 if let StatusPhase::Exited(exit) = &next.phase {
@@ -318,6 +310,7 @@ impl Driver {
         }
         drop((self.call.take(), self.client.take()));
         let (phase, pid) = (self.lifecycle.phase().clone(), self.daemon.id());
+        leftovers.extend(self.daemon.take_left());
         drop(self.daemon);
         leftovers.extend(self.binds.undo_all_but(|_| false));
         leftovers.extend(self.dir.remove());
@@ -355,13 +348,7 @@ fn body_limit_bytes(kind: ProgramKind) -> usize {
     }
 }
 
-fn snapshot(
-    generation: u64,
-    lifecycle: &Lifecycle,
-    binds: &BindBook,
-    pid: u32,
-    program_version: &str,
-) -> Status {
+fn snapshot(generation: u64, lifecycle: &Lifecycle, binds: &BindBook, daemon: &Daemon) -> Status {
     let mounts = lifecycle
         .ledger()
         .iter()
@@ -375,8 +362,9 @@ fn snapshot(
     Status {
         generation,
         phase: status_phase(lifecycle.phase()),
-        pid,
-        program_version: program_version.to_owned(),
+        pid: daemon.id(),
+        cgroup: daemon.cgroup().map(Path::to_owned),
+        program_version: daemon.version().to_owned(),
         mounts: mounts.collect(),
     }
 }

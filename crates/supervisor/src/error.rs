@@ -12,6 +12,7 @@ use nydusbox_protocol::{DaemonState, MountPoint, SandboxId};
 use crate::binds::BindError;
 use crate::client::CallError;
 use crate::dir::{DirError, Leftover};
+use crate::environment::EnvironmentError;
 use crate::exit::{Exit, ExitCause};
 use crate::ledger::SLOTS;
 use crate::preflight::{ArgumentError, PreflightError};
@@ -56,6 +57,9 @@ pub enum StartCause {
         #[source]
         source: io::Error,
     },
+    /// The network namespace could not be entered, or a limit that is required not applied.
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
     /// The program could not be executed.
     #[error("execute {exe:?}")]
     Spawn {

@@ -185,6 +185,12 @@ impl EventSink {
         });
     }
 
+    /// Records that something was not applied as it was asked for.
+    pub(crate) fn degraded(&self, what: &str, reason: String) {
+        let what = what.to_owned();
+        self.emit(SandboxEvent::Degraded { what, reason });
+    }
+
     /// A reader that begins with the oldest record kept.
     pub(crate) fn events(&self) -> Events {
         Events::new(self.ring.subscribe())

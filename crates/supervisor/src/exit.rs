@@ -14,6 +14,8 @@ pub enum ExitCause {
     Code(i32),
     /// A signal with this number ended it.
     Signal(i32),
+    /// The kernel killed it because its cgroup's memory was used up.
+    Oom,
     /// It is gone, but someone else took its status (this process ignores SIGCHLD, or waits for any child).
     Unknown,
 }
@@ -33,6 +35,7 @@ impl fmt::Display for ExitCause {
         match self {
             Self::Code(code) => write!(f, "exited with status {code}"),
             Self::Signal(number) => write!(f, "was ended by signal {number}"),
+            Self::Oom => f.write_str("was killed because its memory limit was reached"),
             Self::Unknown => f.write_str("is gone, its status unknown"),
         }
     }

@@ -38,6 +38,7 @@ mod counters;
 mod daemon;
 mod dir;
 mod driver;
+mod environment;
 mod error;
 mod events;
 mod exit;
@@ -65,6 +66,7 @@ pub use dir::{
     CONTROL_SOCKET, DirError, LOCK as LOCK_FILE, LOG as DAEMON_LOG, LOG_OLD as DAEMON_LOG_OLD, Leftover,
     SUPERVISOR_LOG,
 };
+pub use environment::{EnvironmentError, LimitError, Limits, Netns, OnSupervisorDeath};
 pub use error::{MountError, RemountError, StartCause, StartError, UnmountError, WaitingFor};
 pub use events::{EventItem, EventRecord, Events, SandboxEvent};
 pub use exit::{Exit, ExitCause};

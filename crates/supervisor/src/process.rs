@@ -1,18 +1,21 @@
 //! One child process: spawned, signalled, waited for, reaped, all through one owner.
 //!
 //! A signal goes out only while the child has not been reaped, so neither the pid nor the process group can be
-//! someone else's. Dropping a [`Process`] kills its group and reaps it before `drop` returns. What the child says
+//! someone else's. What was put round the child ([`crate::environment`]) goes with it. Dropping a [`Process`] kills its group and reaps it before `drop` returns. What the child says
 //! is in [`crate::output`]; both together are [`crate::daemon`].
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
+use crate::environment::{Prepared, Surroundings};
+use crate::error::StartCause;
 use crate::exit::ExitCause;
 use crate::readiness::readable_fd;
 
@@ -27,7 +30,11 @@ const DROP_WAIT: Timespec = Timespec {
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
-    pid: Pid,
+    /// Whose members go with it. Ours for as long as the child is not reaped.
+    group: Pid,
+    surroundings: Surroundings,
+    /// A cgroup that could not be removed.
+    left: Option<(PathBuf, io::Error)>,
     pidfd: AsyncFd<OwnedFd>,
     reaped: Option<ExitCause>,
 }
@@ -35,11 +42,31 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a command as the leader of a new process group. Must be called within a runtime.
     pub(crate) fn spawn(command: &mut Command) -> io::Result<Self> {
-        let mut child = command.process_group(0).spawn()?;
+        let child = command.process_group(0).spawn()?;
+        let group = Pid::from_child(&child);
+        Self::owned(child, group, Surroundings::default())
+    }
+
+    /// Starts a command made for an environment, in it. What could not be had is told to `notice`.
+    pub(crate) fn spawn_in(
+        prepared: Prepared,
+        command: &mut Command,
+        notice: &mut dyn FnMut(&'static str, String),
+    ) -> Result<Self, StartCause> {
+        let (child, group, surroundings) = prepared.spawn(command, notice)?;
+        Self::owned(child, group, surroundings).map_err(|source| StartCause::Spawn {
+            exe: command.get_program().into(),
+            source,
+        })
+    }
+
+    fn owned(mut child: Child, group: Pid, surroundings: Surroundings) -> io::Result<Self> {
         match Self::watch(&child) {
-            Ok((pid, pidfd)) => Ok(Self {
+            Ok(pidfd) => Ok(Self {
                 child,
-                pid,
+                group,
+                surroundings,
+                left: None,
                 pidfd,
                 reaped: None,
             }),
@@ -52,10 +79,8 @@ impl Process {
         }
     }
 
-    fn watch(child: &Child) -> io::Result<(Pid, AsyncFd<OwnedFd>)> {
-        let pid = Pid::from_child(child);
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-        Ok((pid, readable_fd(pidfd)?))
+    fn watch(child: &Child) -> io::Result<AsyncFd<OwnedFd>> {
+        readable_fd(pidfd_open(Pid::from_child(child), PidfdFlags::empty())?)
     }
 
     /// The process id, for logs only.
@@ -90,11 +115,27 @@ impl Process {
     /// still ours.
     fn reap(&mut self) {
         self.kill_group();
-        self.reaped = match self.child.try_wait() {
-            Ok(Some(status)) => Some(status.into()),
-            Ok(None) => None,
-            Err(_) => Some(ExitCause::Unknown),
+        let cause = match self.child.try_wait() {
+            Ok(Some(status)) => status.into(),
+            Ok(None) => return,
+            Err(_) => ExitCause::Unknown,
         };
+        let killed = cause == ExitCause::Signal(Signal::KILL.as_raw());
+        self.reaped = Some(match killed && self.surroundings.oom_killed() {
+            true => ExitCause::Oom,
+            false => cause,
+        });
+        self.left = self.surroundings.remove();
+    }
+
+    /// The child's cgroup, if it has one of its own.
+    pub(crate) fn cgroup(&self) -> Option<&Path> {
+        self.surroundings.cgroup()
+    }
+
+    /// What was round the child and could not be removed with it.
+    pub(crate) fn take_left(&mut self) -> Option<(PathBuf, io::Error)> {
+        self.left.take()
     }
 
     /// Asks the child to end.
@@ -112,7 +153,7 @@ impl Process {
             return;
         }
         // ESRCH: the leader is a zombie and nothing else is in the group.
-        if let Err(error) = kill_process_group(self.pid, Signal::KILL)
+        if let Err(error) = kill_process_group(self.group, Signal::KILL)
             && error != rustix::io::Errno::SRCH
         {
             tracing::warn!(pid = self.id(), %error, "cannot send SIGKILL");
@@ -149,7 +190,6 @@ fn wait_readable(fd: &OwnedFd, timeout: Timespec) -> bool {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     fn sh(script: &str) -> Process {
         Process::spawn(Command::new("/bin/sh").args(["-c", script])).unwrap()

@@ -16,6 +16,8 @@ pub struct Status {
     pub phase: StatusPhase,
     /// The daemon's process id, for people; it may be gone.
     pub pid: u32,
+    /// The cgroup (v2) the daemon has to itself, if it has one.
+    pub cgroup: Option<PathBuf>,
     /// The version the daemon names in its answers; `unknown` when it was built outside its repository.
     pub program_version: String,
     /// What is mounted, in the order in which it was.

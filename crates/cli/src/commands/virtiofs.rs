@@ -30,6 +30,9 @@ fn run(global: GlobalArgs, args: &VirtiofsArgs) -> Result<(), Failure> {
     let vhost_socket = socket("vhost-user", args.sock.clone(), args.sock_fd)?
         .ok_or_else(|| Failure::plain("no vhost-user socket is given"))?;
     let api_socket = socket("API", global.apisock.clone(), args.apisock_fd)?;
+    if args.exit_with_stdin {
+        end_with_stdin()?;
+    }
     let log = logging::start(global.log_level, global.log_file.as_deref())?;
     if let NofileOutcome::Short { wanted, now } = raise_nofile(global.rlimit_nofile) {
         tracing::warn!(
@@ -61,6 +64,20 @@ fn run(global: GlobalArgs, args: &VirtiofsArgs) -> Result<(), Failure> {
     // A mount that is still being made is not waited for.
     runtime.shutdown_background();
     result
+}
+
+/// Whoever started this daemon holds the other end of the pipe, and is gone when it ends. Nothing is orderly then:
+/// a thread of its own and SIGKILL, so that no request that hangs can be in the way.
+fn end_with_stdin() -> Result<(), Failure> {
+    let watch = || {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    };
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(watch)
+        .map(drop)
+        .map_err(|e| Failure::new("watch standard input", &e))
 }
 
 async fn serve(config: DaemonConfig) -> Result<(), Failure> {

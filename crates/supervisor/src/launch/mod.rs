@@ -9,7 +9,7 @@ mod planned;
 mod spawned;
 mod watch;
 
-use nydusbox_protocol::{BuildVersion, SandboxId};
+use nydusbox_protocol::SandboxId;
 use tokio::time::{Instant, timeout_at};
 
 use crate::client::ApiClient;
@@ -17,7 +17,7 @@ use crate::config::SandboxConfig;
 use crate::daemon::Daemon;
 use crate::dir::SandboxDir;
 use crate::error::{StartCause, StartError, WaitingFor};
-use crate::events::{EventSink, SandboxEvent};
+use crate::events::EventSink;
 use crate::ledger::Ledger;
 use crate::preflight::{self, Translation};
 use planned::Planned;
@@ -29,8 +29,6 @@ pub(crate) struct Serving {
     pub(crate) client: ApiClient,
     pub(crate) dir: SandboxDir,
     pub(crate) ledger: Ledger,
-    /// What the daemon says it was built from.
-    pub(crate) version: BuildVersion,
 }
 
 /// Starts a daemon and shares the configured directory. What could not be had as asked for is an event.
@@ -44,13 +42,10 @@ pub(crate) async fn launch(config: &SandboxConfig, events: &EventSink) -> Result
         .unwrap_or_else(|_| Err(deadline.missed(WaitingFor::Preflight)))
         .map_err(|cause| failed(config.id(), cause))?;
     for Translation { argument, reason } in &extra.translations {
-        events.emit(SandboxEvent::Degraded {
-            what: argument.clone(),
-            reason: (*reason).to_owned(),
-        });
+        events.degraded(argument, (*reason).to_owned());
     }
-    let planned = Planned::plan(config)?;
-    let spawned = planned.spawn(config, &extra)?;
+    let planned = Planned::plan(config, events)?;
+    let spawned = planned.spawn(config, &extra, events)?;
     let answering = spawned.answering(config, deadline).await?;
     answering.serving(config, deadline).await
 }

@@ -40,7 +40,6 @@ pub(super) struct Answering {
     client: ApiClient,
     daemon: Daemon,
     dir: SandboxDir,
-    version: BuildVersion,
 }
 
 impl Spawned {
@@ -69,12 +68,14 @@ impl Spawned {
             },
         };
         match result {
-            Ok(version) => Ok(Answering {
-                version,
-                client,
-                daemon: self.daemon,
-                dir: self.dir,
-            }),
+            Ok(version) => {
+                self.daemon.set_version(version.package_ver);
+                Ok(Answering {
+                    client,
+                    daemon: self.daemon,
+                    dir: self.dir,
+                })
+            }
             Err(cause) => Err(self.fail(config.id(), cause).await),
         }
     }
@@ -102,7 +103,6 @@ impl Answering {
             client: self.client,
             dir: self.dir,
             ledger,
-            version: self.version,
         })
     }
 
@@ -164,6 +164,7 @@ async fn undo(mut daemon: Daemon, dir: SandboxDir, sandbox: &SandboxId, cause: S
     let last_lines = killed.map_or_else(|| daemon.last_lines(), |exit| exit.last_lines);
     let mut leftovers = dir.remove();
     leftovers.extend(stuck);
+    leftovers.extend(daemon.take_left());
     StartError {
         last_lines,
         leftovers,

@@ -238,6 +238,9 @@ fn rule(kind: ProgramKind, name: &str, value: Option<&OsStr>) -> Rule {
         ("bootstrap" | "localfs-dir" | "config" | "prefetch-files" | "virtual-mountpoint", _) => {
             Rule::Owned("mount the image")
         }
+        ("exit-with-stdin", _) => {
+            Rule::Owned("configure what becomes of the daemon when the supervisor dies")
+        }
         ("help" | "version", _) => Rule::Owned("leave it out, it would print and exit"),
         ("upgrade", ProgramKind::Stock) => {
             Rule::Refuse("it would wait for a takeover that never comes", "leave it out")

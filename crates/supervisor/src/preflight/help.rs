@@ -24,6 +24,7 @@ const EMBEDDED: &[(&str, Option<char>, bool)] = &[
     ("prefetch-files", None, true),
     ("request-queues", None, true),
     ("threads-max", None, true),
+    ("exit-with-stdin", None, false),
     ("hybrid-mode", None, false),
     ("help", Some('h'), false),
 ];

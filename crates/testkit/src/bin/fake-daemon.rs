@@ -95,6 +95,10 @@ fn arguments() -> Result<Arguments, String> {
     }
     let mut parsed = Arguments::default();
     while let Some(name) = args.next() {
+        if name == "--exit-with-stdin" {
+            end_with_stdin();
+            continue;
+        }
         let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
         let number = || value.parse().map_err(|_| format!("{name} needs a number"));
         match name.as_str() {
@@ -107,6 +111,13 @@ fn arguments() -> Result<Arguments, String> {
         }
     }
     Ok(parsed)
+}
+
+fn end_with_stdin() {
+    std::thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        let _ = rustix::process::kill_process(getpid(), rustix::process::Signal::KILL);
+    });
 }
 
 /// A listening socket this process was started with. Taken through a pidfd of our own: adopting a number would

@@ -10,7 +10,7 @@ use nydusbox::{MountRequest, Program, SandboxConfig};
 use tempfile::TempDir;
 
 /// Marks every process of a test, and their children: environments are inherited.
-const MARK: &str = "NYDUSBOX_TEST_PLACE";
+pub(crate) const MARK: &str = "NYDUSBOX_TEST_PLACE";
 
 /// A state directory and a shared directory, used by one test alone.
 pub(crate) struct Place {
