@@ -14,6 +14,7 @@ mod host_path;
 pub mod input;
 pub mod layout;
 mod overlay;
+mod overlay_mount;
 mod overlay_option;
 pub mod qemu;
 mod share;
@@ -24,6 +25,10 @@ pub use container_id::{ContainerId, ContainerIdError, MAX_CONTAINER_ID_LEN};
 pub use guest_path::{GuestPath, GuestPathError};
 pub use host_path::{HostPath, HostPathError};
 pub use overlay::{OverlayPathError, OverlayPlan};
+pub use overlay_mount::{
+    MAX_LAYERS, MAX_MOUNT_DATA, MountFlag, MountPlan, OverlayMount, OverlayMountError, OverlayRole,
+    TooMuchData,
+};
 pub use share::{
     MAX_QUEUE_SIZE, MAX_SOCKET_PATH_LEN, MAX_TAG_LEN, QueueSize, QueueSizeError, ShareDevice, ShareSocket,
     ShareSocketError, ShareTag, ShareTagError,
