@@ -34,6 +34,12 @@ pub(crate) const VIRTIOFSD: &[Package] = &[
 /// What boots the microVM.
 pub(crate) const VM: &[Package] = &[package("qemu-system-x86", "boots the microVM")];
 
+/// What the tests call beside that.
+pub(crate) const TESTS: &[Package] = &[package(
+    "fuse3",
+    "its mount.fuse3 is how containerd calls a mount helper",
+)];
+
 /// What makes a Debian root file system.
 pub(crate) const ROOTFS: &[Package] = &[package("mmdebstrap", "makes a Debian root file system")];
 

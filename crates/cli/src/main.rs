@@ -1,4 +1,5 @@
-//! The `nydusbox` command; called `nydusd`, it is the daemon with nydusd's command line.
+//! The `nydusbox` command; called `nydusd`, it is the daemon with nydusd's command line; called `nydus-overlayfs`, it
+//! is nydus-snapshotter's mount helper.
 
 #![forbid(unsafe_code)]
 
@@ -7,18 +8,25 @@ mod commands;
 mod control;
 mod error;
 mod logging;
+mod nydus_overlayfs;
 mod nydusd;
 mod state_dir;
 mod supervise;
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
+
+use nydusbox_rootfs::input::HELPER_NAME;
 
 fn main() -> ExitCode {
     let name = std::env::args_os().next();
     let called = name.as_deref().map(Path::new).and_then(Path::file_name);
-    if called.is_some_and(|n| n == "nydusd") {
+    let called = called.and_then(OsStr::to_str).unwrap_or_default();
+    if called == "nydusd" {
         nydusd::main()
+    } else if called.starts_with(HELPER_NAME) {
+        nydus_overlayfs::main()
     } else {
         commands::main()
     }

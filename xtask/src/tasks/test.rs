@@ -16,7 +16,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), TaskError> {
     let cargo = || Cmd::cargo().dir(workspace.root());
     cargo().words("fmt --all --check").shown()?;
     check_deps::run(workspace)?;
-    debian::ensure(&[debian::BUILD, debian::VM, debian::ROOTFS])?;
+    debian::ensure(&[debian::BUILD, debian::VM, debian::ROOTFS, debian::TESTS])?;
     cargo()
         .words("clippy --workspace --all-targets --locked -- --deny warnings")
         .shown()?;

@@ -5,6 +5,7 @@ mod image;
 mod list;
 mod mount;
 mod output;
+pub(crate) mod overlayfs;
 mod run;
 mod size;
 mod start;
@@ -58,6 +59,8 @@ enum Command {
     /// Make and look at images
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Mount an overlay, without the options that are meant for a runtime (mount type `fuse.nydus-overlayfs`)
+    Overlayfs(overlayfs::OverlayfsArgs),
     /// Say what this machine lacks for running microVMs, and how to mend it
     Doctor(doctor::DoctorArgs),
     /// Own one sandbox; begun by `start`, not by hand
@@ -88,6 +91,7 @@ pub(crate) fn main() -> ExitCode {
             Err(failure) => failure.report(RUN_FAILED),
         },
         Command::Image(command) => image::main(command),
+        Command::Overlayfs(args) => overlayfs::main(args),
         Command::Doctor(args) => doctor::main(args),
         Command::Supervise(args) => supervise::main(args),
     }
