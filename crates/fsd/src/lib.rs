@@ -11,6 +11,7 @@ mod config;
 mod control;
 mod daemon;
 mod fuse;
+mod image_fs;
 mod inflight;
 mod limits;
 mod namespace;

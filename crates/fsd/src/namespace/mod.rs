@@ -17,7 +17,6 @@ use std::time::SystemTime;
 use fuse_backend_rs::api::filesystem::FsOptions;
 use fuse_backend_rs::api::{BackFileSystem, Vfs, VfsOptions};
 use nydus_api::ConfigV2;
-use nydus_rafs::fs::Rafs;
 use nydus_storage::factory::BLOB_FACTORY;
 use nydusbox_protocol::{BackendCollection, BackendEntry, FsType, MountCommand, MountPoint};
 use time::OffsetDateTime;
@@ -28,6 +27,7 @@ pub use self::error::{MAX_MOUNTS, MountError};
 pub(crate) use self::shares::Shares;
 pub(crate) use self::table::MountRecord;
 use self::table::{ImageOrigin, Table};
+use crate::image_fs::{ImageFs, Workers};
 use crate::passthrough::MountedShare;
 
 /// nydusd's form of `mounted_time`.
@@ -52,6 +52,8 @@ pub(crate) struct Namespace {
     vfs: Arc<Vfs>,
     shares: Arc<Shares>,
     table: Mutex<Table>,
+    /// Fetch ahead of readers, for all images.
+    read_ahead: Arc<Workers>,
 }
 
 impl std::fmt::Debug for Namespace {
@@ -80,6 +82,7 @@ impl Namespace {
             vfs: Arc::new(Vfs::new(options)),
             shares: Arc::default(),
             table: Mutex::default(),
+            read_ahead: Arc::default(),
         }
     }
 
@@ -121,7 +124,7 @@ impl Namespace {
             }
             FsType::Rafs => {
                 let config = rafs::parse_config(at, &command.config)?;
-                let rafs = rafs::build(at, command, &config)?;
+                let rafs = rafs::build(at, command, &config, Arc::clone(&self.read_ahead))?;
                 (
                     Box::new(rafs),
                     Some(config.shown),
@@ -243,7 +246,7 @@ impl Namespace {
             })
     }
 
-    fn with_rafs<T>(&self, at: &MountPoint, f: impl FnOnce(&Rafs) -> T) -> Result<T, MountError> {
+    fn with_rafs<T>(&self, at: &MountPoint, f: impl FnOnce(&ImageFs) -> T) -> Result<T, MountError> {
         let not_rafs = || MountError::NotRafs {
             mount_point: at.clone(),
         };
@@ -253,7 +256,7 @@ impl Namespace {
             .ok()
             .flatten()
             .ok_or_else(not_rafs)?;
-        let image = backend.as_any().downcast_ref::<Rafs>().ok_or_else(not_rafs)?;
+        let image = backend.as_any().downcast_ref::<ImageFs>().ok_or_else(not_rafs)?;
         Ok(f(image))
     }
 }

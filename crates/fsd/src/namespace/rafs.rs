@@ -10,7 +10,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use nydus_api::ConfigV2;
-use nydus_rafs::fs::Rafs;
 use nydus_rafs::metadata::RafsSuper;
 use nydus_rafs::{RafsError, RafsIoRead};
 use nydusbox_protocol::{MountCommand, MountPoint};
@@ -20,6 +19,7 @@ use serde_json::Value;
 use super::error::MountError;
 use super::redact::redact;
 use super::table::ImageOrigin;
+use crate::image_fs::{ImageFs, Workers};
 
 /// `"RAFS"`, first word of a v5 superblock.
 const V5_MAGIC: u32 = 0x5241_4653;
@@ -138,27 +138,29 @@ pub(super) fn build(
     at: &MountPoint,
     command: &MountCommand,
     config: &RafsConfig,
-) -> Result<Rafs, MountError> {
+    workers: Arc<Workers>,
+) -> Result<ImageFs, MountError> {
     let prefetch = prefetch_list(command)?;
     let path = Path::new(&command.source);
     check_bootstrap(path)?;
     let describe = |e| from_rafs(at, path, &e);
-    let (mut rafs, reader) = Rafs::new(&config.config, at.as_str(), path).map_err(describe)?;
-    rafs.import(reader, prefetch).map_err(describe)?;
-    Ok(rafs)
+    let (image, reader) = ImageFs::open(&config.config, at.as_str(), path, workers).map_err(describe)?;
+    image.start_prefetch(&config.config, reader, prefetch.as_deref());
+    Ok(image)
 }
 
 /// Gives a mounted image a new bootstrap or configuration.
 pub(super) fn update(
     at: &MountPoint,
-    rafs: &Rafs,
+    image: &ImageFs,
     command: &MountCommand,
     config: &RafsConfig,
 ) -> Result<(), MountError> {
     let path = Path::new(&command.source);
     check_bootstrap(path)?;
     let mut reader = <dyn RafsIoRead>::from_file(path).map_err(|e| from_rafs(at, path, &e))?;
-    rafs.update(&mut reader, &config.config)
+    image
+        .update(&mut reader, &config.config)
         .map_err(|e| from_rafs(at, path, &e))
 }
 

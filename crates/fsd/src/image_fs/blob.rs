@@ -1,0 +1,394 @@
+//! One blob of an image: its cache, and how what is missing gets there.
+//!
+//! ```text
+//! wanted -> claim (once in this process) -> lock the range (once on this host) -> look again
+//!        -> one ranged request -> verify -> write -> mark -> unlock -> land (whoever waits goes on)
+//! ```
+//! A process that is killed at any point leaves at most data that are not marked, and its locks vanish with it.
+//! Whoever holds a lock waits for nothing but the backend, so nobody waits in a circle. A process that holds a lock
+//! and does not move (stopped, or with a backend that hangs) is waited for a while, then the chunk is fetched twice.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nydus_utils::metrics::{BlobcacheMetrics, Metric};
+
+use super::cache_files::{CacheFiles, WriteError};
+use super::chunk::Chunk;
+use super::error::FetchError;
+use super::events::report;
+use super::flight::{Flights, Landing};
+use super::gate::Gate;
+use super::origin::{Fetched, Origin};
+use super::range_lock::RangeLock;
+use super::ready::Ready;
+use super::retry::{Retry, RetryPolicy};
+use super::runs::merge;
+
+/// Who waits for a fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// A guest does: it is retried, and another process' fetch of the same is waited for.
+    Demand,
+    /// One will soon: one attempt, and what another process is at is left to it.
+    Ahead,
+    /// Perhaps nobody ever will. As `Ahead`, when nobody waits for anything.
+    Prefetch,
+}
+
+/// Limits of a blob's fetches.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FetchPolicy {
+    pub(super) retry: RetryPolicy,
+    /// How long another process may have a range before it is fetched beside it.
+    pub(super) lock_patience: Duration,
+    /// The most that one request asks the backend for, in bytes; a single chunk may be more.
+    pub(super) request_limit: u64,
+}
+
+impl Default for FetchPolicy {
+    fn default() -> Self {
+        Self {
+            retry: RetryPolicy::default(),
+            lock_patience: Duration::from_secs(2),
+            request_limit: 2 << 20,
+        }
+    }
+}
+
+/// The pause between looks at a range that another process has: short beside any request.
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
+/// How often a chunk is fetched for one reader when the cache loses it each time.
+const ROUNDS: usize = 4;
+
+/// What a blob is made of.
+pub(super) struct BlobParts {
+    pub(super) id: String,
+    /// The cache directory.
+    pub(super) dir: PathBuf,
+    /// The length of all content, in bytes.
+    pub(super) size: u64,
+    pub(super) chunks: u32,
+    pub(super) origin: Box<dyn Origin>,
+    pub(super) policy: FetchPolicy,
+    pub(super) counters: Arc<BlobcacheMetrics>,
+    /// Held while somebody waits.
+    pub(super) gate: Arc<Gate>,
+}
+
+/// The cache files of a blob, as long as nothing happens to them.
+#[derive(Debug)]
+pub(super) struct Generation {
+    files: CacheFiles,
+    ready: Ready,
+}
+
+impl Generation {
+    fn open(parts: &BlobParts) -> io::Result<Self> {
+        let files = CacheFiles::open(&parts.dir, &parts.id, parts.size, parts.chunks)?;
+        let ready = Ready::new(parts.chunks, &files.ready_bits()?);
+        Ok(Self { files, ready })
+    }
+
+    /// Whether a chunk is known to be here.
+    pub(super) fn has(&self, chunk: u32) -> bool {
+        self.ready.get(chunk)
+    }
+
+    /// Whether all of the blob is here.
+    pub(super) fn has_all(&self) -> bool {
+        self.ready.all()
+    }
+
+    /// The data file; chunks are at their offsets.
+    pub(super) fn files(&self) -> &CacheFiles {
+        &self.files
+    }
+
+    /// Whether a chunk is here, perhaps because of another process.
+    fn look(&self, chunk: u32) -> bool {
+        if !self.ready.get(chunk) && self.files.is_ready(chunk).unwrap_or(false) {
+            self.ready.set(chunk);
+        }
+        self.ready.get(chunk)
+    }
+}
+
+/// A chunk's content that is not in the cache, by the chunk's number.
+pub(super) type Held = (u32, Arc<Vec<u8>>);
+
+/// What a reader gets.
+#[derive(Debug, Default)]
+pub(super) struct Supply {
+    /// What the cache did not take.
+    pub(super) held: Vec<Held>,
+    /// How many chunks were fetched for this reader, rather than found or waited for.
+    pub(super) fetched: usize,
+}
+
+/// One blob.
+pub(super) struct Blob {
+    parts: BlobParts,
+    present: RwLock<Arc<Generation>>,
+    replacing: Mutex<()>,
+    flights: Flights,
+}
+
+impl Blob {
+    /// Opens the blob's cache.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn open(parts: BlobParts) -> io::Result<Self> {
+        let present = RwLock::new(Arc::new(Generation::open(&parts)?));
+        Ok(Self {
+            parts,
+            present,
+            replacing: Mutex::new(()),
+            flights: Flights::default(),
+        })
+    }
+
+    /// The cache files now.
+    pub(super) fn generation(&self) -> Arc<Generation> {
+        Arc::clone(&self.present.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The length of all content, in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.parts.size
+    }
+
+    /// How many chunks it has.
+    pub(super) fn chunks(&self) -> u32 {
+        self.parts.chunks
+    }
+
+    /// nydus' counters of the cache.
+    pub(super) fn counters(&self) -> &BlobcacheMetrics {
+        &self.parts.counters
+    }
+
+    /// Has chunks fetched that are not in the cache, and waits for them. What the cache did not take is returned.
+    ///
+    /// # Errors
+    /// Why one of them is not to be had. Unless a guest waits there is no error: chunks may just be missing.
+    pub(super) fn ensure(&self, wanted: &[Chunk], urgency: Urgency) -> Result<Supply, Arc<FetchError>> {
+        let mut held: Vec<Held> = Vec::new();
+        let mut fetched = 0;
+        for _ in 0..ROUNDS {
+            let generation = self.generation();
+            let is_here = |id: u32, held: &[Held]| generation.has(id) || held.iter().any(|(h, _)| *h == id);
+            let missing: Vec<Chunk> = wanted.iter().filter(|c| !is_here(c.id, &held)).cloned().collect();
+            if missing.is_empty() {
+                return Ok(Supply { held, fetched });
+            }
+            let mut claim = self.flights.claim(&missing, |id| generation.has(id));
+            let mine = claim.mine.clone();
+            fetched += mine.len();
+            let _pass = (urgency != Urgency::Prefetch).then(|| self.parts.gate.pass());
+            let mut landings = Vec::with_capacity(missing.len());
+            for group in merge(&mine, self.parts.policy.request_limit) {
+                let results = self.fetch(&mine[group.clone()], urgency);
+                for (chunk, landing) in mine[group].iter().zip(results) {
+                    claim.land(landing.clone());
+                    landings.push((chunk.id, landing));
+                }
+            }
+            if urgency != Urgency::Demand {
+                return Ok(Supply { held, fetched });
+            }
+            landings.extend(
+                claim
+                    .others
+                    .iter()
+                    .map(|(chunk, flight)| (chunk.id, flight.wait())),
+            );
+            for (id, landing) in landings {
+                match landing {
+                    Landing::Held(content) => held.push((id, content)),
+                    Landing::Failed(error) => return Err(error),
+                    Landing::Stored | Landing::Abandoned => {}
+                }
+            }
+        }
+        let generation = self.generation();
+        match wanted
+            .iter()
+            .find(|c| !generation.has(c.id) && held.iter().all(|(id, _)| *id != c.id))
+        {
+            None => Ok(Supply { held, fetched }),
+            Some(lost) => Err(Arc::new(FetchError::Cache {
+                blob: self.parts.id.clone(),
+                chunk: lost.id,
+            })),
+        }
+    }
+
+    /// Fetches one group, as often as it takes and is allowed; one landing for each chunk.
+    fn fetch(&self, group: &[Chunk], urgency: Urgency) -> Vec<Landing> {
+        let mut retry = Retry::begin(self.parts.policy.retry, Instant::now());
+        let lock_until = Instant::now() + self.parts.policy.lock_patience;
+        loop {
+            let error = match self.attempt(group, urgency, lock_until) {
+                Ok(Some(landings)) => return landings,
+                Ok(None) => return vec![Landing::Abandoned; group.len()],
+                Err(error) => error,
+            };
+            if urgency != Urgency::Demand {
+                tracing::debug!(%error, "a fetch ahead failed");
+                return vec![Landing::Abandoned; group.len()];
+            }
+            report(&error);
+            match retry.after(error.cause(), Instant::now()) {
+                // The range is not locked meanwhile: another process may have more luck.
+                Some(pause) => sleep(pause),
+                None => return vec![Landing::Failed(Arc::new(error)); group.len()],
+            }
+        }
+    }
+
+    /// One attempt at a group; `None` if another process is at it.
+    fn attempt(
+        &self,
+        group: &[Chunk],
+        urgency: Urgency,
+        lock_until: Instant,
+    ) -> Result<Option<Vec<Landing>>, FetchError> {
+        let generation = self.generation();
+        let Ok(_lock) = lock(&generation, group, urgency, lock_until) else {
+            return Ok(None);
+        };
+        let missing: Vec<Chunk> = group.iter().filter(|c| !generation.look(c.id)).cloned().collect();
+        let mut landings = vec![Landing::Stored; group.len()];
+        for part in merge(&missing, self.parts.policy.request_limit) {
+            let part = &missing[part];
+            match self.parts.origin.fetch(part)? {
+                Fetched::Content(contents) => {
+                    for (chunk, content) in part.iter().zip(contents) {
+                        let landing = self.store(&generation, chunk, content);
+                        if let Some(at) = group.iter().position(|c| c.id == chunk.id) {
+                            landings[at] = landing;
+                        }
+                    }
+                }
+                Fetched::Stored => {
+                    if let Some(lost) = part.iter().find(|c| !generation.look(c.id)) {
+                        return Err(FetchError::Cache {
+                            blob: self.parts.id.clone(),
+                            chunk: lost.id,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(Some(landings))
+    }
+
+    /// Puts a chunk in the cache. Where the cache does not take it, whoever waits for it gets it all the same.
+    fn store(&self, generation: &Arc<Generation>, chunk: &Chunk, content: Vec<u8>) -> Landing {
+        match generation.files.write(&content, chunk.offset) {
+            Ok(()) => {
+                // Without the mark others, and the next mount, will fetch it again.
+                if let Err(error) = generation.files.mark(chunk.id, true) {
+                    self.cache_failed(error);
+                }
+                generation.ready.set(chunk.id);
+                self.parts.counters.entries_count.inc();
+                Landing::Stored
+            }
+            Err(error) => {
+                let truncated = matches!(error, WriteError::Truncated);
+                self.cache_failed(error);
+                if truncated {
+                    self.replace(generation);
+                }
+                Landing::Held(Arc::new(content))
+            }
+        }
+    }
+
+    fn cache_failed(&self, source: impl Into<WriteError>) {
+        report(&CacheFailure {
+            blob: self.parts.id.clone(),
+            source: source.into(),
+        });
+    }
+
+    /// A chunk was not in the cache as it should have been.
+    pub(super) fn lost(&self, generation: &Arc<Generation>, chunk: u32) {
+        if generation.files.is_whole().unwrap_or(false) {
+            report(&FetchError::Cache {
+                blob: self.parts.id.clone(),
+                chunk,
+            });
+            // Locally first: who does not see the one asks the other.
+            generation.ready.clear(chunk);
+            if let Err(error) = generation.files.mark(chunk, false) {
+                self.cache_failed(error);
+            }
+        } else {
+            self.cache_failed(WriteError::Truncated);
+            self.replace(generation);
+        }
+    }
+
+    /// Leaves cache files that were damaged for new ones, or for those that another process has made.
+    fn replace(&self, damaged: &Arc<Generation>) {
+        let _one = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(damaged, &self.generation()) {
+            return;
+        }
+        match Generation::open(&self.parts) {
+            Ok(generation) => {
+                *self.present.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(generation);
+            }
+            // Chunks are then served without being kept.
+            Err(error) => self.cache_failed(error),
+        }
+    }
+}
+
+/// A cache that does not do what it should; reads go on without it.
+#[derive(Debug, thiserror::Error)]
+#[error("cache of blob {blob} fails")]
+struct CacheFailure {
+    blob: String,
+    #[source]
+    source: WriteError,
+}
+
+/// Another process is at the range.
+struct Busy;
+
+/// Locks the range of a group against other processes. There is no lock, and no need for one, when they have put
+/// everything there meanwhile, when they take too long, or where the file system has no locks.
+fn lock<'a>(
+    generation: &'a Generation,
+    group: &[Chunk],
+    urgency: Urgency,
+    until: Instant,
+) -> Result<Option<RangeLock<'a>>, Busy> {
+    let (Some(first), Some(last)) = (group.first(), group.last()) else {
+        return Ok(None);
+    };
+    loop {
+        match RangeLock::try_take(generation.files.data(), first.offset, last.end() - first.offset) {
+            Ok(Some(lock)) => return Ok(Some(lock)),
+            Ok(None) if urgency != Urgency::Demand => return Err(Busy),
+            Ok(None) => {}
+            Err(_) => return Ok(None),
+        }
+        if group.iter().all(|c| generation.look(c.id)) || Instant::now() >= until {
+            return Ok(None);
+        }
+        sleep(LOCK_PAUSE);
+    }
+}
+
+#[cfg(test)]
+#[path = "blob_tests.rs"]
+mod tests;

@@ -1,0 +1,266 @@
+//! A blob with a backend that counts, waits and fails on demand. By counts and order, never by time.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, MutexGuard};
+use std::thread;
+
+use super::super::runs::tests::chunk;
+use super::*;
+
+const CHUNK: u32 = 4096;
+
+fn content(id: u32) -> Vec<u8> {
+    vec![u8::try_from(id % 251).unwrap() + 1; usize::try_from(CHUNK).unwrap()]
+}
+
+fn chunks(ids: impl IntoIterator<Item = u32>) -> Vec<Chunk> {
+    let at = |id: u32| u64::from(id) * u64::from(CHUNK);
+    ids.into_iter()
+        .map(|id| chunk(id, at(id), CHUNK, at(id), CHUNK))
+        .collect()
+}
+
+/// What the backend was asked, and what it does.
+#[derive(Default)]
+struct Backend {
+    requests: Mutex<Vec<Vec<u32>>>,
+    held: Mutex<bool>,
+    changed: Condvar,
+    failures: AtomicUsize,
+    wrong: AtomicBool,
+}
+
+impl Backend {
+    fn hold(&self) {
+        *self.held.lock().unwrap() = true;
+    }
+
+    fn release(&self) {
+        *self.held.lock().unwrap() = false;
+        self.changed.notify_all();
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Vec<Vec<u32>>> {
+        self.requests.lock().unwrap()
+    }
+
+    fn await_requests(&self, count: usize) {
+        let requests = self.requests();
+        drop(self.changed.wait_while(requests, |r| r.len() < count).unwrap());
+    }
+}
+
+impl Origin for Arc<Backend> {
+    fn fetch(&self, chunks: &[Chunk]) -> Result<Fetched, FetchError> {
+        self.requests().push(chunks.iter().map(|c| c.id).collect());
+        self.changed.notify_all();
+        let held = self.held.lock().unwrap();
+        drop(self.changed.wait_while(held, |held| *held).unwrap());
+        let fails = self.failures.load(Ordering::SeqCst);
+        if fails > 0 {
+            self.failures.store(fails - 1, Ordering::SeqCst);
+            return Err(FetchError::Backend {
+                blob: "b".into(),
+                offset: 0,
+                why: "on demand".into(),
+            });
+        }
+        if self.wrong.load(Ordering::SeqCst) {
+            return Err(FetchError::Digest {
+                blob: "b".into(),
+                chunk: 0,
+            });
+        }
+        Ok(Fetched::Content(chunks.iter().map(|c| content(c.id)).collect()))
+    }
+}
+
+fn blob(dir: &std::path::Path, backend: &Arc<Backend>) -> Blob {
+    Blob::open(BlobParts {
+        id: "b".into(),
+        dir: dir.to_owned(),
+        size: 64 * u64::from(CHUNK),
+        chunks: 64,
+        origin: Box::new(Arc::clone(backend)),
+        policy: FetchPolicy {
+            retry: RetryPolicy {
+                deadline: Duration::from_secs(60),
+                first_pause: Duration::ZERO,
+                longest_pause: Duration::ZERO,
+            },
+            lock_patience: Duration::from_secs(60),
+            request_limit: 8 * u64::from(CHUNK),
+        },
+        counters: Arc::default(),
+        gate: Arc::default(),
+    })
+    .unwrap()
+}
+
+fn assert_stored(blob: &Blob, ids: impl IntoIterator<Item = u32>) {
+    let generation = blob.generation();
+    for id in ids {
+        assert!(generation.has(id), "{id}");
+        let mut got = content(0);
+        let at = u64::from(id) * u64::from(CHUNK);
+        generation.files().data().read_exact_at(&mut got, at).unwrap();
+        assert!(got == content(id), "{id}");
+    }
+}
+
+#[test]
+fn neighbours_are_asked_for_in_one_request() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::default());
+    let blob = blob(dir.path(), &backend);
+    let supply = blob.ensure(&chunks([1, 2, 3, 7, 8]), Urgency::Demand).unwrap();
+    assert_eq!((supply.fetched, supply.held.len()), (5, 0));
+    assert_eq!(*backend.requests(), [vec![1, 2, 3], vec![7, 8]]);
+    assert_stored(&blob, [1, 2, 3, 7, 8]);
+    blob.ensure(&chunks(1..10), Urgency::Demand).unwrap();
+    assert_eq!(
+        backend.requests()[2..],
+        [vec![4, 5, 6], vec![9]],
+        "only what is missing"
+    );
+}
+
+#[test]
+fn readers_of_a_chunk_share_one_fetch_and_others_do_not_wait_for_it() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let blob = &blob(dir.path(), &backend);
+    backend.hold();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| blob.ensure(&chunks([5]), Urgency::Demand).unwrap());
+        }
+        scope.spawn(|| blob.ensure(&chunks([6]), Urgency::Demand).unwrap());
+        backend.await_requests(2);
+        backend.release();
+    });
+    let mut requests = backend.requests().clone();
+    requests.sort();
+    assert_eq!(requests, [vec![5], vec![6]]);
+}
+
+#[test]
+fn daemons_that_share_a_cache_fetch_a_chunk_once() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let daemons: Vec<Blob> = (0..4).map(|_| blob(dir.path(), &backend)).collect();
+    backend.hold();
+    thread::scope(|scope| {
+        for daemon in &daemons {
+            scope.spawn(|| daemon.ensure(&chunks(0..16), Urgency::Demand).unwrap());
+        }
+        backend.await_requests(1);
+        backend.release();
+    });
+    assert_eq!(backend.requests().concat().len(), 16, "{:?}", backend.requests());
+    for daemon in &daemons {
+        assert_stored(daemon, 0..16);
+    }
+}
+
+#[test]
+fn a_daemon_that_does_not_move_is_not_waited_for_for_ever() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::default());
+    let mut blob = blob(dir.path(), &backend);
+    blob.parts.policy.lock_patience = Duration::ZERO;
+    let stopped = CacheFiles::open(dir.path(), "b", 64 * u64::from(CHUNK), 64).unwrap();
+    let _held = RangeLock::try_take(stopped.data(), 0, u64::from(CHUNK))
+        .unwrap()
+        .unwrap();
+    blob.ensure(&chunks([0]), Urgency::Ahead).unwrap();
+    assert!(
+        backend.requests().is_empty(),
+        "nobody waits: it is left to the other"
+    );
+    blob.ensure(&chunks([0]), Urgency::Demand).unwrap();
+    assert_stored(&blob, [0]);
+}
+
+#[test]
+fn a_backend_that_comes_back_in_time_is_not_noticed() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let blob = blob(dir.path(), &backend);
+    backend.failures.store(5, Ordering::SeqCst);
+    blob.ensure(&chunks([0]), Urgency::Demand).unwrap();
+    assert_eq!(backend.requests().len(), 6);
+    assert_stored(&blob, [0]);
+}
+
+#[test]
+fn wrong_content_fails_the_read_and_a_later_read_tries_again() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let blob = blob(dir.path(), &backend);
+    backend.wrong.store(true, Ordering::SeqCst);
+    let error = blob.ensure(&chunks([0]), Urgency::Demand).unwrap_err();
+    assert!(matches!(*error, FetchError::Digest { .. }));
+    assert_eq!(backend.requests().len(), 2, "once more, and no more");
+    assert!(!blob.generation().has(0));
+    backend.wrong.store(false, Ordering::SeqCst);
+    blob.ensure(&chunks([0]), Urgency::Demand).unwrap();
+    assert_stored(&blob, [0]);
+}
+
+#[test]
+fn a_fetch_ahead_that_fails_is_not_the_readers_failure() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let blob = &blob(dir.path(), &backend);
+    backend.hold();
+    backend.failures.store(1, Ordering::SeqCst);
+    thread::scope(|scope| {
+        scope.spawn(|| blob.ensure(&chunks([3]), Urgency::Ahead).unwrap());
+        backend.await_requests(1);
+        let reader = scope.spawn(|| blob.ensure(&chunks([3]), Urgency::Demand).unwrap());
+        backend.release();
+        reader.join().unwrap();
+    });
+    assert_eq!(backend.requests().len(), 2);
+    assert_stored(blob, [3]);
+}
+
+#[test]
+fn a_cache_truncated_under_the_daemon_is_filled_again_in_a_new_file() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let blob = blob(dir.path(), &backend);
+    blob.ensure(&chunks(0..4), Urgency::Demand).unwrap();
+    let before = blob.generation();
+    before.files().data().set_len(100).unwrap();
+    blob.lost(&before, 2);
+    assert!(!blob.generation().has(2) && !Arc::ptr_eq(&before, &blob.generation()));
+    blob.ensure(&chunks(0..4), Urgency::Demand).unwrap();
+    assert_stored(&blob, 0..4);
+    assert_eq!(
+        before.files().data().metadata().unwrap().len(),
+        100,
+        "the old file is never made longer"
+    );
+}
+
+#[test]
+fn a_truncated_cache_does_not_cost_a_fetch_under_way_its_content() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let blob = blob(dir.path(), &backend);
+    blob.generation().files().data().set_len(0).unwrap();
+    let supply = blob.ensure(&chunks([9]), Urgency::Demand).unwrap();
+    let there = supply
+        .held
+        .iter()
+        .any(|(id, bytes)| *id == 9 && **bytes == content(9))
+        || blob.generation().has(9);
+    assert!(there && blob.generation().files().is_whole().unwrap());
+}
+
+#[test]
+fn a_chunk_that_is_lost_is_fetched_again_by_everybody() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let blob = blob(dir.path(), &backend);
+    blob.ensure(&chunks([1]), Urgency::Demand).unwrap();
+    blob.lost(&blob.generation(), 1);
+    blob.ensure(&chunks([1]), Urgency::Demand).unwrap();
+    assert_eq!(*backend.requests(), [vec![1], vec![1]]);
+    assert_stored(&blob, [1]);
+}

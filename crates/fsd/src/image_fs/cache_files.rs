@@ -1,0 +1,376 @@
+//! The two files in which a blob is cached, shared with every process that uses the directory.
+//!
+//! `<blob>.blob.data` holds the chunks at their uncompressed offsets, `<blob>.blob.data.chunk_map` a bit for each
+//! chunk that is there. Names and format are nydus' (nydus-storage, `cache/state/persist_map.rs`): a nydusd may use
+//! the same directory.
+//!
+//! Both are read and written, never mapped: who truncates a mapped file kills the process that looks at it. A file
+//! that has become shorter is never made longer again, since what is missing would read as zeros; it is replaced by
+//! a new one, and a process that still has the old one finds it too short. Next: `blob.rs` fills it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::range_lock::RangeLock;
+
+/// How much of a map's header is not zero, in bytes.
+const HEAD: usize = 12;
+/// Bytes before the bits of a chunk map.
+const HEADER: u64 = 4096;
+/// `PAMB`, `PAMC` as nydus writes them, and the version between them.
+const MAGIC1: u32 = 0x424D_4150;
+const MAGIC2: u32 = 0x434D_4150;
+const VERSION: u32 = 1;
+/// Others may read: what an image has is no secret. Explicit, because workers serve with a umask of 0.
+const MODE: u32 = 0o644;
+/// How often opening starts over when others replace the files meanwhile.
+const ATTEMPTS: usize = 16;
+
+/// A blob's cache, open.
+#[derive(Debug)]
+pub(super) struct CacheFiles {
+    data: File,
+    map: File,
+    size: u64,
+    chunks: u32,
+    /// Excludes our own threads where the lock on the map excludes other processes.
+    map_change: Mutex<()>,
+}
+
+/// Why a chunk was not written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    /// The data file is not as long as it was: chunks are lost.
+    #[error("cache file was truncated")]
+    Truncated,
+    /// The file system did not take it.
+    #[error("cache file cannot be written")]
+    Io(#[from] io::Error),
+}
+
+impl CacheFiles {
+    /// Opens the files, which are made if they are not there. Those that cannot be right are replaced: the data file
+    /// first, so that a map with bits is never seen beside a file that lacks the data.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn open(dir: &Path, blob: &str, size: u64, chunks: u32) -> io::Result<Self> {
+        let (data_path, map_path) = paths(dir, blob);
+        for _ in 0..ATTEMPTS {
+            let data = match open_existing(&data_path)? {
+                Some(data) => Some(data),
+                None => {
+                    // A map that is still there is of a file that is gone; the new one must not get it.
+                    remove(&map_path)?;
+                    create(&data_path, size, &[])?
+                }
+            };
+            let map = match open_existing(&map_path)? {
+                Some(map) => Some(map),
+                None => create(&map_path, map_size(chunks), &header())?,
+            };
+            let (Some(data), Some(map)) = (data, map) else {
+                continue;
+            };
+            let files = Self {
+                data,
+                map,
+                size,
+                chunks,
+                map_change: Mutex::new(()),
+            };
+            if !files.is_sound()? {
+                tracing::warn!(cache = %data_path.display(), "cache file is damaged and is replaced");
+                remove(&data_path)?;
+                remove(&map_path)?;
+            } else if is_at(&files.data, &data_path)? && is_at(&files.map, &map_path)? {
+                return Ok(files);
+            }
+        }
+        Err(io::Error::other(format!(
+            "{} is replaced again and again",
+            data_path.display()
+        )))
+    }
+
+    /// Whether the files have the size and the kind they are made with. A file that is too short may be one that is
+    /// just being made by a nydusd: it gets another one then, and they do not share.
+    fn is_sound(&self) -> io::Result<bool> {
+        let mut head = [0; HEAD];
+        read_as_far_as_it_goes(&self.map, &mut head, 0)?;
+        Ok(head == header() && self.map.metadata()?.len() == map_size(self.chunks) && self.is_whole()?)
+    }
+
+    /// All bits of the map, the first chunk in the highest bit of the first byte. A map that was truncated has none
+    /// where it ends.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn ready_bits(&self) -> io::Result<Vec<u8>> {
+        let mut bits = vec![0; usize::try_from(self.chunks.div_ceil(8)).unwrap_or_default()];
+        read_as_far_as_it_goes(&self.map, &mut bits, HEADER)?;
+        Ok(bits)
+    }
+
+    /// Whether the map says that a chunk is there.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn is_ready(&self, chunk: u32) -> io::Result<bool> {
+        let mut byte = [0];
+        read_as_far_as_it_goes(&self.map, &mut byte, HEADER + u64::from(chunk / 8))?;
+        Ok(byte[0] & bit(chunk) != 0)
+    }
+
+    /// Says in the map that a chunk is there, or that it is not.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn mark(&self, chunk: u32, ready: bool) -> io::Result<()> {
+        if chunk >= self.chunks {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        let at = HEADER + u64::from(chunk / 8);
+        let _ours = self.map_change.lock().unwrap_or_else(PoisonError::into_inner);
+        let _theirs = RangeLock::take(&self.map, at, 1)?;
+        let mut byte = [0];
+        read_as_far_as_it_goes(&self.map, &mut byte, at)?;
+        let changed = if ready {
+            byte[0] | bit(chunk)
+        } else {
+            byte[0] & !bit(chunk)
+        };
+        if changed != byte[0] {
+            self.map.write_all_at(&[changed], at)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a chunk's content.
+    ///
+    /// # Errors
+    /// [`WriteError`]; the chunk must not be marked then.
+    pub(super) fn write(&self, content: &[u8], offset: u64) -> Result<(), WriteError> {
+        // Writing to a file that was truncated would make it longer, with zeros where chunks have been.
+        if !self.is_whole()? {
+            return Err(WriteError::Truncated);
+        }
+        self.data.write_all_at(content, offset)?;
+        if self.is_whole()? {
+            Ok(())
+        } else {
+            Err(WriteError::Truncated)
+        }
+    }
+
+    /// Whether the data file is as long as it has to be.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn is_whole(&self) -> io::Result<bool> {
+        Ok(self.data.metadata()?.len() == self.size)
+    }
+
+    /// The data file.
+    pub(super) fn data(&self) -> &File {
+        &self.data
+    }
+}
+
+fn paths(dir: &Path, blob: &str) -> (PathBuf, PathBuf) {
+    (
+        dir.join(format!("{blob}.blob.data")),
+        dir.join(format!("{blob}.blob.data.chunk_map")),
+    )
+}
+
+fn map_size(chunks: u32) -> u64 {
+    HEADER + u64::from(chunks).div_ceil(8)
+}
+
+fn header() -> [u8; HEAD] {
+    let mut header = [0; HEAD];
+    for (at, word) in header.chunks_exact_mut(4).zip([MAGIC1, VERSION, MAGIC2]) {
+        at.copy_from_slice(&word.to_le_bytes());
+    }
+    header
+}
+
+fn open_existing(path: &Path) -> io::Result<Option<File>> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// Makes a file, complete before it has a name; `None` if somebody else was first.
+fn create(path: &Path, size: u64, head: &[u8]) -> io::Result<Option<File>> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let file = match rustix::fs::open(
+        dir,
+        OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::from_raw_mode(MODE),
+    ) {
+        Ok(file) => File::from(file),
+        // Not on this file system: others may see it while it is made, and replace it.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            match OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(MODE)
+                .open(path)
+            {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(None),
+                file => file?,
+            }
+        }
+        Err(e) => return Err(e.into()),
+    };
+    file.set_len(size)?;
+    file.write_all_at(head, 0)?;
+    let proc = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match rustix::fs::linkat(CWD, proc, CWD, path, AtFlags::SYMLINK_FOLLOW) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::EXIST) if is_at(&file, path)? => Ok(Some(file)),
+        Err(Errno::EXIST) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Whether an open file is what the path leads to.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(there) => Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino())),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn bit(chunk: u32) -> u8 {
+    0x80 >> (chunk % 8)
+}
+
+fn read_as_far_as_it_goes(file: &File, mut into: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !into.is_empty() {
+        match file.read_at(into, at) {
+            Ok(0) => return Ok(()),
+            Ok(n) => {
+                into = &mut into[n..];
+                at += n as u64;
+            }
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 40_960;
+
+    fn open(dir: &Path) -> CacheFiles {
+        CacheFiles::open(dir, "b", SIZE, 10).unwrap()
+    }
+
+    fn content(dir: &Path, name: &str) -> Vec<u8> {
+        std::fs::read(dir.join(name)).unwrap()
+    }
+
+    #[test]
+    fn the_files_are_those_of_nydus() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open(dir.path());
+        files.mark(0, true).unwrap();
+        files.mark(9, true).unwrap();
+        let map = content(dir.path(), "b.blob.data.chunk_map");
+        assert_eq!(map.len(), 4096 + 2);
+        assert_eq!(&map[..12], b"PAMB\x01\0\0\0PAMC");
+        assert_eq!(map[4096..], [0x80, 0x40]);
+        assert_eq!(content(dir.path(), "b.blob.data").len() as u64, SIZE);
+        let map = nydus_storage::cache::state::IndexedChunkMap::new(
+            dir.path().join("b.blob.data").to_str().unwrap(),
+            10,
+            true,
+        );
+        assert!(map.is_ok(), "nydus opens it");
+    }
+
+    #[test]
+    fn another_process_sees_what_is_marked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (open(dir.path()), open(dir.path()));
+        one.write(&[7; 4096], 8192).unwrap();
+        one.mark(2, true).unwrap();
+        assert!(other.is_ready(2).unwrap() && !other.is_ready(3).unwrap());
+        other.mark(2, false).unwrap();
+        assert!(!one.is_ready(2).unwrap());
+        assert!(one.mark(10, true).is_err());
+    }
+
+    #[test]
+    fn a_truncated_data_file_is_replaced_not_extended() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = open(dir.path());
+        before.write(&[7; 4096], 8192).unwrap();
+        before.mark(2, true).unwrap();
+        before.data().set_len(4096).unwrap();
+        assert!(matches!(
+            before.write(&[1; 4096], 36_864),
+            Err(WriteError::Truncated)
+        ));
+        let after = open(dir.path());
+        assert!(!after.is_ready(2).unwrap(), "the new files start empty");
+        assert!(after.is_whole().unwrap() && !before.is_whole().unwrap());
+    }
+
+    #[test]
+    fn a_data_file_that_is_gone_takes_its_map_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).mark(2, true).unwrap();
+        std::fs::remove_file(dir.path().join("b.blob.data")).unwrap();
+        assert!(!open(dir.path()).is_ready(2).unwrap());
+    }
+
+    #[test]
+    fn a_map_of_the_wrong_size_or_kind_is_replaced() {
+        for spoil in [|f: &File| f.set_len(4097), |f: &File| f.write_all_at(b"ELF!", 0)] {
+            let dir = tempfile::tempdir().unwrap();
+            let before = open(dir.path());
+            before.mark(2, true).unwrap();
+            spoil(&before.map).unwrap();
+            let after = open(dir.path());
+            assert!(!after.is_ready(2).unwrap());
+            assert!(!is_at(&before.data, &dir.path().join("b.blob.data")).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_map_truncated_under_us_says_that_nothing_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open(dir.path());
+        files.mark(2, true).unwrap();
+        files.map.set_len(0).unwrap();
+        assert!(!files.is_ready(2).unwrap());
+        assert_eq!(files.ready_bits().unwrap(), [0, 0]);
+    }
+}

@@ -1,0 +1,85 @@
+//! A chunk as this module needs it: where it is in the blob, where in the cache, how it is verified.
+//!
+//! Copied out of nydus' tables once. Those are mapped files, some of them in the cache directory, where anybody may
+//! truncate them; what is copied stays. Next: `origin.rs` makes content of it.
+
+use nydus_storage::device::BlobChunkInfo;
+use nydus_storage::utils::{check_crc, check_hash};
+use nydus_utils::digest::{Algorithm, RafsDigest};
+
+/// No chunk is larger, in bytes: twice nydus' limit, for content that grew when it was compressed.
+const LARGEST: u64 = 2 * nydus_storage::RAFS_MAX_CHUNK_SIZE;
+
+/// How a chunk's content is verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Checksum {
+    /// Not at all: the configuration does not ask for it, or the image has nothing to compare with.
+    None,
+    /// The image has a CRC-32C of the chunk; it is always compared.
+    Crc32(u32),
+    /// The chunk's digest, where the configuration asks for validation.
+    Digest(Algorithm, Box<RafsDigest>),
+}
+
+/// One chunk of a blob. Offsets and sizes are in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chunk {
+    /// Its number within the blob, its bit in the chunk map.
+    pub(super) id: u32,
+    /// Where it is in the blob.
+    pub(super) blob_offset: u64,
+    /// How long it is in the blob.
+    pub(super) blob_size: u32,
+    /// Where its content is in the cache file.
+    pub(super) offset: u64,
+    /// How long its content is.
+    pub(super) size: u32,
+    pub(super) compressed: bool,
+    pub(super) encrypted: bool,
+    pub(super) checksum: Checksum,
+}
+
+impl Chunk {
+    /// Copies what `info` says; `None` if it cannot be. `digester` is given where digests are to be checked.
+    pub(super) fn copy(info: &dyn BlobChunkInfo, digester: Option<Algorithm>) -> Option<Self> {
+        let checksum = if info.has_crc32() {
+            Checksum::Crc32(info.crc32())
+        } else if let Some(algorithm) = digester {
+            Checksum::Digest(algorithm, Box::new(*info.chunk_id()))
+        } else {
+            Checksum::None
+        };
+        let chunk = Self {
+            id: info.id(),
+            blob_offset: info.compressed_offset(),
+            blob_size: info.compressed_size(),
+            offset: info.uncompressed_offset(),
+            size: info.uncompressed_size(),
+            compressed: info.is_compressed(),
+            encrypted: info.is_encrypted(),
+            checksum,
+        };
+        let fits = |offset: u64, size: u32| u64::from(size) <= LARGEST && offset <= u64::MAX - LARGEST;
+        (fits(chunk.offset, chunk.size) && fits(chunk.blob_offset, chunk.blob_size)).then_some(chunk)
+    }
+
+    /// The first byte in the blob after it.
+    pub(super) fn blob_end(&self) -> u64 {
+        self.blob_offset + u64::from(self.blob_size)
+    }
+
+    /// The first byte in the cache file after it.
+    pub(super) fn end(&self) -> u64 {
+        self.offset + u64::from(self.size)
+    }
+
+    /// Whether `content` is what the image was built with, as far as it says.
+    pub(super) fn verify(&self, content: &[u8]) -> bool {
+        content.len() as u64 == u64::from(self.size)
+            && match &self.checksum {
+                Checksum::None => true,
+                Checksum::Crc32(crc) => check_crc(content, *crc),
+                Checksum::Digest(algorithm, digest) => check_hash(content, digest, *algorithm),
+            }
+    }
+}

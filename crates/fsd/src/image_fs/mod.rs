@@ -1,0 +1,204 @@
+//! The file system of a RAFS image.
+//!
+//! nydus' crates read the format and speak to the backends; what is between them and a guest is here, so that a guest
+//! never waits for somebody else's download: concurrent misses are concurrent requests, a chunk is fetched once, by
+//! whichever process on the host is first, and a reader that goes through a file finds it fetched ahead of it.
+//! Read-only. Inode numbers, attributes and names are those that nydus-rafs' own file system gives, in all processes
+//! that mount the image.
+//!
+//! ```text
+//! operations -> read -> layout (which chunks) -> blob (are they here; if not: claim, lock, fetch, store) -> guest
+//!                  \-> readahead -> workers -> blob
+//! prefetch -> gate -> blob
+//! ```
+//! Next: `read.rs`, then `blob.rs`.
+
+mod blob;
+mod cache_files;
+mod chunk;
+mod error;
+mod events;
+mod flight;
+mod gate;
+mod layout;
+mod operations;
+mod origin;
+mod prefetch;
+mod range_lock;
+mod read;
+mod readahead;
+mod ready;
+mod retry;
+mod runs;
+mod storage;
+mod workers;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use nydus_api::ConfigV2;
+use nydus_rafs::metadata::{RafsSuper, RafsSuperMeta};
+use nydus_rafs::{RafsError, RafsIoReader, RafsResult};
+use nydus_utils::metrics::FsIoStats;
+
+use self::gate::Gate;
+use self::layout::Layouts;
+use self::readahead::Streams;
+use self::storage::Storage;
+pub(crate) use self::workers::Workers;
+
+/// A mounted image.
+pub(crate) struct ImageFs {
+    image: Arc<Image>,
+}
+
+/// What requests, and work in the background, share.
+struct Image {
+    /// The image's metadata.
+    sb: RafsSuper,
+    storage: RwLock<Arc<Storage>>,
+    layouts: Layouts,
+    streams: Streams,
+    workers: Arc<Workers>,
+    gate: Arc<Gate>,
+    /// nydus' counters, by mount point.
+    ios: Arc<FsIoStats>,
+    settings: Settings,
+}
+
+/// What the configuration, and the moment of mounting, say about files.
+#[derive(Debug)]
+struct Settings {
+    /// Whether inodes are compared with their digests (RAFS v5).
+    validate_inodes: bool,
+    xattr: bool,
+    /// How much is asked for at once where chunks are small, in bytes.
+    batch: u64,
+    /// Owner of everything in an image that names none.
+    uid: u32,
+    gid: u32,
+    /// Time of everything in an image that has none, in seconds.
+    time: u64,
+}
+
+impl ImageFs {
+    /// Opens an image for the mount point `id`.
+    ///
+    /// # Errors
+    /// nydus' own, so that one table maps them to what the API says.
+    pub(crate) fn open(
+        config: &Arc<ConfigV2>,
+        id: &str,
+        path: &Path,
+        workers: Arc<Workers>,
+    ) -> RafsResult<(Self, RafsIoReader)> {
+        let rafs = config.get_rafs_config().map_err(RafsError::LoadConfig)?;
+        let cache = config.get_cache_config().map_err(RafsError::LoadConfig)?;
+        let (batch, validate) = (rafs.user_io_batch_size as u64, rafs.validate);
+        let config = for_nydus(config);
+        let (sb, reader) =
+            RafsSuper::load_from_file(path, Arc::clone(&config), false).map_err(RafsError::FillSuperBlock)?;
+        if sb.meta.is_v6() {
+            if !matches!(cache.cache_type.as_str(), "blobcache" | "filecache") {
+                return Err(RafsError::Configure(
+                    "RAFS v6 needs a cache of type blobcache".to_owned(),
+                ));
+            }
+            if validate {
+                return Err(RafsError::Configure(
+                    "RAFS v6 has no digests of inodes: ask for `cache.validate` instead of `rafs.validate`"
+                        .to_owned(),
+                ));
+            }
+        }
+        let gate = Arc::new(Gate::default());
+        let infos = sb.superblock.get_blob_infos();
+        let storage = Storage::open(&config, &infos, &gate).map_err(RafsError::CreateDevice)?;
+        if config.is_chunk_validation_enabled() && sb.meta.has_inlined_chunk_digest() {
+            sb.superblock.set_blob_device(storage.device.clone());
+        }
+        let ios = FsIoStats::new(id);
+        ios.toggle_files_recording(rafs.iostats_files);
+        ios.toggle_access_pattern(rafs.access_pattern);
+        ios.toggle_latest_read_files_recording(rafs.latest_read_files);
+        let image = Image {
+            sb,
+            storage: RwLock::new(Arc::new(storage)),
+            layouts: Layouts::default(),
+            streams: Streams::default(),
+            workers,
+            gate,
+            ios,
+            settings: Settings {
+                validate_inodes: validate,
+                xattr: rafs.enable_xattr,
+                batch,
+                uid: rustix::process::geteuid().as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+                time: SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs()),
+            },
+        };
+        Ok((
+            Self {
+                image: Arc::new(image),
+            },
+            reader,
+        ))
+    }
+
+    /// Begins to prefetch what the configuration, the mount or the image ask for.
+    pub(crate) fn start_prefetch(&self, config: &ConfigV2, reader: RafsIoReader, files: Option<&[PathBuf]>) {
+        if let Ok(rafs) = config.get_rafs_config()
+            && rafs.prefetch.enable
+        {
+            prefetch::start(&self.image, &rafs.prefetch, reader, files);
+        }
+    }
+
+    /// Takes a new bootstrap of the same image, or a new configuration of its backend.
+    ///
+    /// # Errors
+    /// nydus' own; the image stays as it was if its storage does not open.
+    pub(crate) fn update(&self, reader: &mut RafsIoReader, config: &Arc<ConfigV2>) -> RafsResult<()> {
+        let config = for_nydus(config);
+        self.image.sb.update(reader)?;
+        let infos = self.image.sb.superblock.get_blob_infos();
+        let storage = Storage::open(&config, &infos, &self.image.gate).map_err(RafsError::SwapBackend)?;
+        *self.image.storage.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(storage);
+        self.image.layouts.clear();
+        Ok(())
+    }
+
+    /// The superblock.
+    pub(crate) fn metadata(&self) -> &RafsSuperMeta {
+        &self.image.sb.meta
+    }
+}
+
+impl Drop for ImageFs {
+    fn drop(&mut self) {
+        // Requests ahead that are under way end by themselves; nothing more is begun.
+        self.image.gate.close();
+    }
+}
+
+impl Image {
+    fn storage(&self) -> Arc<Storage> {
+        Arc::clone(&self.storage.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The configuration as nydus gets it: prefetching is done here, where it knows who waits.
+fn for_nydus(config: &ConfigV2) -> Arc<ConfigV2> {
+    let mut config = config.clone();
+    if let Some(cache) = &mut config.cache {
+        cache.prefetch.enable = false;
+    }
+    if let Some(rafs) = &mut config.rafs {
+        rafs.prefetch.enable = false;
+    }
+    // Where it is not set, nydus looks for chunk digests nowhere.
+    config.internal.set_blob_accessible(true);
+    Arc::new(config)
+}

@@ -1,0 +1,372 @@
+//! The FUSE requests that an image answers: what nydus-rafs' own file system answers, number by number, because a
+//! guest keeps inode numbers, cookies and attributes over a restart of the daemon.
+
+use std::any::Any;
+use std::ffi::{CStr, OsStr};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use fuse_backend_rs::abi::fuse_abi::{Attr, ROOT_ID, stat64, statvfs64};
+use fuse_backend_rs::api::BackendFileSystem;
+use fuse_backend_rs::api::filesystem::{
+    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    ZeroCopyWriter,
+};
+use nydus_rafs::metadata::{RafsInode, RafsInodeWalkAction};
+use nydus_utils::metrics::{FopRecorder, StatsFop};
+use rustix::fs::Access;
+use rustix::io::Errno;
+
+use super::{Image, ImageFs};
+
+/// Permissions of an image's root, whatever it says: converters write 0750, and then only root could enter.
+const ROOT_PERMISSIONS: u32 = 0o755;
+const PERMISSIONS: u32 = 0o777;
+
+impl Image {
+    /// Starts to count a request; it counts as failed until it is marked otherwise.
+    fn count(&self, operation: StatsFop, ino: u64) -> FopRecorder<'_> {
+        FopRecorder::settle(operation, ino, &self.ios)
+    }
+
+    fn attributes(&self, ino: u64) -> io::Result<Attr> {
+        let mut attr = self.sb.get_inode(ino, false)?.get_attr();
+        if !self.sb.meta.explicit_uidgid() {
+            attr.uid = self.settings.uid;
+            attr.gid = self.settings.gid;
+        }
+        if attr.mtime == 0 {
+            (attr.atime, attr.ctime, attr.mtime) =
+                (self.settings.time, self.settings.time, self.settings.time);
+        }
+        if attr.ino == self.sb.superblock.root_ino() {
+            attr.mode = attr.mode & !PERMISSIONS | ROOT_PERMISSIONS;
+        }
+        Ok(attr)
+    }
+
+    fn entry(&self, inode: &dyn RafsInode) -> Entry {
+        let mut entry = inode.get_entry();
+        if !self.sb.meta.explicit_uidgid() {
+            entry.attr.st_uid = self.settings.uid;
+            entry.attr.st_gid = self.settings.gid;
+        }
+        if entry.attr.st_mtime == 0 {
+            let time = i64::try_from(self.settings.time).unwrap_or_default();
+            (entry.attr.st_atime, entry.attr.st_ctime, entry.attr.st_mtime) = (time, time, time);
+        }
+        if entry.inode == ROOT_ID {
+            entry.attr.st_mode = entry.attr.st_mode & !PERMISSIONS | ROOT_PERMISSIONS;
+        }
+        entry
+    }
+
+    /// "There is no such name", which a guest may remember like a name.
+    fn no_entry(&self) -> Entry {
+        Entry {
+            attr: Attr::default().into(),
+            inode: 0,
+            generation: 0,
+            attr_flags: 0,
+            attr_timeout: self.sb.meta.attr_timeout,
+            entry_timeout: self.sb.meta.entry_timeout,
+        }
+    }
+
+    fn has_xattrs(&self) -> bool {
+        self.settings.xattr || self.sb.meta.has_xattr()
+    }
+
+    fn list(
+        &self,
+        ino: u64,
+        size: u32,
+        offset: u64,
+        add: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        if size == 0 {
+            return Ok(());
+        }
+        let directory = self.sb.get_inode(ino, self.settings.validate_inodes)?;
+        if !directory.is_dir() {
+            return Err(Errno::NOTDIR.into());
+        }
+        directory.walk_children_inodes(offset, &mut |_inode, name, ino, offset| {
+            let added = add(DirEntry {
+                ino,
+                offset,
+                type_: 0,
+                name: name.as_bytes(),
+            })?;
+            self.ios.new_file_counter(ino);
+            Ok(if added == 0 {
+                RafsInodeWalkAction::Break
+            } else {
+                RafsInodeWalkAction::Continue
+            })
+        })
+    }
+}
+
+impl BackendFileSystem for ImageFs {
+    fn mount(&self) -> io::Result<(Entry, u64)> {
+        let image = &self.image;
+        let root = image
+            .sb
+            .get_inode(image.sb.superblock.root_ino(), image.settings.validate_inodes)?;
+        image.ios.new_file_counter(root.ino());
+        Ok((image.entry(root.as_ref()), image.sb.get_max_ino()))
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// Where the trait's own answers are taken from.
+struct Defaults;
+
+impl FileSystem for Defaults {
+    type Inode = u64;
+    type Handle = u64;
+}
+
+impl FileSystem for ImageFs {
+    type Inode = u64;
+    type Handle = u64;
+
+    fn init(&self, _offered: FsOptions) -> io::Result<FsOptions> {
+        Ok(FsOptions::ASYNC_READ
+            | FsOptions::PARALLEL_DIROPS
+            | FsOptions::BIG_WRITES
+            | FsOptions::HANDLE_KILLPRIV
+            | FsOptions::ASYNC_DIO
+            | FsOptions::HAS_IOCTL_DIR
+            | FsOptions::WRITEBACK_CACHE
+            | FsOptions::ZERO_MESSAGE_OPEN
+            | FsOptions::ATOMIC_O_TRUNC
+            | FsOptions::CACHE_SYMLINKS
+            | FsOptions::ZERO_MESSAGE_OPENDIR)
+    }
+
+    fn destroy(&self) {}
+
+    fn lookup(&self, _ctx: &Context, ino: u64, name: &CStr) -> io::Result<Entry> {
+        let image = &self.image;
+        let mut recorder = image.count(StatsFop::Lookup, ino);
+        let directory = image.sb.get_inode(ino, image.settings.validate_inodes)?;
+        if !directory.is_dir() {
+            return Err(Errno::NOTDIR.into());
+        }
+        recorder.mark_success(0);
+        match name.to_bytes() {
+            b".." if ino != ROOT_ID => {
+                let parent = image.sb.get_extended_inode(ino, false)?.parent();
+                let parent = image.sb.get_inode(parent, image.settings.validate_inodes);
+                Ok(parent.map_or_else(|_| image.no_entry(), |i| image.entry(i.as_ref())))
+            }
+            b"." | b".." => {
+                let mut entry = image.entry(directory.as_ref());
+                entry.inode = ino;
+                Ok(entry)
+            }
+            name => Ok(match directory.get_child_by_name(OsStr::from_bytes(name)) {
+                Ok(child) => {
+                    image.ios.new_file_counter(child.ino());
+                    image.entry(child.as_inode())
+                }
+                Err(_) => image.no_entry(),
+            }),
+        }
+    }
+
+    fn forget(&self, _ctx: &Context, _inode: u64, _count: u64) {}
+
+    fn batch_forget(&self, _ctx: &Context, _requests: Vec<(u64, u64)>) {}
+
+    fn getattr(&self, _ctx: &Context, ino: u64, _handle: Option<u64>) -> io::Result<(stat64, Duration)> {
+        let image = &self.image;
+        let mut recorder = image.count(StatsFop::Getattr, ino);
+        let attr = image.attributes(ino)?;
+        recorder.mark_success(0);
+        Ok((attr.into(), image.sb.meta.attr_timeout))
+    }
+
+    fn readlink(&self, _ctx: &Context, ino: u64) -> io::Result<Vec<u8>> {
+        let image = &self.image;
+        let mut recorder = image.count(StatsFop::Readlink, ino);
+        let target = image
+            .sb
+            .get_inode(ino, image.settings.validate_inodes)?
+            .get_symlink()?;
+        recorder.mark_success(0);
+        Ok(target.as_bytes().to_vec())
+    }
+
+    fn read(
+        &self,
+        _ctx: &Context,
+        ino: u64,
+        _handle: u64,
+        w: &mut dyn ZeroCopyWriter,
+        size: u32,
+        offset: u64,
+        _lock_owner: Option<u64>,
+        _flags: u32,
+    ) -> io::Result<usize> {
+        if offset.checked_add(u64::from(size)).is_none() {
+            return Err(Errno::INVAL.into());
+        }
+        let image = &self.image;
+        let mut recorder = image.count(StatsFop::Read, ino);
+        let start = image.ios.latency_start();
+        let read = image.read(w, ino, u64::from(size), offset)?;
+        recorder.mark_success(read);
+        image.ios.latency_end(&start, StatsFop::Read);
+        Ok(read)
+    }
+
+    fn open(
+        &self,
+        _ctx: &Context,
+        _inode: u64,
+        _flags: u32,
+        _fuse_flags: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        // What a guest has read of an image stays true.
+        Ok((None, OpenOptions::KEEP_CACHE, None))
+    }
+
+    fn release(
+        &self,
+        _ctx: &Context,
+        _inode: u64,
+        _flags: u32,
+        _handle: u64,
+        _flush: bool,
+        _flock_release: bool,
+        _lock_owner: Option<u64>,
+    ) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn statfs(&self, ctx: &Context, inode: u64) -> io::Result<statvfs64> {
+        let meta = &self.image.sb.meta;
+        let mut stat = Defaults.statfs(ctx, inode)?;
+        stat.f_fsid = u64::from(meta.magic);
+        stat.f_files = meta.inodes_count;
+        Ok(stat)
+    }
+
+    fn getxattr(&self, _ctx: &Context, ino: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
+        let image = &self.image;
+        let mut recorder = image.count(StatsFop::Getxattr, ino);
+        if !image.has_xattrs() {
+            return Err(Errno::NOSYS.into());
+        }
+        let value = image
+            .sb
+            .get_inode(ino, false)?
+            .get_xattr(OsStr::from_bytes(name.to_bytes()))?;
+        let Some(value) = value else {
+            // An answer like any other.
+            recorder.mark_success(0);
+            return Err(Errno::NODATA.into());
+        };
+        let length = u32::try_from(value.len()).map_err(|_| Errno::TOOBIG)?;
+        let reply = match size {
+            0 => GetxattrReply::Count(length.saturating_add(1)),
+            room if room < length => return Err(Errno::RANGE.into()),
+            _ => GetxattrReply::Value(value),
+        };
+        recorder.mark_success(0);
+        Ok(reply)
+    }
+
+    fn listxattr(&self, _ctx: &Context, ino: u64, size: u32) -> io::Result<ListxattrReply> {
+        let image = &self.image;
+        let mut recorder = image.count(StatsFop::Listxattr, ino);
+        if !image.has_xattrs() {
+            return Err(Errno::NOSYS.into());
+        }
+        let mut names = Vec::new();
+        for name in image.sb.get_inode(ino, false)?.get_xattrs()? {
+            names.extend_from_slice(&name);
+            names.push(0);
+        }
+        recorder.mark_success(0);
+        let length = u32::try_from(names.len()).map_err(|_| Errno::TOOBIG)?;
+        match size {
+            0 => Ok(ListxattrReply::Count(length)),
+            room if room < length => Err(Errno::RANGE.into()),
+            _ => Ok(ListxattrReply::Names(names)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _ctx: &Context,
+        ino: u64,
+        _handle: u64,
+        size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let mut recorder = self.image.count(StatsFop::Readdir, ino);
+        self.image.list(ino, size, offset, add_entry)?;
+        recorder.mark_success(0);
+        Ok(())
+    }
+
+    fn readdirplus(
+        &self,
+        _ctx: &Context,
+        ino: u64,
+        _handle: u64,
+        size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let image = &self.image;
+        let mut recorder = image.count(StatsFop::Readdirplus, ino);
+        image.list(ino, size, offset, &mut |dir_entry| {
+            let inode = image
+                .sb
+                .get_inode(dir_entry.ino, image.settings.validate_inodes)?;
+            add_entry(dir_entry, image.entry(inode.as_ref()))
+        })?;
+        recorder.mark_success(0);
+        Ok(())
+    }
+
+    fn opendir(&self, _ctx: &Context, _inode: u64, _flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        Ok((None, OpenOptions::CACHE_DIR | OpenOptions::KEEP_CACHE))
+    }
+
+    fn releasedir(&self, _ctx: &Context, _inode: u64, _flags: u32, _handle: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn access(&self, ctx: &Context, ino: u64, mask: u32) -> io::Result<()> {
+        let mut recorder = self.image.count(StatsFop::Access, ino);
+        let attr = self.image.attributes(ino)?;
+        // A class may whose bits say so, whichever class the caller is in first.
+        let permits = |bit: u32| {
+            (attr.uid == ctx.uid && attr.mode & (bit << 6) != 0)
+                || (attr.gid == ctx.gid && attr.mode & (bit << 3) != 0)
+                || attr.mode & bit != 0
+        };
+        let wants = |access: Access| mask & access.bits() != 0;
+        let root = ctx.uid == 0;
+        let refused = (wants(Access::READ_OK) && !root && !permits(4))
+            || (wants(Access::WRITE_OK) && !root && !permits(2))
+            // root may execute what somebody may.
+            || (wants(Access::EXEC_OK) && !(root && attr.mode & 0o111 != 0) && !permits(1));
+        if refused {
+            return Err(Errno::ACCESS.into());
+        }
+        recorder.mark_success(0);
+        Ok(())
+    }
+}

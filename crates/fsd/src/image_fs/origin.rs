@@ -1,0 +1,136 @@
+//! Where chunks come from: one attempt at a ranged request, and what it takes to make content of the answer.
+//!
+//! The backends, their authentication and their decompression are nydus-storage's. Retries are `blob.rs`' business.
+
+use std::sync::Arc;
+
+use nydus_storage::cache::BlobCache;
+use nydus_utils::compress;
+use nydus_utils::crypt::decrypt_with_context;
+
+use super::chunk::Chunk;
+use super::error::FetchError;
+
+/// What a request gave.
+#[derive(Debug)]
+pub(super) enum Fetched {
+    /// The content of each chunk, in order, verified.
+    Content(Vec<Vec<u8>>),
+    /// The chunks have been put in the cache already.
+    Stored,
+}
+
+/// A source of chunks.
+pub(super) trait Origin: Send + Sync {
+    /// Makes one request for chunks that follow each other.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    fn fetch(&self, chunks: &[Chunk]) -> Result<Fetched, FetchError>;
+}
+
+/// A blob behind one of nydus' backends.
+pub(super) struct NydusOrigin {
+    cache: Arc<dyn BlobCache>,
+    /// Chunks that cannot be taken out of the blob one by one (batches, indexed gzip): nydus unpacks and stores them.
+    by_nydus: bool,
+}
+
+impl NydusOrigin {
+    pub(super) fn new(cache: Arc<dyn BlobCache>) -> Self {
+        let by_nydus = cache.is_batch() || cache.is_zran();
+        Self { cache, by_nydus }
+    }
+
+    fn backend_error(&self, offset: u64, why: &dyn std::fmt::Display) -> FetchError {
+        FetchError::Backend {
+            blob: self.cache.blob_id().to_owned(),
+            offset,
+            why: why.to_string(),
+        }
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), FetchError> {
+        let reader = self.cache.reader();
+        let begin = reader.metrics().begin();
+        let result = reader.try_read(into, offset);
+        reader.metrics().end(&begin, into.len(), result.is_err());
+        let got = result.map_err(|e| self.backend_error(offset, &e))?;
+        if got == into.len() {
+            Ok(())
+        } else {
+            Err(FetchError::Short {
+                blob: self.cache.blob_id().to_owned(),
+                offset,
+                wanted: into.len() as u64,
+                got: got as u64,
+            })
+        }
+    }
+
+    fn unpack(&self, chunk: &Chunk, raw: &[u8]) -> Result<Vec<u8>, FetchError> {
+        let damaged = |source| FetchError::Damaged {
+            blob: self.cache.blob_id().to_owned(),
+            chunk: chunk.id,
+            source,
+        };
+        let raw = decrypt_with_context(
+            raw,
+            &self.cache.blob_cipher_object(),
+            &self.cache.blob_cipher_context(),
+            chunk.encrypted,
+        )
+        .map_err(damaged)?;
+        let content = if chunk.compressed {
+            let mut content = vec![0; to_usize(u64::from(chunk.size))];
+            let size =
+                compress::decompress(&raw, &mut content, self.cache.blob_compressor()).map_err(damaged)?;
+            content.truncate(size);
+            content
+        } else {
+            raw.into_owned()
+        };
+        // A chunk without checksum still has its length.
+        if content.len() as u64 != u64::from(chunk.size) {
+            return Err(damaged(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        if chunk.verify(&content) {
+            Ok(content)
+        } else {
+            Err(FetchError::Digest {
+                blob: self.cache.blob_id().to_owned(),
+                chunk: chunk.id,
+            })
+        }
+    }
+}
+
+impl Origin for NydusOrigin {
+    fn fetch(&self, chunks: &[Chunk]) -> Result<Fetched, FetchError> {
+        let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else {
+            return Ok(Fetched::Content(Vec::new()));
+        };
+        if self.by_nydus {
+            let object = self.cache.get_blob_object().ok_or_else(|| {
+                self.backend_error(first.blob_offset, &"nydus cannot fetch this kind of blob")
+            })?;
+            object
+                .fetch_range_uncompressed(first.offset, last.end() - first.offset)
+                .map_err(|e| self.backend_error(first.blob_offset, &e))?;
+            return Ok(Fetched::Stored);
+        }
+        let mut raw = vec![0; to_usize(last.blob_end() - first.blob_offset)];
+        self.read(first.blob_offset, &mut raw)?;
+        let content = chunks.iter().map(|chunk| {
+            let from = to_usize(chunk.blob_offset - first.blob_offset);
+            let to = to_usize(chunk.blob_end() - first.blob_offset);
+            self.unpack(chunk, &raw[from..to])
+        });
+        content.collect::<Result<_, _>>().map(Fetched::Content)
+    }
+}
+
+/// Sizes within a request, which has a limit far below this.
+fn to_usize(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX)
+}

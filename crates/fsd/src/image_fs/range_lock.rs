@@ -1,0 +1,105 @@
+//! A lock on a part of a file that excludes other processes.
+//!
+//! Open-file-description locks (`fcntl(2)`, F_OFD_SETLK): they belong to the open file, not to the process, so that
+//! closing another descriptor of the same file does not drop them, and the kernel drops them when the process dies,
+//! however it dies. They do not exclude threads that use the same open file: `flight.rs` does that.
+
+use std::fs::File;
+use std::io;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+/// A part of a file locked against other open files; unlocked when dropped.
+#[derive(Debug)]
+pub(super) struct RangeLock<'a> {
+    file: &'a File,
+    start: u64,
+    length: u64,
+}
+
+impl<'a> RangeLock<'a> {
+    /// Takes the lock if nobody else has it.
+    ///
+    /// # Errors
+    /// What the kernel said; file systems without locks say so here.
+    pub(super) fn try_take(file: &'a File, start: u64, length: u64) -> io::Result<Option<Self>> {
+        match set(file, libc::F_WRLCK, start, length) {
+            Ok(()) => Ok(Some(Self { file, start, length })),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Takes the lock, waiting for it. For parts that are held for a moment only.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn take(file: &'a File, start: u64, length: u64) -> io::Result<Self> {
+        let lock = description(libc::F_WRLCK, start, length)?;
+        loop {
+            match fcntl(file, FcntlArg::F_OFD_SETLKW(&lock)) {
+                Ok(_) => return Ok(Self { file, start, length }),
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+impl Drop for RangeLock<'_> {
+    fn drop(&mut self) {
+        // Cannot fail for a range that was locked; were it to, closing the file would unlock it.
+        let _unlocked = set(self.file, libc::F_UNLCK, self.start, self.length);
+    }
+}
+
+fn set(file: &File, kind: libc::c_int, start: u64, length: u64) -> Result<(), Errno> {
+    let lock = description(kind, start, length)?;
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
+}
+
+fn description(kind: libc::c_int, start: u64, length: u64) -> Result<libc::flock, Errno> {
+    let invalid = |_| Errno::EINVAL;
+    Ok(libc::flock {
+        l_type: libc::c_short::try_from(kind).map_err(invalid)?,
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).map_err(invalid)?,
+        l_start: start.try_into().map_err(invalid)?,
+        l_len: length.try_into().map_err(invalid)?,
+        // The kernel demands 0 for locks of this kind.
+        l_pid: 0,
+    })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn open_twice() -> (File, File) {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        (named.reopen().unwrap(), named.reopen().unwrap())
+    }
+
+    #[test]
+    fn another_open_file_is_excluded_from_the_range_only() {
+        let (ours, theirs) = open_twice();
+        let held = RangeLock::try_take(&ours, 100, 50).unwrap().unwrap();
+        assert!(RangeLock::try_take(&theirs, 149, 1).unwrap().is_none());
+        assert!(RangeLock::try_take(&theirs, 150, 1).unwrap().is_some());
+        assert!(RangeLock::try_take(&theirs, 0, 100).unwrap().is_some());
+        drop(held);
+        assert!(RangeLock::try_take(&theirs, 100, 50).unwrap().is_some());
+    }
+
+    #[test]
+    fn closing_the_file_unlocks() {
+        let (ours, theirs) = open_twice();
+        // As after the death of its owner: nobody runs the destructor.
+        std::mem::forget(RangeLock::try_take(&ours, 0, 10).unwrap().unwrap());
+        assert!(RangeLock::try_take(&theirs, 0, 10).unwrap().is_none());
+        drop(ours);
+        assert!(RangeLock::try_take(&theirs, 0, 10).unwrap().is_some());
+    }
+}

@@ -1,0 +1,399 @@
+//! READ: from the cache straight into guest memory, after what is missing has been fetched.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
+use fuse_backend_rs::file_buf::FileVolatileSlice;
+use fuse_backend_rs::file_traits::FileReadWriteVolatile;
+use nydus_utils::metrics::Metric;
+use rustix::io::Errno;
+
+use super::Image;
+use super::blob::{Blob, Generation, Held, Urgency};
+use super::chunk::Chunk;
+use super::layout::{Piece, Segment};
+use super::runs::follows;
+use super::storage::{ImageBlob, Storage};
+use crate::sys::volatile;
+
+/// How often a read starts over because the cache lost what it had.
+const LOSSES: usize = 4;
+/// What is asked for at once ahead of a reader, in bytes of content.
+const AHEAD_REQUEST: u64 = 2 << 20;
+
+impl Image {
+    /// Reads a file into `w` and gives how much that was, in bytes.
+    ///
+    /// # Errors
+    /// EIO if some of it is not to be had; why is among the events.
+    pub(super) fn read(
+        self: &Arc<Self>,
+        w: &mut dyn ZeroCopyWriter,
+        ino: u64,
+        size: u64,
+        offset: u64,
+    ) -> io::Result<usize> {
+        let storage = self.storage();
+        if storage.blobs.is_empty() {
+            return self.read_by_nydus(&storage, w, ino, size, offset);
+        }
+        let mut segment = self.layouts.segment(&self.sb, &storage, ino, offset)?;
+        let size = size
+            .min(segment.file_size.saturating_sub(offset))
+            .min(w.available_bytes() as u64);
+        let end = offset + size;
+        if size == 0 {
+            return Ok(0);
+        }
+        if !storage.is_complete()
+            && let Some(range) = self.streams.note(ino, offset..end, segment.file_size)
+        {
+            self.fetch_ahead(&storage, ino, range)?;
+        }
+        let mut at = offset;
+        let mut fetched = 0;
+        loop {
+            let last = segment.pieces.last().map_or(at, Piece::end);
+            let to = end.min(last);
+            let mut part = SegmentRead {
+                image: self,
+                storage: &storage,
+                segment: &segment,
+                ino,
+                at,
+                end: to,
+                fetched: 0,
+            };
+            part.run(w)?;
+            fetched += part.fetched;
+            at = to;
+            if at >= end {
+                break;
+            }
+            segment = self.layouts.segment(&self.sb, &storage, ino, at)?;
+            if segment.from(at).is_empty() {
+                return Err(Errno::IO.into());
+            }
+        }
+        if fetched > 0 {
+            self.streams.fell_behind(ino, end);
+        }
+        usize::try_from(size).map_err(|_| Errno::IO.into())
+    }
+
+    /// Has a part of a file fetched in the background.
+    fn fetch_ahead(
+        self: &Arc<Self>,
+        storage: &Arc<Storage>,
+        ino: u64,
+        range: std::ops::Range<u64>,
+    ) -> io::Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let segment = self.layouts.segment(&self.sb, storage, ino, at)?;
+            let pieces = segment.from(at);
+            let until = pieces.partition_point(|p| p.at < range.end);
+            let Some(last) = pieces[..until].last() else { break };
+            at = last.end();
+            for request in requests(storage, &pieces[..until]) {
+                let (image, storage) = (Arc::clone(self), Arc::clone(storage));
+                self.workers.submit(move || {
+                    if !image.gate.is_closed()
+                        && let Some(blob) = storage.blobs.get(request.0)
+                    {
+                        // What it does not get, the reader will.
+                        let _missing = blob.blob.ensure(&request.1, Urgency::Ahead);
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The kinds of caches that `storage.rs` leaves to nydus.
+    fn read_by_nydus(
+        &self,
+        storage: &Storage,
+        w: &mut dyn ZeroCopyWriter,
+        ino: u64,
+        size: u64,
+        offset: u64,
+    ) -> io::Result<usize> {
+        let inode = self.sb.get_inode(ino, false)?;
+        let size = size
+            .min(inode.size().saturating_sub(offset))
+            .min(w.available_bytes() as u64);
+        if size == 0 {
+            return Ok(0);
+        }
+        let size = usize::try_from(size).map_err(|_| Errno::IO)?;
+        let mut done = 0;
+        for vector in &mut inode.alloc_bio_vecs(&storage.device, offset, size, true)? {
+            let read = storage.device.read_to(w, vector)?;
+            done += read;
+            if read as u64 != vector.size() {
+                break;
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// Missing chunks in groups for one request each, with the blob's place.
+pub(super) fn requests(storage: &Storage, pieces: &[Piece]) -> Vec<(usize, Vec<Chunk>)> {
+    let mut requests: Vec<(usize, Vec<Chunk>)> = Vec::new();
+    for piece in pieces {
+        let Some(blob) = storage.blobs.get(piece.blob) else {
+            continue;
+        };
+        if blob.blob.generation().has(piece.chunk.id) {
+            continue;
+        }
+        match requests.last_mut() {
+            Some((index, chunks))
+                if *index == piece.blob
+                    && chunks.last().is_some_and(|last| follows(last, &piece.chunk))
+                    && chunks
+                        .first()
+                        .is_some_and(|first| piece.chunk.end() - first.offset <= AHEAD_REQUEST) =>
+            {
+                chunks.push(piece.chunk.clone());
+            }
+            _ => requests.push((piece.blob, vec![piece.chunk.clone()])),
+        }
+    }
+    requests
+}
+
+/// The part of a read that is within one segment.
+struct SegmentRead<'a> {
+    image: &'a Image,
+    storage: &'a Storage,
+    segment: &'a Segment,
+    ino: u64,
+    at: u64,
+    end: u64,
+    /// Chunks that were fetched for it.
+    fetched: usize,
+}
+
+impl SegmentRead<'_> {
+    fn run(&mut self, w: &mut dyn ZeroCopyWriter) -> io::Result<()> {
+        let segment = self.segment;
+        let mut losses = 0;
+        let mut held: Vec<(usize, Held)> = Vec::new();
+        let mut missed = false;
+        while self.at < self.end {
+            let pieces = segment.from(self.at);
+            let Some(piece) = pieces.first() else {
+                return Err(Errno::IO.into());
+            };
+            let source = self.storage.blobs.get(piece.blob).ok_or(Errno::IO)?;
+            let generation = source.blob.generation();
+            let kept = held
+                .iter()
+                .find(|(blob, (id, _))| (*blob, *id) == (piece.blob, piece.chunk.id));
+            if let Some((_, (_, content))) = kept {
+                self.copy(w, piece, content)?;
+            } else if !generation.has(piece.chunk.id) {
+                let wanted = self.missing(source, &generation, pieces);
+                // The events say why.
+                let supply = source
+                    .blob
+                    .ensure(&wanted, Urgency::Demand)
+                    .map_err(|_| Errno::IO)?;
+                self.fetched += supply.fetched;
+                missed = true;
+                held.extend(supply.held.into_iter().map(|h| (piece.blob, h)));
+                losses += 1;
+            } else if !self.copy_cached(w, source, &generation, pieces)? {
+                losses += 1;
+            }
+            if losses > LOSSES + pieces.len() {
+                return Err(Errno::IO.into());
+            }
+        }
+        let counters = self.storage.blobs.first().map(|b| b.blob.counters());
+        if let Some(counters) = counters {
+            counters.total.inc();
+            if missed {
+                &counters.partial_hits
+            } else {
+                &counters.whole_hits
+            }
+            .inc();
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, w: &mut dyn ZeroCopyWriter, piece: &Piece, content: &[u8]) -> io::Result<()> {
+        let skip = self.at - piece.at;
+        let length = piece.end().min(self.end) - self.at;
+        let from = usize::try_from(u64::from(piece.within) + skip).map_err(|_| Errno::IO)?;
+        let to = from + usize::try_from(length).map_err(|_| Errno::IO)?;
+        w.write_all(content.get(from..to).ok_or(Errno::IO)?)?;
+        self.at += length;
+        Ok(())
+    }
+
+    /// The chunks of one blob that this read lacks, and neighbours that make the request worth its while.
+    fn missing(&self, source: &ImageBlob, generation: &Generation, pieces: &[Piece]) -> Vec<Chunk> {
+        let blob = pieces.first().map(|p| p.blob);
+        let mut wanted: Vec<Chunk> = pieces
+            .iter()
+            .take_while(|p| p.at < self.end)
+            .filter(|p| Some(p.blob) == blob && !generation.has(p.chunk.id))
+            .map(|p| p.chunk.clone())
+            .collect();
+        wanted.sort_unstable_by_key(|c| c.id);
+        wanted.dedup_by_key(|c| c.id);
+        self.widen(source, generation, pieces, &mut wanted);
+        wanted
+    }
+
+    /// Small files lie beside each other in the blob, and who reads one reads the next: nydus, too, asks for up to
+    /// `rafs.batch_size` at once.
+    fn widen(&self, source: &ImageBlob, generation: &Generation, pieces: &[Piece], wanted: &mut Vec<Chunk>) {
+        let mut size: u64 = wanted.iter().map(|c| u64::from(c.blob_size)).sum();
+        let batch = self.image.settings.batch;
+        let mut push = |next: &Chunk| {
+            let fits = wanted.last().is_some_and(|last| follows(last, next))
+                && !generation.has(next.id)
+                && size + u64::from(next.blob_size) <= batch;
+            if fits {
+                size += u64::from(next.blob_size);
+                wanted.push(next.clone());
+            }
+            fits
+        };
+        if let Some(table) = source.table() {
+            let needed = pieces.iter().take_while(|p| p.at < self.end);
+            let last = needed.map(|p| p.chunk.id).max().unwrap_or_default();
+            for next in table
+                .iter()
+                .skip(usize::try_from(last).unwrap_or(usize::MAX))
+                .skip(1)
+            {
+                if !push(next) {
+                    return;
+                }
+            }
+            return;
+        }
+        // RAFS v5 has no table of a blob's chunks, but files in the order of their chunks.
+        for piece in pieces.iter().skip_while(|p| p.at < self.end) {
+            if !push(&piece.chunk) {
+                return;
+            }
+        }
+        for ino in self.ino + 1..=self.ino + NEXT_FILES {
+            let layouts = &self.image.layouts;
+            let Ok(segment) = layouts.segment(&self.image.sb, self.storage, ino, 0) else {
+                continue;
+            };
+            for piece in &segment.pieces {
+                if !push(&piece.chunk) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Copies as much as lies together in the cache; false if some of it is not there after all.
+    fn copy_cached(
+        &mut self,
+        w: &mut dyn ZeroCopyWriter,
+        source: &ImageBlob,
+        generation: &Arc<Generation>,
+        pieces: &[Piece],
+    ) -> io::Result<bool> {
+        let Some(piece) = pieces.first() else {
+            return Ok(true);
+        };
+        if source.digester.is_some() {
+            let Some(content) = verified(&source.blob, generation, &piece.chunk) else {
+                return Ok(false);
+            };
+            return self.copy(w, piece, &content).map(|()| true);
+        }
+        let mut end = piece.end();
+        for pair in pieces.windows(2) {
+            let [before, next] = pair else { break };
+            let together = next.at < self.end
+                && next.blob == before.blob
+                && next.offset() == before.offset() + u64::from(before.length)
+                && generation.has(next.chunk.id);
+            if !together {
+                break;
+            }
+            end = next.end();
+        }
+        let length = usize::try_from(end.min(self.end) - self.at).map_err(|_| Errno::IO)?;
+        let offset = piece.offset() + (self.at - piece.at);
+        match w.write_from(&mut CacheData(generation.files().data().as_fd()), length, offset) {
+            Ok(n) if n > 0 => {
+                self.at += n as u64;
+                Ok(true)
+            }
+            Err(e) if e.kind() == ErrorKind::Interrupted => Ok(true),
+            Ok(_) => {
+                source.blob.lost(generation, piece.chunk.id);
+                Ok(false)
+            }
+            Err(e)
+                if e.kind() == ErrorKind::UnexpectedEof
+                    || e.raw_os_error() == Some(Errno::IO.raw_os_error()) =>
+            {
+                source.blob.lost(generation, piece.chunk.id);
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// A cache file as the source of guest memory.
+struct CacheData<'a>(BorrowedFd<'a>);
+
+impl FileReadWriteVolatile for CacheData<'_> {
+    fn read_volatile(&mut self, _: FileVolatileSlice<'_>) -> io::Result<usize> {
+        Err(Errno::SPIPE.into())
+    }
+
+    fn write_volatile(&mut self, _: FileVolatileSlice<'_>) -> io::Result<usize> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn read_at_volatile(&mut self, slice: FileVolatileSlice<'_>, offset: u64) -> io::Result<usize> {
+        self.read_vectored_at_volatile(&[slice], offset)
+    }
+
+    fn write_at_volatile(&mut self, _: FileVolatileSlice<'_>, _: u64) -> io::Result<usize> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn read_vectored_at_volatile(
+        &mut self,
+        buffers: &[FileVolatileSlice<'_>],
+        offset: u64,
+    ) -> io::Result<usize> {
+        Ok(volatile::read_at(self.0, buffers, offset)?)
+    }
+}
+
+/// How many of the following files are looked at for neighbours.
+const NEXT_FILES: u64 = 64;
+
+/// A chunk's content from the cache, compared with its digest.
+fn verified(blob: &Blob, generation: &Arc<Generation>, chunk: &Chunk) -> Option<Vec<u8>> {
+    let mut content = vec![0; usize::try_from(chunk.size).ok()?];
+    let read =
+        std::os::unix::fs::FileExt::read_exact_at(generation.files().data(), &mut content, chunk.offset);
+    if read.is_ok() && chunk.verify(&content) {
+        return Some(content);
+    }
+    blob.lost(generation, chunk.id);
+    None
+}

@@ -1,0 +1,155 @@
+//! The blobs of an image: which of them are fetched by `blob.rs`, and which are left to nydus.
+//!
+//! Left to nydus are kinds of caches that have no readable file of plain chunks with a shared map (none at all,
+//! compressed, encrypted, or of images so old that their chunks have no numbers). An image is served one way or the
+//! other as a whole.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
+
+use nydus_api::ConfigV2;
+use nydus_storage::cache::BlobCache;
+use nydus_storage::device::{BlobDevice, BlobFeatures, BlobInfo};
+use nydus_storage::factory::BLOB_FACTORY;
+use nydus_utils::digest::Algorithm;
+use nydus_utils::metrics::BlobcacheMetrics;
+
+use super::blob::{Blob, BlobParts, FetchPolicy};
+use super::cache_files::CacheFiles;
+use super::chunk::Chunk;
+use super::gate::Gate;
+use super::origin::NydusOrigin;
+
+/// All blobs of an image, open.
+pub(super) struct Storage {
+    /// nydus' side: it has the backends and, for RAFS v6, the tables of chunks.
+    pub(super) device: BlobDevice,
+    /// In the order of the image's table; empty if the image is left to nydus.
+    pub(super) blobs: Vec<ImageBlob>,
+}
+
+/// A blob with what nydus knows of it.
+pub(super) struct ImageBlob {
+    pub(super) blob: Blob,
+    cache: Arc<dyn BlobCache>,
+    /// How chunks are verified; none where they are not.
+    pub(super) digester: Option<Algorithm>,
+    table: OnceLock<Box<[Chunk]>>,
+}
+
+impl Storage {
+    /// Opens the caches and backends of all blobs.
+    ///
+    /// # Errors
+    /// What nydus or the file system said.
+    pub(super) fn open(
+        config: &Arc<ConfigV2>,
+        infos: &[Arc<BlobInfo>],
+        gate: &Arc<Gate>,
+    ) -> io::Result<Self> {
+        let Some(dir) = plain_cache(config, infos)? else {
+            return Ok(Self {
+                device: BlobDevice::new(config, infos)?,
+                blobs: Vec::new(),
+            });
+        };
+        for info in infos {
+            // Before nydus sees them: it would make a truncated file longer and believe its map.
+            CacheFiles::open(
+                &dir,
+                &info.blob_id(),
+                info.uncompressed_size(),
+                info.chunk_count(),
+            )?;
+        }
+        let device = BlobDevice::new(config, infos)?;
+        let counters = counters(&config.id, &dir);
+        let blobs = infos.iter().map(|info| {
+            let cache = BLOB_FACTORY.new_blob_cache(config, info)?;
+            let id = info.blob_id();
+            if let Ok(mut files) = counters.underlying_files.lock() {
+                files.insert(format!("{id}.blob.data"));
+            }
+            let blob = Blob::open(BlobParts {
+                id,
+                dir: dir.clone(),
+                size: info.uncompressed_size(),
+                chunks: info.chunk_count(),
+                origin: Box::new(NydusOrigin::new(Arc::clone(&cache))),
+                policy: FetchPolicy::default(),
+                counters: Arc::clone(&counters),
+                gate: Arc::clone(gate),
+            })?;
+            Ok(ImageBlob {
+                blob,
+                digester: cache.need_validation().then(|| cache.blob_digester()),
+                cache,
+                table: OnceLock::new(),
+            })
+        });
+        let blobs = blobs.collect::<io::Result<_>>()?;
+        Ok(Self { device, blobs })
+    }
+
+    /// Whether everything is in the cache.
+    pub(super) fn is_complete(&self) -> bool {
+        self.blobs.iter().all(|b| b.blob.generation().has_all())
+    }
+}
+
+impl ImageBlob {
+    /// The blob's own table of chunks, which RAFS v6 has; in order of their numbers. Waits for nydus to have it.
+    pub(super) fn table(&self) -> Option<&[Chunk]> {
+        if let Some(table) = self.table.get() {
+            return Some(table);
+        }
+        let meta = self.cache.get_blob_meta_info().ok().flatten()?;
+        let chunks = (0..usize::try_from(self.blob.chunks()).ok()?).map(|at| {
+            Chunk::copy(meta.get_chunk_info(at).as_ref(), self.digester).filter(|c| self.is_inside(c))
+        });
+        let table: Box<[Chunk]> = chunks.collect::<Option<_>>()?;
+        Some(self.table.get_or_init(|| table))
+    }
+
+    /// Whether a chunk is where this blob's chunks can be.
+    pub(super) fn is_inside(&self, chunk: &Chunk) -> bool {
+        chunk.id < self.blob.chunks() && chunk.end() <= self.blob.size()
+    }
+}
+
+/// The directory of an image's cache, if it is one that `blob.rs` can use.
+fn plain_cache(config: &ConfigV2, infos: &[Arc<BlobInfo>]) -> io::Result<Option<PathBuf>> {
+    let cache = config.get_cache_config()?;
+    if !matches!(cache.cache_type.as_str(), "blobcache" | "filecache") || cache.cache_compressed {
+        return Ok(None);
+    }
+    let files = cache.get_filecache_config()?;
+    let special = |info: &BlobInfo| {
+        let v5 = !info.meta_ci_is_valid();
+        (v5 && files.disable_indexed_map)
+            || info.has_feature(BlobFeatures::_V5_NO_EXT_BLOB_TABLE)
+            || info.is_legacy_stargz()
+            || info.features().is_tarfs()
+            || info.chunk_count() == 0
+    };
+    if files.enable_encryption || infos.iter().any(|info| special(info)) {
+        return Ok(None);
+    }
+    files.get_work_dir().map(|dir| Some(Path::new(dir).to_owned()))
+}
+
+/// nydus' counters of a cache, which go by the configuration's id. nydus makes a set of its own for each cache,
+/// which no reader of ours would fill; this one takes its place in `/api/v1/metrics/blobcache`.
+fn counters(id: &str, dir: &Path) -> Arc<BlobcacheMetrics> {
+    static BY_ID: LazyLock<Mutex<HashMap<String, Weak<BlobcacheMetrics>>>> = LazyLock::new(Mutex::default);
+    let mut by_id = BY_ID.lock().unwrap_or_else(PoisonError::into_inner);
+    by_id.retain(|_, counters| counters.strong_count() > 0);
+    if let Some(counters) = by_id.get(id).and_then(Weak::upgrade) {
+        return counters;
+    }
+    let counters = BlobcacheMetrics::new(id, &dir.to_string_lossy());
+    by_id.insert(id.to_owned(), Arc::downgrade(&counters));
+    counters
+}
