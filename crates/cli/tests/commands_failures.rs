@@ -55,6 +55,10 @@ fn ids_that_are_no_ids_are_refused_by_every_command() {
             vec!["umount", "--", id, "c1"],
             vec!["umount", "--", "s1", id],
             vec!["status", "--", id],
+            vec!["remount", "--bootstrap", "/b", "--config", "/c", "--", id, "c1"],
+            vec!["events", "--", id],
+            vec!["logs", "--", id],
+            vec!["emit", "--", id, "qemu"],
             vec!["stop", "--", id],
         ] {
             let (code, out, err) = s.run(&args);
@@ -72,6 +76,9 @@ fn a_sandbox_that_is_not_there_has_an_exit_code_of_its_own() {
     for args in [
         vec!["status", "s1"],
         vec!["status", "s1", "--watch"],
+        vec!["events", "s1"],
+        vec!["logs", "s1"],
+        vec!["emit", "s1", "qemu"],
         vec!["umount", "s1", "c1"],
         vec![
             "mount",
@@ -260,6 +267,9 @@ fn a_killed_supervisor_is_named_by_every_command_with_what_can_be_done() {
     for args in [
         vec!["status", "s1"],
         vec!["status", "s1", "--watch"],
+        vec!["events", "s1"],
+        vec!["logs", "s1"],
+        vec!["emit", "s1", "qemu"],
         vec!["umount", "s1", "c1"],
         vec![
             "mount",
@@ -338,6 +348,18 @@ fn a_mount_that_is_refused_says_what_the_daemon_says() {
         &["read the configuration /no/such/config"],
     );
     mount(&file, &file, &["/rafs/c1/lowerdir", "configuration"]);
+    s.refused(
+        &["remount", "s1", "c1", "--bootstrap", &file, "--config", &file],
+        FAILED,
+        &["nothing is mounted"],
+    );
+    s.refused(
+        &["emit", "s1", "kata-storage", "c1"],
+        FAILED,
+        &["no image for container c1", "hint: mount it"],
+    );
+    s.refused(&["mount", "s1", "c1", "--bootstrap", &file], USAGE, &["--config"]);
+    s.refused(&["mount", "s1", "c1"], USAGE, &["--bootstrap"]);
     assert_eq!(s.json(&["status", "s1"])["mounts"].as_array().unwrap().len(), 1);
 }
 
@@ -378,6 +400,12 @@ fn secrets_are_in_no_output_and_no_file() {
     let mut seen = both(told(&started));
     seen += &both(s.run(&mount));
     seen += &both(s.run(&[&mount[..], &["--json"]].concat()));
+    seen += &both(s.run(&["remount", "s1", "c1", "--bootstrap", &config, "--config", &config]));
+    // An option that is broken, with the secret in what can be read of it.
+    let option = format!("extraoption={SECRET}");
+    seen += &both(s.run(&["mount", "s1", "c1", "--mount-option", &option]));
+    seen += &both(s.run(&["events", "s1", "--json"]));
+    seen += &both(s.run(&["logs", "s1"]));
     seen += &both(s.run(&["status", "s1"]));
     seen += &both(s.run(&["status", "--json"]));
     for pid in s.processes() {

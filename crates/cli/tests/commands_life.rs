@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use common::sandboxes::{Sandboxes, kill, pid, runs, text, until};
-use common::{nydusbox, peer, told};
+use common::{peer, told};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -19,29 +19,6 @@ fn daemons() -> Vec<Option<PathBuf>> {
     let mut daemons = vec![None];
     daemons.extend(peer("nydusd").map(Some));
     daemons
-}
-
-/// An image and its configuration, as files.
-fn image(s: &Sandboxes) -> (String, String) {
-    let source = s.dir.mkdir("source");
-    std::fs::write(source.join("file"), vec![7; 100_000]).unwrap();
-    let out = s.dir.join("image");
-    let built = nydusbox()
-        .args(["image", "build"])
-        .arg(&source)
-        .arg(&out)
-        .output()
-        .unwrap();
-    assert!(built.status.success(), "{:?}", told(&built));
-    let config = json!({
-        "version": 2, "id": "",
-        "backend": {"type": "localfs", "localfs": {"dir": out.join("blobs")}},
-        "cache": {"type": "blobcache", "filecache": {"work_dir": s.dir.mkdir("cache")}},
-        "rafs": {"mode": "direct", "enable_xattr": true, "prefetch": {"enable": false}}
-    });
-    let file = s.dir.join("config.json");
-    std::fs::write(&file, config.to_string()).unwrap();
-    (text(&out.join("image.boot")), text(&file))
 }
 
 fn names(value: &Value) -> Vec<&str> {
@@ -55,7 +32,7 @@ fn a_whole_life_by_commands() {
         let program = daemon
             .as_deref()
             .unwrap_or(Path::new(env!("CARGO_BIN_EXE_nydusbox")));
-        let (bootstrap, config) = image(&s);
+        let (bootstrap, config) = s.image();
 
         let info = s.start("s1", daemon.as_deref());
         assert_eq!(
@@ -87,7 +64,7 @@ fn a_whole_life_by_commands() {
         );
         assert_eq!(
             info["mounts"],
-            json!([{"at": "/containers", "fs_type": "passthrough_fs", "source": text(&s.share()), "confirmed": true}])
+            json!([{"at": "/containers", "fs_type": "passthrough_fs", "source": text(&s.share()), "snapshotdir": null, "confirmed": true}])
         );
         assert!(runs(pid(&info, "supervisor")) && runs(pid(&info, "daemon")));
         assert_eq!(s.json(&["status", "s1"]), info);
@@ -109,13 +86,23 @@ fn a_whole_life_by_commands() {
         let mounts = &s.json(&["status", "s1"])["mounts"];
         assert_eq!(
             mounts[1],
-            json!({"at": "/rafs/c1/lowerdir", "fs_type": "rafs", "source": bootstrap, "confirmed": true})
+            json!({"at": "/rafs/c1/lowerdir", "fs_type": "rafs", "source": bootstrap, "snapshotdir": null, "confirmed": true})
         );
         s.refused(
             &["mount", "s1", "c1", "--bootstrap", &config, "--config", &config],
             5,
             &["something else is mounted there"],
         );
+        let remount = [
+            "remount",
+            "s1",
+            "c1",
+            "--bootstrap",
+            &bootstrap,
+            "--config",
+            &config,
+        ];
+        assert_eq!(s.json(&remount), changed("remounted"));
         assert_eq!(s.json(&["umount", "s1", "c1"]), changed("unmounted"));
         assert_eq!(s.json(&["umount", "s1", "c1"]), changed("was_not_mounted"));
 
@@ -132,7 +119,7 @@ fn a_whole_life_by_commands() {
 #[test]
 fn the_same_is_said_as_text() {
     let s = Sandboxes::new();
-    let (bootstrap, config) = image(&s);
+    let (bootstrap, config) = s.image();
     let args = s.start_args("s1", None);
     let out = s.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(
@@ -188,7 +175,7 @@ fn the_same_is_said_as_text() {
 #[test]
 fn a_configuration_is_read_from_standard_input() {
     let s = Sandboxes::new();
-    let (bootstrap, config) = image(&s);
+    let (bootstrap, config) = s.image();
     s.start("s1", None);
     let mut child = s
         .command(&["mount", "s1", "c1", "--bootstrap", &bootstrap, "--config", "-"])
@@ -264,7 +251,7 @@ fn nothing_the_caller_holds_open_is_held_by_the_sandbox() {
 #[test]
 fn a_watched_status_follows_the_sandbox_to_its_end() {
     let s = Sandboxes::new();
-    let (bootstrap, config) = image(&s);
+    let (bootstrap, config) = s.image();
     s.start("s1", None);
     let mut watch = s
         .command(&["status", "s1", "--watch", "--json"])

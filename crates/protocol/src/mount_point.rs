@@ -108,6 +108,24 @@ impl MountPoint {
         Self(format!("/rafs/{container}/lowerdir"))
     }
 
+    /// One of a container's layers, counted from 0 at the top: [`MountPoint::rafs_lowerdir`], then
+    /// `/rafs/<container>/lowerdir1` and so on.
+    #[must_use]
+    pub fn rafs_layer(container: &ContainerId, layer: usize) -> Self {
+        match layer {
+            0 => Self::rafs_lowerdir(container),
+            layer => Self(format!("/rafs/{container}/lowerdir{layer}")),
+        }
+    }
+
+    /// Whether this is where a container's image or one of its layers is.
+    #[must_use]
+    pub fn is_layer_of(&self, container: &ContainerId) -> bool {
+        self.0
+            .strip_prefix(Self::rafs_lowerdir(container).as_str())
+            .is_some_and(|number| number.is_empty() || number.bytes().all(|b| b.is_ascii_digit()))
+    }
+
     /// The path as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -176,6 +194,17 @@ mod tests {
         let cid = ContainerId::new("c1").unwrap();
         assert_eq!(MountPoint::rafs_lowerdir(&cid).as_str(), "/rafs/c1/lowerdir");
         assert_eq!(MountPoint::containers(), MountPoint::new("/containers").unwrap());
+    }
+
+    #[test]
+    fn layers_are_numbered_from_the_top() {
+        let (c1, c11) = (ContainerId::new("c1").unwrap(), ContainerId::new("c11").unwrap());
+        assert_eq!(MountPoint::rafs_layer(&c1, 0), MountPoint::rafs_lowerdir(&c1));
+        assert_eq!(MountPoint::rafs_layer(&c1, 12).as_str(), "/rafs/c1/lowerdir12");
+        assert!(MountPoint::rafs_layer(&c1, 12).is_layer_of(&c1));
+        assert!(!MountPoint::rafs_layer(&c11, 0).is_layer_of(&c1));
+        assert!(!MountPoint::new("/rafs/c1/lowerdir/x").unwrap().is_layer_of(&c1));
+        assert!(!MountPoint::rafs_layer(&c1, 0).overlaps(&MountPoint::rafs_layer(&c1, 1)));
     }
 
     #[test]

@@ -69,6 +69,23 @@ impl MountRequest {
         })
     }
 
+    /// Mounts one of a container's layers, counted from 0 at the top, at [`MountPoint::rafs_layer`]. The topmost is
+    /// [`MountRequest::rafs`].
+    ///
+    /// # Errors
+    /// As for [`MountRequest::rafs`].
+    pub fn rafs_layer(
+        container: &ContainerId,
+        layer: usize,
+        bootstrap: impl AsRef<Path>,
+        config: impl Into<String>,
+    ) -> Result<Self, MountRequestError> {
+        Ok(Self {
+            at: MountPoint::rafs_layer(container, layer),
+            ..Self::rafs(container, bootstrap, config)?
+        })
+    }
+
     /// Mounts a container's RAFS image as [`MountRequest::rafs`] does, and shows the directory `snapshotdir` (with
     /// `fs` and `work` in it, for the container's writes) in the share: it is bound to
     /// `<share>/<container>/snapshotdir` for as long as the image is mounted, and the empty directory

@@ -1,8 +1,13 @@
 //! The `nydusbox` command line; each subcommand has its file.
 
 mod doctor;
+mod emit;
+mod events;
 mod image;
+mod images;
 mod list;
+mod logs;
+mod manual;
 mod mount;
 mod output;
 pub(crate) mod overlayfs;
@@ -14,10 +19,10 @@ mod stop;
 mod umount;
 pub(crate) mod virtiofs;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::args::{GlobalArgs, StateDirArg, VirtiofsArgs};
 use crate::error::{Failure, RUN_FAILED};
@@ -44,12 +49,20 @@ enum Command {
     Start(start::StartArgs),
     /// Mount a container's image in a sandbox
     Mount(mount::MountArgs),
+    /// Give a mounted image another configuration or bootstrap
+    Remount(mount::RemountArgs),
     /// Unmount a container's image
     Umount(umount::UmountArgs),
     /// Show how a sandbox is, or all of them
     Status(status::StatusArgs),
     /// List the sandboxes
     List(list::ListArgs),
+    /// Show what has happened to a sandbox
+    Events(events::EventsArgs),
+    /// Show what a sandbox's daemon has printed
+    Logs(logs::LogsArgs),
+    /// Print what a VMM or a Kata agent has to be told about a sandbox
+    Emit(emit::EmitArgs),
     /// Stop a sandbox, or all of them: nothing is left
     Stop(stop::StopArgs),
     /// Serve images and directories to a VMM over vhost-user (compatible with `nydusd virtiofs`)
@@ -63,6 +76,10 @@ enum Command {
     Overlayfs(overlayfs::OverlayfsArgs),
     /// Say what this machine lacks for running microVMs, and how to mend it
     Doctor(doctor::DoctorArgs),
+    /// Print a shell's completions for this command
+    Completions(manual::CompletionsArgs),
+    /// Write man pages
+    Man(manual::ManArgs),
     /// Own one sandbox; begun by `start`, not by hand
     Supervise(supervise::SuperviseArgs),
 }
@@ -80,11 +97,15 @@ pub(crate) fn main() -> ExitCode {
     let place = |own: &StateDirArg| StateDir::new(own.state_dir.clone().or(state_dir));
     match command {
         Command::Start(args) => done(place(&args.place).and_then(|dir| start::run(args, &dir))),
-        Command::Mount(args) => done(place(&args.place).and_then(|dir| mount::run(args, &dir))),
+        Command::Mount(args) => done(place(&args.place).and_then(|dir| mount::mount(args, &dir))),
+        Command::Remount(args) => done(place(&args.place).and_then(|dir| mount::remount(args, &dir))),
         Command::Umount(args) => done(place(&args.place).and_then(|dir| umount::run(&args, &dir))),
         Command::Status(args) => done(place(&args.place).and_then(|dir| status::run(&args, &dir))),
         Command::List(args) => done(place(&args.place).and_then(|dir| list::run(&args, &dir))),
         Command::Stop(args) => done(place(&args.place).and_then(|dir| stop::run(&args, &dir))),
+        Command::Events(args) => done(place(&args.place).and_then(|dir| events::run(&args, &dir))),
+        Command::Logs(args) => done(place(&args.place).and_then(|dir| logs::run(&args, &dir))),
+        Command::Emit(args) => done(place(&args.place).and_then(|dir| emit::run(&args, &dir))),
         Command::Virtiofs(DaemonArgs { global, virtiofs }) => virtiofs::main(global, virtiofs),
         Command::Run(args) => match place(&args.place) {
             Ok(dir) => run::main(args, &dir),
@@ -93,6 +114,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Image(command) => image::main(command),
         Command::Overlayfs(args) => overlayfs::main(args),
         Command::Doctor(args) => doctor::main(args),
+        Command::Completions(args) => done(manual::completions(&args, Cli::command())),
+        Command::Man(args) => done(manual::man(&args, Cli::command())),
         Command::Supervise(args) => supervise::main(args),
     }
 }
@@ -102,6 +125,11 @@ fn done(result: Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.exit(),
     }
+}
+
+/// A path that means the same to a process in another directory.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|e| Failure::new(&format!("use the path {}", path.display()), &e))
 }
 
 /// Runs what a command has to wait for.
@@ -116,7 +144,6 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn every_command_and_option_has_help() {

@@ -1,18 +1,17 @@
-//! `nydusbox mount`: a container's image in a sandbox.
+//! `nydusbox mount` and `nydusbox remount`: a container's image in a sandbox.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use hyper::Method;
 use nydusbox_protocol::{ContainerId, SandboxId};
 
 use super::block_on;
+use super::images::ImageArgs;
 use super::output::OutputArgs;
-use super::start::absolute;
 use crate::args::StateDirArg;
 use crate::control::Client;
-use crate::control::wire::{self, Changed, MountBody, Outcome};
+use crate::control::wire::{self, Changed, Outcome};
 use crate::error::Failure;
 use crate::state_dir::StateDir;
 
@@ -24,46 +23,54 @@ pub(crate) struct MountArgs {
     id: SandboxId,
     /// Container the image is for
     container: ContainerId,
-    /// Bootstrap of the RAFS image
-    #[arg(long, value_name = "FILE")]
-    bootstrap: PathBuf,
-    /// Configuration of the mount as nydusd takes it, JSON or TOML; `-` reads it from standard input
-    #[arg(long, value_name = "FILE|-")]
-    config: PathBuf,
-    /// File of the image to fetch ahead, an absolute path inside it (may be repeated)
-    #[arg(long, value_name = "PATH")]
-    prefetch_file: Vec<String>,
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Snapshot's directory with `fs` and `work`, shown in the share while the image is mounted (root only)
+    #[arg(long, value_name = "DIR")]
+    snapshotdir: Option<PathBuf>,
     #[command(flatten)]
     pub(super) place: StateDirArg,
     #[command(flatten)]
     output: OutputArgs,
 }
 
-pub(crate) fn run(args: MountArgs, state_dir: &StateDir) -> Result<(), Failure> {
-    let body = MountBody {
-        container: args.container,
-        bootstrap: absolute(&args.bootstrap)?,
-        config: read_config(&args.config)?,
-        prefetch_files: args.prefetch_file,
-    };
+/// Gives a mounted image fresh credentials, another backend or a new bootstrap, while the guest's files stay open.
+#[derive(Debug, Args)]
+pub(crate) struct RemountArgs {
+    /// Sandbox the image is mounted in
+    id: SandboxId,
+    /// Container the image is for
+    container: ContainerId,
+    #[command(flatten)]
+    image: ImageArgs,
+    #[command(flatten)]
+    pub(super) place: StateDirArg,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) fn mount(args: MountArgs, state_dir: &StateDir) -> Result<(), Failure> {
+    let body = args.image.body(args.container, args.snapshotdir.as_deref())?;
     let changed: Changed = block_on(async {
         let mut client = Client::of(state_dir, &args.id).await?;
         client.change(Method::POST, wire::MOUNTS, Some(&body)).await
     })?;
     args.output.print(&changed, || match changed.outcome {
         Outcome::AlreadyMounted => format!("{} was mounted already", changed.at),
-        Outcome::Mounted | Outcome::Unmounted | Outcome::WasNotMounted | Outcome::Unknown => {
-            format!("{} is mounted", changed.at)
-        }
+        Outcome::Mounted
+        | Outcome::Remounted
+        | Outcome::Unmounted
+        | Outcome::WasNotMounted
+        | Outcome::Unknown => format!("{} is mounted", changed.at),
     })
 }
 
-fn read_config(file: &Path) -> Result<String, Failure> {
-    let failed = |e: std::io::Error| Failure::new(&format!("read the configuration {}", file.display()), &e);
-    if file != Path::new("-") {
-        return std::fs::read_to_string(file).map_err(failed);
-    }
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).map_err(failed)?;
-    Ok(text)
+pub(crate) fn remount(args: RemountArgs, state_dir: &StateDir) -> Result<(), Failure> {
+    let body = args.image.body(args.container, None)?;
+    let changed: Changed = block_on(async {
+        let mut client = Client::of(state_dir, &args.id).await?;
+        client.change(Method::PUT, wire::MOUNTS, Some(&body)).await
+    })?;
+    args.output
+        .print(&changed, || format!("{} is remounted", changed.at))
 }

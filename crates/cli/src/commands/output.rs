@@ -25,11 +25,16 @@ pub(crate) enum Reader {
 
 /// Prints a line.
 pub(crate) fn line(text: &str) -> Result<Reader, Failure> {
+    write_line(text).map_err(|e| Failure::new("write the output", &e))
+}
+
+/// The same for those who have a failure of their own.
+pub(crate) fn write_line(text: &str) -> io::Result<Reader> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Ok(()) => Ok(Reader::Reads),
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
-        Err(e) => Err(Failure::new("write the output", &e)),
+        Err(e) => Err(e),
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use nydusbox_protocol::{LogLevel, SandboxId};
 
-use super::block_on;
 use super::output::OutputArgs;
+use super::{absolute, block_on};
 use crate::args::StateDirArg;
 use crate::error::Failure;
 use crate::state_dir::StateDir;
@@ -62,9 +62,4 @@ pub(crate) fn run(args: StartArgs, state_dir: &StateDir) -> Result<(), Failure> 
             .map_or_else(String::new, |s| format!(" on {}", s.vhost.display()));
         format!("sandbox {} serves {}{socket}", info.id, order.share.display())
     })
-}
-
-/// The supervisor works in the root directory.
-pub(super) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path).map_err(|e| Failure::new(&format!("use the path {}", path.display()), &e))
 }

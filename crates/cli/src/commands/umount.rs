@@ -35,7 +35,11 @@ pub(crate) fn run(args: &UmountArgs, state_dir: &StateDir) -> Result<(), Failure
     })?;
     args.output.print(&changed, || match changed.outcome {
         Outcome::WasNotMounted => format!("{} was not mounted", changed.at),
-        Outcome::Mounted | Outcome::AlreadyMounted | Outcome::Unmounted | Outcome::Unknown => {
+        Outcome::Mounted
+        | Outcome::AlreadyMounted
+        | Outcome::Remounted
+        | Outcome::Unmounted
+        | Outcome::Unknown => {
             format!("{} is unmounted", changed.at)
         }
     })

@@ -11,8 +11,10 @@ use crate::error::{FAILED, Failure, TAKEN};
 
 /// The sandbox as a whole: GET.
 pub(crate) const SANDBOX: &str = "/v1/sandbox";
-/// Its mounts: POST, DELETE.
+/// Its mounts: POST, PUT, DELETE.
 pub(crate) const MOUNTS: &str = "/v1/mounts";
+/// What has happened to it: GET.
+pub(crate) const EVENTS: &str = "/v1/events";
 /// Its end: POST.
 pub(crate) const STOP: &str = "/v1/stop";
 
@@ -91,6 +93,8 @@ pub(crate) struct MountInfo {
     pub(crate) at: MountPoint,
     pub(crate) fs_type: FsType,
     pub(crate) source: String,
+    /// The snapshot's directory that is shown in the share with it.
+    pub(crate) snapshotdir: Option<PathBuf>,
     pub(crate) confirmed: bool,
 }
 
@@ -115,10 +119,20 @@ pub(crate) struct ExitInfo {
     pub(crate) last_lines: Vec<String>,
 }
 
-/// An image to mount for a container.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A container's image, or its layers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MountBody {
     pub(crate) container: ContainerId,
+    /// One image, or one for each layer, topmost first.
+    pub(crate) images: Vec<ImageBody>,
+    /// The snapshot's directory, to be shown in the share while the image is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) snapshotdir: Option<PathBuf>,
+}
+
+/// An image.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageBody {
     pub(crate) bootstrap: PathBuf,
     /// A nydusd configuration, JSON or TOML as a string.
     pub(crate) config: String,
@@ -126,11 +140,10 @@ pub(crate) struct MountBody {
     pub(crate) prefetch_files: Vec<String>,
 }
 
-impl fmt::Debug for MountBody {
+impl fmt::Debug for ImageBody {
     /// Without the configuration: it may carry credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MountBody")
-            .field("container", &self.container)
+        f.debug_struct("ImageBody")
             .field("bootstrap", &self.bootstrap)
             .finish_non_exhaustive()
     }
@@ -149,6 +162,7 @@ pub(crate) struct Changed {
 pub(crate) enum Outcome {
     Mounted,
     AlreadyMounted,
+    Remounted,
     Unmounted,
     WasNotMounted,
     #[serde(other)]
@@ -217,12 +231,16 @@ pub(crate) enum Code {
     StartFailed,
     /// Something else is mounted there, inside it or around it.
     AlreadyMounted,
+    /// Nothing is mounted there, and something has to be.
+    NotMounted,
     /// Every slot of the daemon is in use.
     SlotsExhausted,
     /// The bootstrap is missing, unreadable or not RAFS.
     BadImage,
     /// The mount's configuration is not understood or names what is not there.
     BadConfig,
+    /// The snapshot's directory cannot be shown in the share.
+    BadSnapshotdir,
     /// The daemon refused for another reason.
     Refused,
     /// The daemon cannot be reached, or does not answer in time.
@@ -243,10 +261,10 @@ impl Code {
     pub(crate) const fn status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
-            Self::NoRoute => 404,
+            Self::NoRoute | Self::NotMounted => 404,
             Self::TooLarge => 413,
             Self::SandboxInUse | Self::AlreadyMounted | Self::SlotsExhausted | Self::Stopping => 409,
-            Self::BadImage | Self::BadConfig | Self::Refused => 422,
+            Self::BadImage | Self::BadConfig | Self::BadSnapshotdir | Self::Refused => 422,
             Self::Unreachable => 504,
             Self::Exited => 503,
             Self::StartFailed | Self::Internal | Self::Unknown => 500,
@@ -264,6 +282,8 @@ impl Code {
             | Self::SlotsExhausted
             | Self::BadImage
             | Self::BadConfig
+            | Self::BadSnapshotdir
+            | Self::NotMounted
             | Self::Refused
             | Self::Unreachable
             | Self::Exited

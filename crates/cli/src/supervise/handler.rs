@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use hyper::Method;
 use hyper::body::Bytes;
-use nydusbox::{MountOutcome, MountRequest, Status, StopOutcome, UnmountOutcome};
+use nydusbox::{EventItem, Events, MountOutcome, MountRequest, Status, StopOutcome, UnmountOutcome};
 use nydusbox_protocol::{ContainerId, Endpoint, MountPoint};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::owner::{Change, Desk};
 use super::report::{self, Subject};
-use crate::control::wire::{self, Changed, Code, ControlError, MountBody, Outcome, SandboxInfo};
+use crate::control::wire::{self, Changed, Code, ControlError, ImageBody, MountBody, Outcome, SandboxInfo};
 use crate::control::{Answer, Handler, Lines, ask_daemon};
 use crate::error::Failure;
 
@@ -23,14 +23,17 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 pub(super) struct Requests {
     subject: Arc<Subject>,
     status: watch::Receiver<Status>,
+    /// Not read itself: each reader has a clone, which begins at the beginning.
+    events: Events,
     desk: Desk,
 }
 
 impl Requests {
-    pub(super) fn new(subject: Subject, status: watch::Receiver<Status>, desk: Desk) -> Self {
+    pub(super) fn new(subject: Subject, status: watch::Receiver<Status>, events: Events, desk: Desk) -> Self {
         Self {
             subject: Arc::new(subject),
             status,
+            events,
             desk,
         }
     }
@@ -48,23 +51,54 @@ impl Requests {
         Lines::from_source((Arc::clone(&self.subject), status), next_status)
     }
 
+    /// Mounts layers from the lowest up, so that a container's own place appears last. What was mounted before one
+    /// that is refused is unmounted again.
     async fn mount(&self, body: &[u8]) -> Result<Changed, ControlError> {
-        let body: MountBody = serde_json::from_slice(body).map_err(|e| bad_request("read the body", &e))?;
-        let request = MountRequest::rafs(&body.container, &body.bootstrap, body.config)
-            .map_err(|e| ControlError::of(Code::BadRequest, Failure::of(&e)))?
-            .with_prefetch(body.prefetch_files);
-        let at = request.at().clone();
-        let outcome = self
-            .ask(|reply| Change::Mount(request, reply))
-            .await?
-            .map_err(|e| report::mount_error(&e))?;
-        let outcome = match outcome {
-            MountOutcome::Mounted => Outcome::Mounted,
-            MountOutcome::AlreadyMounted => Outcome::AlreadyMounted,
+        let requests = mount_requests(body)?;
+        let mut changed = Changed {
+            at: requests.first.at().clone(),
+            outcome: Outcome::AlreadyMounted,
         };
-        Ok(Changed { at, outcome })
+        let mut mounted = Vec::new();
+        for request in requests.upwards() {
+            let at = request.at().clone();
+            match self.ask(|reply| Change::Mount(request, reply)).await? {
+                Ok(MountOutcome::AlreadyMounted) => {}
+                Ok(MountOutcome::Mounted) => {
+                    changed.outcome = Outcome::Mounted;
+                    mounted.push(at);
+                }
+                Err(error) => {
+                    for at in mounted {
+                        if let Err(error) = self.ask(|reply| Change::Unmount(at, reply)).await? {
+                            tracing::warn!(
+                                error = &error as &dyn std::error::Error,
+                                "a layer is left mounted"
+                            );
+                        }
+                    }
+                    return Err(report::mount_error(&error));
+                }
+            }
+        }
+        Ok(changed)
     }
 
+    async fn remount(&self, body: &[u8]) -> Result<Changed, ControlError> {
+        let requests = mount_requests(body)?;
+        let at = requests.first.at().clone();
+        for request in requests.upwards() {
+            self.ask(|reply| Change::Remount(request, reply))
+                .await?
+                .map_err(|e| report::remount_error(&e))?;
+        }
+        Ok(Changed {
+            at,
+            outcome: Outcome::Remounted,
+        })
+    }
+
+    /// Unmounts a container's own place, and then what layers it has below.
     async fn unmount(&self, query: &str) -> Result<Changed, ControlError> {
         let container = query
             .strip_prefix("container=")
@@ -72,17 +106,23 @@ impl Requests {
         // An id has no character that would be encoded, but for `+`.
         let container = ContainerId::new(container.replace("%2B", "+").replace("%2b", "+"))
             .map_err(|e| bad_request("use the container id", &e))?;
-        let at = MountPoint::rafs_lowerdir(&container);
-        let place = at.clone();
-        let outcome = self
-            .ask(|reply| Change::Unmount(place, reply))
-            .await?
-            .map_err(|e| report::unmount_error(&e))?;
-        let outcome = match outcome {
-            UnmountOutcome::Unmounted => Outcome::Unmounted,
-            UnmountOutcome::WasNotMounted => Outcome::WasNotMounted,
-        };
-        Ok(Changed { at, outcome })
+        let own = MountPoint::rafs_lowerdir(&container);
+        let layers: Vec<MountPoint> = self
+            .status
+            .borrow()
+            .mounts
+            .iter()
+            .map(|mount| mount.at.clone())
+            .filter(|at| *at != own && at.is_layer_of(&container))
+            .collect();
+        let mut outcome = Outcome::WasNotMounted;
+        for at in std::iter::once(own.clone()).chain(layers) {
+            let unmounted = self.ask(|reply| Change::Unmount(at, reply)).await?;
+            if unmounted.map_err(|e| report::unmount_error(&e))? == UnmountOutcome::Unmounted {
+                outcome = Outcome::Unmounted;
+            }
+        }
+        Ok(Changed { at: own, outcome })
     }
 
     async fn ask<T>(&self, change: impl FnOnce(oneshot::Sender<T>) -> Change) -> Result<T, ControlError> {
@@ -121,6 +161,13 @@ impl Handler for Requests {
         match (method, path) {
             (&Method::GET, wire::SANDBOX) if query == "watch" => Answer::Lines(self.watch()),
             (&Method::GET, wire::SANDBOX) => Answer::json(&self.info().await),
+            (&Method::GET, wire::EVENTS) if query == "follow" => {
+                Answer::Lines(Lines::from_source(self.events.clone(), next_event))
+            }
+            (&Method::GET, wire::EVENTS) => {
+                Answer::Lines(Lines::from_source(self.events.clone(), known_event))
+            }
+            (&Method::PUT, wire::MOUNTS) => changed(self.remount(&body).await),
             (&Method::POST, wire::MOUNTS) => changed(self.mount(&body).await),
             (&Method::DELETE, wire::MOUNTS) => changed(self.unmount(query).await),
             (&Method::POST, wire::STOP) => self.stop().await,
@@ -129,6 +176,45 @@ impl Handler for Requests {
                 format!("there is no {method} {path}"),
             )),
         }
+    }
+}
+
+/// A container's images as requests; the first is the topmost and has the container's own place.
+struct MountRequests {
+    first: MountRequest,
+    below: Vec<MountRequest>,
+}
+
+impl MountRequests {
+    fn upwards(self) -> impl Iterator<Item = MountRequest> {
+        self.below.into_iter().rev().chain([self.first])
+    }
+}
+
+fn mount_requests(body: &[u8]) -> Result<MountRequests, ControlError> {
+    let body: MountBody = serde_json::from_slice(body).map_err(|e| bad_request("read the body", &e))?;
+    let refused = |e| ControlError::of(Code::BadRequest, Failure::of(&e));
+    let container = &body.container;
+    let mut requests = Vec::with_capacity(body.images.len());
+    for (layer, image) in body.images.into_iter().enumerate() {
+        let ImageBody {
+            bootstrap,
+            config,
+            prefetch_files,
+        } = image;
+        let request = match (layer, &body.snapshotdir) {
+            (0, Some(dir)) => MountRequest::rafs_with_snapshotdir(container, bootstrap, config, dir),
+            (layer, _) => MountRequest::rafs_layer(container, layer, bootstrap, config),
+        };
+        requests.push(request.map_err(refused)?.with_prefetch(prefetch_files));
+    }
+    let mut requests = requests.into_iter();
+    match requests.next() {
+        Some(first) => Ok(MountRequests {
+            first,
+            below: requests.collect(),
+        }),
+        None => Err(ControlError::new(Code::BadRequest, "the body has no image")),
     }
 }
 
@@ -151,4 +237,22 @@ async fn next_status(
     let info = look(&subject, &now).await;
     let line = serde_json::to_string(&info).ok()?;
     Some((line, (subject, status)))
+}
+
+async fn next_event(mut events: Events) -> Option<(String, Events)> {
+    let item = events.next().await?;
+    Some((event_line(item)?, events))
+}
+
+/// Only what has happened so far.
+async fn known_event(mut events: Events) -> Option<(String, Events)> {
+    let item = events.try_next()?;
+    Some((event_line(item)?, events))
+}
+
+fn event_line(item: EventItem) -> Option<String> {
+    match item {
+        EventItem::Record(record) => serde_json::to_string(&record).ok(),
+        EventItem::Lost { count } => Some(format!("{{\"lost\":{count}}}")),
+    }
 }

@@ -155,9 +155,9 @@ async fn supervise(stream: StdStream) -> Result<(), Failure> {
         listener,
         subject,
     } = served;
-    let status = sandbox.status();
+    let (status, events) = (sandbox.status(), sandbox.events());
     let (owner, desk) = Owner::new(sandbox);
-    let requests = Arc::new(Requests::new(subject, status, desk));
+    let requests = Arc::new(Requests::new(subject, status, events, desk));
     let asked = {
         let requests = Arc::clone(&requests);
         async move {

@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use nydusbox::{MountError, MountOutcome, MountRequest, Sandbox, StopOutcome, UnmountError, UnmountOutcome};
+use nydusbox::{
+    MountError, MountOutcome, MountRequest, RemountError, Sandbox, StopOutcome, UnmountError, UnmountOutcome,
+};
 use nydusbox_protocol::MountPoint;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -13,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 #[derive(Debug)]
 pub(super) enum Change {
     Mount(MountRequest, oneshot::Sender<Result<MountOutcome, MountError>>),
+    Remount(MountRequest, oneshot::Sender<Result<(), RemountError>>),
     Unmount(MountPoint, oneshot::Sender<Result<UnmountOutcome, UnmountError>>),
 }
 
@@ -80,6 +83,7 @@ async fn carry_out(sandbox: &Sandbox, changes: &mut mpsc::Receiver<Change>) {
         // Whoever does not wait for the result any more does not need it.
         match change {
             Change::Mount(request, reply) => drop(reply.send(sandbox.mount(request).await)),
+            Change::Remount(request, reply) => drop(reply.send(sandbox.remount(request).await)),
             Change::Unmount(at, reply) => drop(reply.send(sandbox.unmount(at).await)),
         }
     }

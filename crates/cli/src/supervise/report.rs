@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use nydusbox::{CallError, MountError, Status, StatusPhase, StopOutcome, StopStep, UnmountError};
+use nydusbox::{
+    CallError, MountError, RemountError, Status, StatusPhase, StopOutcome, StopStep, UnmountError,
+};
 use nydusbox_protocol::{DaemonInfo as Answer, SandboxId, SocketPath};
 
 use crate::control::wire::{
@@ -50,6 +52,7 @@ pub(super) fn info(subject: &Subject, status: &Status, answer: Option<&Answer>) 
                 at: m.at.clone(),
                 fs_type: m.fs_type,
                 source: m.source.clone(),
+                snapshotdir: m.snapshotdir.clone(),
                 confirmed: m.confirmed,
             })
             .collect(),
@@ -99,9 +102,24 @@ pub(super) fn mount_error(error: &MountError) -> ControlError {
         MountError::Conflict { .. } | MountError::Overlaps { .. } => Code::AlreadyMounted,
         MountError::SlotsExhausted { .. } => Code::SlotsExhausted,
         MountError::TooLarge { .. } => Code::BadConfig,
+        MountError::Snapshotdir { .. } => Code::BadSnapshotdir,
         MountError::Daemon { source, .. } => call_code(source),
         MountError::Exited { .. } => Code::Exited,
         MountError::Stopping { .. } => Code::Stopping,
+        _ => Code::Internal,
+    };
+    ControlError::of(code, Failure::of(error))
+}
+
+/// Why a remount failed.
+pub(super) fn remount_error(error: &RemountError) -> ControlError {
+    let code = match error {
+        RemountError::NotMounted { .. } => Code::NotMounted,
+        RemountError::NotAnImage { .. } => Code::Refused,
+        RemountError::TooLarge { .. } => Code::BadConfig,
+        RemountError::Daemon { source, .. } => call_code(source),
+        RemountError::Exited { .. } => Code::Exited,
+        RemountError::Stopping { .. } => Code::Stopping,
         _ => Code::Internal,
     };
     ControlError::of(code, Failure::of(error))

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Dir, nydusbox, told};
 
@@ -85,6 +85,29 @@ impl Sandboxes {
     pub fn start(&self, id: &str, daemon: Option<&Path>) -> Value {
         let args = self.start_args(id, daemon);
         self.json(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// An image and its configuration, as files.
+    pub fn image(&self) -> (String, String) {
+        let source = self.dir.mkdir("source");
+        std::fs::write(source.join("file"), vec![7; 100_000]).unwrap();
+        let out = self.dir.join("image");
+        let built = nydusbox()
+            .args(["image", "build"])
+            .arg(&source)
+            .arg(&out)
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{:?}", told(&built));
+        let config = json!({
+            "version": 2, "id": "",
+            "backend": {"type": "localfs", "localfs": {"dir": out.join("blobs")}},
+            "cache": {"type": "blobcache", "filecache": {"work_dir": self.dir.mkdir("cache")}},
+            "rafs": {"mode": "direct", "enable_xattr": true, "prefetch": {"enable": false}}
+        });
+        let file = self.dir.join("config.json");
+        std::fs::write(&file, config.to_string()).unwrap();
+        (text(&out.join("image.boot")), text(&file))
     }
 
     /// Every process that has this state directory on its command line.

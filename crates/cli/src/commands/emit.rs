@@ -1,0 +1,138 @@
+//! `nydusbox emit`: what a VMM and a Kata agent have to be told about a sandbox.
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+
+use clap::{Args, ValueEnum};
+use nydusbox_protocol::{ContainerId, SandboxId};
+use nydusbox_rootfs::{AgentStorage, OverlayPlan, QueueSize, ShareDevice, ShareSocket, ShareTag, qemu};
+
+use super::block_on;
+use super::output::OutputArgs;
+use super::size::Size;
+use crate::args::StateDirArg;
+use crate::control::Client;
+use crate::control::wire::{self, SandboxInfo};
+use crate::error::Failure;
+use crate::state_dir::StateDir;
+
+/// Arguments are printed as one line for a shell, with --json as an array of strings. QEMU's machine must use the
+/// memory: `-machine …,memory-backend=mem`.
+#[derive(Debug, Args)]
+pub(crate) struct EmitArgs {
+    /// Sandbox the VMM is to be connected to
+    id: SandboxId,
+    /// For whom
+    #[arg(value_enum)]
+    what: What,
+    /// kata-storage: container whose root file system is mounted too
+    container: Option<ContainerId>,
+    /// Guest memory, shared with the daemon
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    memory: Size,
+    /// Entries in each queue, a power of two up to 1024
+    #[arg(long, value_name = "NUMBER", default_value_t = 1024)]
+    queue_size: u16,
+    /// Name by which the guest mounts the share
+    #[arg(long, value_name = "TAG", default_value = nydusbox_rootfs::layout::SHARE_TAG)]
+    tag: String,
+    #[command(flatten)]
+    pub(super) place: StateDirArg,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Arguments for qemu-system
+    Qemu,
+    /// Arguments for cloud-hypervisor
+    CloudHypervisor,
+    /// Storages for the agent's requests, as JSON
+    KataStorage,
+}
+
+pub(crate) fn run(args: &EmitArgs, state_dir: &StateDir) -> Result<(), Failure> {
+    let info: SandboxInfo =
+        block_on(async { Client::of(state_dir, &args.id).await?.get(wire::SANDBOX).await })?;
+    let tag = ShareTag::new(&args.tag).map_err(|e| Failure::new("use this --tag", &e))?;
+    if args.what == What::KataStorage {
+        let mut storages = vec![AgentStorage::share(&tag)];
+        if let Some(container) = &args.container {
+            storages.push(AgentStorage::rootfs(&overlay(&info, container)?));
+        }
+        // JSON either way: it is for a program.
+        return OutputArgs { json: true }.print(&storages, String::new);
+    }
+    let sockets = info
+        .sockets
+        .ok_or_else(|| Failure::plain(format!("sandbox {} names no socket", args.id)))?;
+    let device = ShareDevice {
+        tag,
+        queue_size: QueueSize::new(args.queue_size).map_err(|e| Failure::new("use this --queue-size", &e))?,
+        ..ShareDevice::on(ShareSocket::new(sockets.vhost).map_err(|e| Failure::new("use the socket", &e))?)
+    };
+    let arguments = if args.what == What::Qemu {
+        let mut arguments = qemu::memory_arguments(args.memory.bytes());
+        arguments.extend(qemu::share_arguments(&device));
+        arguments
+    } else {
+        device
+            .cloud_hypervisor_arguments(args.memory.bytes())
+            .map_err(|e| Failure::of(&e))?
+    };
+    let arguments = texts(arguments)?;
+    args.output.print(&arguments, || {
+        arguments.iter().map(|a| quoted(a)).collect::<Vec<_>>().join(" ")
+    })
+}
+
+/// The overlay of a container that is mounted.
+fn overlay(info: &SandboxInfo, container: &ContainerId) -> Result<OverlayPlan, Failure> {
+    let layers = info.mounts.iter().filter(|m| m.at.is_layer_of(container)).count();
+    let layers = NonZeroUsize::new(layers).ok_or_else(|| {
+        Failure::plain(format!(
+            "sandbox {} has no image for container {container}",
+            info.id
+        ))
+        .hint(format!(
+            "mount it first: `nydusbox mount {} {container} …`",
+            info.id
+        ))
+    })?;
+    let container = nydusbox_rootfs::ContainerId::new(container.as_str())
+        .map_err(|e| Failure::new("name the container", &e))?;
+    Ok(OverlayPlan::for_layers(&container, layers))
+}
+
+fn texts(arguments: Vec<OsString>) -> Result<Vec<String>, Failure> {
+    arguments
+        .into_iter()
+        .map(|a| {
+            a.into_string()
+                .map_err(|a| Failure::plain(format!("the argument {} is not UTF-8", a.display())))
+        })
+        .collect()
+}
+
+/// An argument as a shell takes it.
+fn quoted(argument: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:+@%".contains(c);
+    match !argument.is_empty() && argument.chars().all(plain) {
+        true => argument.to_owned(),
+        false => format!("'{}'", argument.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_quoted_where_a_shell_would_change_them() {
+        assert_eq!(quoted("size=1,path=/run/x.sock"), "size=1,path=/run/x.sock");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}

@@ -1,0 +1,98 @@
+//! Which image a mount is about: named by file, or by the options of a containerd mount.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::{ArgGroup, Args};
+use nydusbox_protocol::ContainerId;
+use nydusbox_rootfs::input::RootfsMount;
+
+use super::absolute;
+use crate::control::wire::{ImageBody, MountBody};
+use crate::error::Failure;
+
+/// The type nydus-snapshotter gives its mounts. The options are given without it, and mean nothing under another.
+const MOUNT_TYPE: &str = "fuse.nydus-overlayfs";
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("image").required(true).multiple(true).args(["bootstrap", "mount_option"])))]
+pub(crate) struct ImageArgs {
+    /// Bootstrap of the RAFS image
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "config",
+        conflicts_with = "mount_option"
+    )]
+    bootstrap: Option<PathBuf>,
+    /// Configuration of the mount as nydusd takes it, JSON or TOML; `-` reads it from standard input
+    #[arg(long, value_name = "FILE|-", requires = "bootstrap")]
+    config: Option<PathBuf>,
+    /// File of the image to fetch ahead, an absolute path inside it (may be repeated)
+    #[arg(long, value_name = "PATH", requires = "bootstrap")]
+    prefetch_file: Vec<String>,
+    /// Option of a snapshotter's mount, `extraoption=…` or `io.katacontainers.volume=…` (may be repeated); `-` reads
+    /// options from standard input, one a line, which keeps their credentials off the command line
+    #[arg(long, value_name = "OPTION|-")]
+    mount_option: Vec<String>,
+}
+
+impl ImageArgs {
+    /// The body for `control.sock`; `snapshotdir` is the one given beside the image.
+    pub(super) fn body(
+        self,
+        container: ContainerId,
+        snapshotdir: Option<&Path>,
+    ) -> Result<MountBody, Failure> {
+        let snapshotdir = snapshotdir.map(absolute).transpose()?;
+        if let (Some(bootstrap), Some(config)) = (&self.bootstrap, &self.config) {
+            let image = ImageBody {
+                bootstrap: absolute(bootstrap)?,
+                config: read(config)?,
+                prefetch_files: self.prefetch_file,
+            };
+            return Ok(MountBody {
+                container,
+                images: vec![image],
+                snapshotdir,
+            });
+        }
+        let mut options = Vec::new();
+        for option in self.mount_option {
+            match option.as_str() {
+                "-" => options.extend(read(Path::new("-"))?.lines().map(str::to_owned)),
+                _ => options.push(option),
+            }
+        }
+        let mount = RootfsMount {
+            mount_type: MOUNT_TYPE.to_owned(),
+            source: "overlay".to_owned(),
+            options,
+        };
+        let plan = mount
+            .plan()
+            .map_err(|e| Failure::new("read the mount's options", &e))?;
+        let images = plan.images().iter().map(|image| ImageBody {
+            bootstrap: image.source().as_path().to_owned(),
+            config: image.config().expose().to_owned(),
+            prefetch_files: Vec::new(),
+        });
+        Ok(MountBody {
+            container,
+            images: images.collect(),
+            snapshotdir: snapshotdir.or_else(|| Some(plan.snapshot_dir().as_path().to_owned())),
+        })
+    }
+}
+
+fn read(file: &Path) -> Result<String, Failure> {
+    if file == Path::new("-") {
+        let mut text = String::new();
+        return std::io::stdin()
+            .read_to_string(&mut text)
+            .map(|_| text)
+            .map_err(|e| Failure::new("read standard input", &e));
+    }
+    std::fs::read_to_string(file)
+        .map_err(|e| Failure::new(&format!("read the configuration {}", file.display()), &e))
+}
