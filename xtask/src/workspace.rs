@@ -61,6 +61,11 @@ impl Workspace {
         self.target.join("test-rootfs/rootfs")
     }
 
+    /// Figures of benchmarks.
+    pub(crate) fn bench(&self) -> PathBuf {
+        self.target.join("bench")
+    }
+
     /// The command, built for use.
     pub(crate) fn release_binary(&self) -> PathBuf {
         self.target.join("release/nydusbox")

@@ -6,6 +6,7 @@
 mod common;
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -314,4 +315,64 @@ fn sigterm_to_the_supervisor_stops_the_sandbox() {
     kill(pid(&info, "supervisor"), Signal::TERM);
     until("the sandbox is gone", || !s.state_dir().join("s1").exists());
     s.assert_nothing_left();
+}
+
+/// As the user nobody, where root runs the tests and that user can reach the executable.
+#[test]
+fn without_root_it_works_in_a_directory_of_the_users_own() {
+    const NOBODY: u32 = 65534;
+    let s = Sandboxes::new();
+    let as_nobody = |args: &[&str]| {
+        let mut command = s.command(args);
+        command
+            .env_remove("NYDUSBOX_STATE_DIR")
+            .env("XDG_RUNTIME_DIR", s.dir.path())
+            .uid(NOBODY)
+            .gid(NOBODY);
+        command
+    };
+    if let Err(e) = as_nobody(&["--version"]).output() {
+        eprintln!("skipped: the executable cannot be run as another user: {e}");
+        return;
+    }
+    let (bootstrap, config) = s.image();
+    let given = std::process::Command::new("chown")
+        .args(["-R", "65534:65534"])
+        .arg(s.dir.path())
+        .status()
+        .unwrap();
+    assert!(given.success());
+    let ok = |args: &[&str]| {
+        let output = as_nobody(args).output().unwrap();
+        assert_eq!(told(&output).0, 0, "{args:?}: {output:?}");
+    };
+    let share = text(&s.share());
+    ok(&["start", "s1", "--share", &share]);
+    ok(&[
+        "mount",
+        "s1",
+        "c1",
+        "--bootstrap",
+        &bootstrap,
+        "--config",
+        &config,
+    ]);
+    ok(&["status", "s1"]);
+    ok(&["umount", "s1", "c1"]);
+    ok(&["stop", "s1"]);
+    assert!(s.dir.join("nydusbox").read_dir().unwrap().next().is_none());
+    let refused = as_nobody(&[
+        "start",
+        "s1",
+        "--share",
+        &share,
+        "--state-dir",
+        "/run/nydusbox-of-root",
+    ]);
+    let (code, _, err) = told(&{ refused }.output().unwrap());
+    assert_eq!(code, 1);
+    assert!(
+        err.contains("Permission denied") && err.contains("hint: without root"),
+        "{err}"
+    );
 }

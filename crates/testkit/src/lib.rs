@@ -6,6 +6,7 @@
 //! - [`tree`], [`image`], [`blob_server`]: source trees, RAFS images made of them, a server for their blobs;
 //! - [`machine`]: real machines under QEMU;
 //! - [`bench`]: daemons side by side under load, measured;
+//! - [`bench_supervisor`]: what starts, mounts, stops and sandboxes cost;
 //! - [`leak`]: what a test must not leave behind;
 //! - [`suite`]: one set of behaviours that runs against our daemon and the genuine one.
 //!
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod bench_supervisor;
 pub mod blob_server;
 pub mod daemon;
 pub mod guest;

@@ -6,6 +6,7 @@
 mod judge;
 mod plot;
 mod report;
+mod supervisor;
 mod table;
 
 use std::fs;
@@ -25,6 +26,8 @@ use crate::workspace::{Workspace, make_dir};
 pub(crate) enum Bench {
     /// The data path: our daemon, nydusd and virtiofsd under the load of one simulated guest
     Data(DataArgs),
+    /// The supervisor: starts, mounts, stops and memory, with our daemon and nydusd, beside the same by hand
+    Supervisor(supervisor::SupervisorArgs),
 }
 
 #[derive(Debug, Args)]
@@ -44,13 +47,19 @@ pub(crate) struct DataArgs {
 }
 
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<(), TaskError> {
-    let Bench::Data(args) = bench;
     debian::ensure(&[debian::BUILD])?;
     let peers = peers::ensure(workspace)?;
     Cmd::cargo()
         .words("build --release --locked --package nydusbox-cli --package nydusbox-testkit")
         .dir(workspace.root())
         .shown()?;
+    match bench {
+        Bench::Data(args) => data(workspace, &peers, args),
+        Bench::Supervisor(args) => supervisor::run(workspace, &peers, args),
+    }
+}
+
+fn data(workspace: &Workspace, peers: &Path, args: &DataArgs) -> Result<(), TaskError> {
     let nydusbox = workspace.release_binary();
     let program = |name: &str, path: &Path| format!("{name}={}", path.display());
     let restrict = [("row", &args.row), ("contender", &args.contender)];

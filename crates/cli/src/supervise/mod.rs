@@ -257,6 +257,10 @@ fn start_error(error: &StartError) -> ControlError {
                 "its supervisor is gone: `nydusbox adopt {id}` takes it over, `nydusbox sweep` removes it"
             )),
         ),
+        StartCause::Dir(DirError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+            let hint = "without root: set XDG_RUNTIME_DIR, or name a directory of your own with --state-dir";
+            ControlError::of(Code::StartFailed, failure.hint(hint))
+        }
         _ => ControlError::of(Code::StartFailed, failure),
     }
 }

@@ -1,0 +1,131 @@
+//! What the supervisor costs: starts, mounts, stops and memory, with our daemon and nydusd in turn, beside the same
+//! done by hand.
+//!
+//! `by_hand.rs` is the other side of the comparison: the daemon spawned and asked directly, waiting by spinning.
+//! `steps.rs` measures the library, `commands.rs` the command, `cycles.rs` whether anything grows. Next:
+//! `cargo xtask bench supervisor`, which shows the figures.
+
+mod by_hand;
+mod commands;
+mod cycles;
+mod place;
+mod proc;
+mod steps;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// What goes wrong is told as it is; it ends the benchmark.
+pub type BenchError = Box<dyn std::error::Error>;
+
+/// How much is measured.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The command, which has our daemon in it.
+    pub nydusbox: PathBuf,
+    /// The genuine nydusd, if it is to be measured too.
+    pub nydusd: Option<PathBuf>,
+    /// Where sandboxes and images are made.
+    pub work_dir: PathBuf,
+    /// How often each step is measured.
+    pub rounds: usize,
+    /// How many sandboxes are started at once.
+    pub crowd: usize,
+    /// How many cycles of mount and unmount; a tenth of them comes before the growth is looked at.
+    pub cycles: usize,
+}
+
+impl Plan {
+    /// Enough for figures.
+    #[must_use]
+    pub fn full(nydusbox: PathBuf, work_dir: PathBuf) -> Self {
+        Self {
+            nydusbox,
+            nydusd: None,
+            work_dir,
+            rounds: 50,
+            crowd: 200,
+            cycles: 10_000,
+        }
+    }
+
+    /// Enough to show that it runs.
+    #[must_use]
+    pub fn quick(nydusbox: PathBuf, work_dir: PathBuf) -> Self {
+        Self {
+            rounds: 2,
+            crowd: 4,
+            cycles: 20,
+            ..Self::full(nydusbox, work_dir)
+        }
+    }
+}
+
+/// All figures.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Processors of the machine.
+    pub processors: usize,
+    /// How often each step was measured.
+    pub rounds: usize,
+    /// In the order in which they are shown.
+    pub rows: Vec<Row>,
+}
+
+/// One thing that was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// What.
+    pub what: String,
+    /// In which unit.
+    pub unit: &'static str,
+    /// Each measurement.
+    pub values: Vec<f64>,
+    /// What the median must not exceed, if that is promised.
+    pub at_most: Option<f64>,
+}
+
+impl Row {
+    fn new(what: impl Into<String>, unit: &'static str, values: Vec<f64>) -> Self {
+        Self {
+            what: what.into(),
+            unit,
+            values,
+            at_most: None,
+        }
+    }
+
+    fn at_most(mut self, limit: f64) -> Self {
+        self.at_most = Some(limit);
+        self
+    }
+
+    fn median(&self) -> f64 {
+        let mut values = self.values.clone();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Measures everything.
+///
+/// # Errors
+/// The first thing that went wrong.
+pub fn run(plan: &Plan) -> Result<Report, BenchError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut rows = runtime.block_on(steps::run(plan))?;
+    rows.extend(commands::run(plan)?);
+    rows.extend(runtime.block_on(cycles::run(plan))?);
+    Ok(Report {
+        processors: std::thread::available_parallelism()?.get(),
+        rounds: plan.rounds,
+        rows,
+    })
+}
+
+fn ms(since: std::time::Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}

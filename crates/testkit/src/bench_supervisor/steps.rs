@@ -1,0 +1,145 @@
+//! The library's steps, each beside the same by hand. Contenders and ways take turns, so that a busy moment of the
+//! machine hits all.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use nydusbox::{Program, Sandbox, StatusPhase};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::place::{Contender, Image, Place, contenders};
+use super::{BenchError, Plan, Row, by_hand, ms};
+
+/// Spawn to share with our daemon.
+const START_MS: f64 = 10.0;
+/// The same with nydusd, beyond what it takes itself.
+const START_BEYOND_MS: f64 = 2.0;
+/// A mount beside the bare call.
+const MOUNT_TIMES: f64 = 1.2;
+const STOP_MS: f64 = 20.0;
+/// The end of a daemon until it is reported.
+const NOTICE_MS: f64 = 10.0;
+
+/// Measurements by what was measured.
+type Figures = BTreeMap<&'static str, Vec<f64>>;
+
+pub(super) async fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
+    let place = Place::new(plan)?;
+    let image = place.image(&plan.nydusbox)?;
+    let contenders = contenders(plan)?;
+    let mut figures: Vec<Figures> = contenders.iter().map(|_| Figures::new()).collect();
+    // The first round reads the programs and their options, which is remembered.
+    for round in 0..=plan.rounds {
+        for (contender, figures) in contenders.iter().zip(&mut figures) {
+            let measured = one_round(&place, &image, contender).await?;
+            for (what, value) in measured.into_iter().filter(|_| round > 0) {
+                figures.entry(what).or_default().push(value);
+            }
+        }
+    }
+    let mut rows = Vec::new();
+    for (contender, mut figures) in contenders.iter().zip(figures) {
+        let mut row = |what: &'static str, text: &str| {
+            let values = figures.remove(what).unwrap_or_default();
+            Row::new(format!("{text}, {}", contender.name), "ms", values)
+        };
+        let (answers, bare) = (
+            row("answers", "by hand: spawn to answer"),
+            row("shares", "by hand: spawn to share"),
+        );
+        let start = row("start", "library: start");
+        let limit = if contender.ours {
+            START_MS
+        } else {
+            bare.median() + START_BEYOND_MS
+        };
+        let mount_bare = row("mount by hand", "by hand: mount of an image");
+        let mount_limit = mount_bare.median() * MOUNT_TIMES;
+        rows.extend([
+            answers,
+            bare,
+            start.at_most(limit),
+            mount_bare,
+            row("mount", "library: mount of an image").at_most(mount_limit),
+            row("stop", "library: stop").at_most(STOP_MS),
+            row("notice", "library: daemon killed, until the status says so").at_most(NOTICE_MS),
+        ]);
+    }
+    rows.push(exits_at_once(&place, plan).await?.at_most(NOTICE_MS));
+    place.assert_empty()?;
+    Ok(rows)
+}
+
+async fn one_round(
+    place: &Place,
+    image: &Image,
+    contender: &Contender,
+) -> Result<Vec<(&'static str, f64)>, BenchError> {
+    let (answers, shares) = by_hand::start(contender.program.exe(), &place.path(""), &place.path("share"))?;
+    let begun = Instant::now();
+    let sandbox = Sandbox::start(place.config("s1", &contender.program)?).await?;
+    let start = ms(begun);
+
+    // Each of the two mounts comes first in turn, on a daemon that has had the image mounted before.
+    let request = image.request("c1")?;
+    let at = request.at().clone();
+    sandbox.mount(request.clone()).await?;
+    sandbox.unmount(at.clone()).await?;
+    let mut connection = by_hand::Connection::open(sandbox.api_socket().as_path())?;
+    let mount_by_hand = connection.mount(at.as_str(), &image.bootstrap, &image.config)?;
+    connection.unmount(at.as_str())?;
+    drop(connection);
+    let begun = Instant::now();
+    sandbox.mount(request).await?;
+    let mount = ms(begun);
+    let begun = Instant::now();
+    let _ = sandbox.stop().await;
+    let stop = ms(begun);
+
+    let sandbox = Sandbox::start(place.config("s1", &contender.program)?).await?;
+    let mut status = sandbox.status();
+    let pid = status.borrow().pid;
+    let begun = Instant::now();
+    kill(pid)?;
+    status
+        .wait_for(|status| matches!(status.phase, StatusPhase::Exited(_)))
+        .await?;
+    let notice = ms(begun);
+    let _ = sandbox.stop().await;
+    Ok(vec![
+        ("answers", answers),
+        ("shares", shares),
+        ("start", start),
+        ("mount by hand", mount_by_hand),
+        ("mount", mount),
+        ("stop", stop),
+        ("notice", notice),
+    ])
+}
+
+/// A program that exits as soon as it runs: from before its spawn to the error. The whole is more than the time from
+/// its end.
+async fn exits_at_once(place: &Place, plan: &Plan) -> Result<Row, BenchError> {
+    let program = Program::stock("/bin/false")?;
+    let mut values = Vec::new();
+    for round in 0..=plan.rounds {
+        let config = place.config("s1", &program)?;
+        let begun = Instant::now();
+        if Sandbox::start(config).await.is_ok() {
+            return Err("/bin/false was taken for a daemon".into());
+        }
+        if round > 0 {
+            values.push(ms(begun));
+        }
+    }
+    Ok(Row::new(
+        "library: spawn of a program that exits at once, until the error",
+        "ms",
+        values,
+    ))
+}
+
+fn kill(pid: u32) -> Result<(), BenchError> {
+    let pid = Pid::from_raw(pid.try_into()?).ok_or("no process")?;
+    Ok(kill_process(pid, Signal::KILL)?)
+}
