@@ -204,6 +204,40 @@ fn relative_paths_are_those_of_the_caller() {
     assert_eq!(s.json(&["status", "s1"])["mounts"][0]["source"], text(&s.share()));
 }
 
+/// Limits that this machine does not grant are an event each, and no failure.
+#[test]
+fn the_daemons_namespace_and_limits_are_passed_on() {
+    let s = Sandboxes::new();
+    let args = s.start_args("s1", None);
+    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+    args.extend([
+        "--netns",
+        "/proc/self/ns/net",
+        "--memory-max",
+        "256M",
+        "--pids-max",
+        "100",
+    ]);
+    let info = s.json(&args);
+    let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", pid(&info, "daemon"))).unwrap();
+    let own = std::fs::read_to_string(format!("/proc/{}/cgroup", pid(&info, "supervisor"))).unwrap();
+    let events = s.ok(&["events", "s1"]);
+    assert!(
+        cgroup != own || events.contains("  degraded  "),
+        "{cgroup} {events}"
+    );
+    let netns = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    assert_eq!(netns(&pid(&info, "daemon").to_string()), netns("self"));
+    s.ok(&["stop", "s1"]);
+    let share = text(&s.share());
+    s.refused(
+        &["start", "s1", "--share", &share, "--netns", "/no/such/netns"],
+        1,
+        &["/no/such/netns"],
+    );
+    s.assert_nothing_left();
+}
+
 /// Its own session, no terminal, the root directory; and whoever reads the output of `start` sees its end.
 #[test]
 fn the_supervisor_belongs_to_nobody() {

@@ -8,11 +8,12 @@ use clap::Args;
 use nydusbox_protocol::{LogLevel, SandboxId};
 
 use super::output::OutputArgs;
+use super::size::Size;
 use super::{absolute, block_on};
 use crate::args::StateDirArg;
 use crate::error::Failure;
 use crate::state_dir::StateDir;
-use crate::supervise::{self, DaemonChoice, Order};
+use crate::supervise::{self, DaemonChoice, LimitsChoice, NetnsChoice, Order};
 
 /// Returns when the directory is served to whoever connects to the sandbox's vhost-user socket. A process of this
 /// program stays and owns the sandbox until `nydusbox stop`.
@@ -32,6 +33,18 @@ pub(crate) struct StartArgs {
     /// Further argument for the daemon (may be repeated)
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     extra_arg: Vec<OsString>,
+    /// Network namespace of the daemon, from which it reaches registries: host's, this command's, or one by path
+    #[arg(long, value_name = "host|current|PATH", default_value = "current")]
+    netns: String,
+    /// Memory the daemon may use, its page cache included (cgroup v2; root only)
+    #[arg(long, value_name = "SIZE")]
+    memory_max: Option<Size>,
+    /// Processes and threads the daemon may have (cgroup v2; root only)
+    #[arg(long, value_name = "NUMBER")]
+    pids_max: Option<u64>,
+    /// Fail where a limit cannot be applied; otherwise that is an event, and the sandbox runs without it
+    #[arg(long)]
+    require_limits: bool,
     /// How long the start may take in all
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
@@ -51,6 +64,16 @@ pub(crate) fn run(args: StartArgs, state_dir: &StateDir) -> Result<(), Failure> 
             path => DaemonChoice::Stock(absolute(Path::new(path))?),
         },
         extra_args: args.extra_arg,
+        netns: match args.netns.as_str() {
+            "host" => NetnsChoice::Host,
+            "current" => NetnsChoice::Current,
+            path => NetnsChoice::Path(absolute(Path::new(path))?),
+        },
+        limits: LimitsChoice {
+            memory_max_bytes: args.memory_max.map(Size::bytes),
+            pids_max: args.pids_max,
+            required: args.require_limits,
+        },
         log_level: args.log_level,
         start_deadline: Duration::from_secs(args.timeout.into()),
     };

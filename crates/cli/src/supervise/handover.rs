@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nydusbox::Limits;
 use nydusbox_protocol::{LogLevel, SandboxId};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,8 @@ pub(crate) struct Order {
     pub(crate) share: PathBuf,
     pub(crate) daemon: DaemonChoice,
     pub(crate) extra_args: Vec<OsString>,
+    pub(crate) netns: NetnsChoice,
+    pub(crate) limits: LimitsChoice,
     pub(crate) log_level: LogLevel,
     pub(crate) start_deadline: Duration,
 }
@@ -42,6 +45,36 @@ pub(crate) enum DaemonChoice {
     Builtin,
     /// A nydusd.
     Stock(PathBuf),
+}
+
+/// `--netns`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum NetnsChoice {
+    Host,
+    /// That of `nydusbox start`, which its supervisor shares.
+    Current,
+    Path(PathBuf),
+}
+
+/// `--memory-max`, `--pids-max`, `--require-limits`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LimitsChoice {
+    pub(crate) memory_max_bytes: Option<u64>,
+    pub(crate) pids_max: Option<u64>,
+    pub(crate) required: bool,
+}
+
+impl LimitsChoice {
+    pub(super) fn limits(&self) -> Limits {
+        let mut limits = Limits::new();
+        if let Some(bytes) = self.memory_max_bytes {
+            limits = limits.memory_max_bytes(bytes);
+        }
+        if let Some(count) = self.pids_max {
+            limits = limits.pids_max(count);
+        }
+        if self.required { limits.required() } else { limits }
+    }
 }
 
 /// How the start went.

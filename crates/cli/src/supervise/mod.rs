@@ -21,7 +21,8 @@ use std::sync::{Arc, OnceLock};
 
 use clap::Args;
 use nydusbox::{
-    CONTROL_SOCKET, DirError, Program, SUPERVISOR_LOG, Sandbox, SandboxConfig, StartCause, StartError,
+    CONTROL_SOCKET, DirError, Netns, OnSupervisorDeath, Program, SUPERVISOR_LOG, Sandbox, SandboxConfig,
+    StartCause, StartError,
 };
 use nydusbox_protocol::{SandboxId, SocketPath};
 use rustix::fs::{Mode, OFlags};
@@ -36,7 +37,7 @@ use crate::error::Failure;
 use crate::logging;
 use handler::Requests;
 use handover::{ARRIVED, Reply};
-pub(crate) use handover::{DaemonChoice, Order};
+pub(crate) use handover::{DaemonChoice, LimitsChoice, NetnsChoice, Order};
 use owner::Owner;
 use report::Subject;
 pub(crate) use spawn::start;
@@ -203,6 +204,14 @@ impl Served {
             .and_then(|config| config.with_share(&order.share))
             .map_err(|e| refused(Failure::of(&e)))?
             .with_log_level(order.log_level)
+            .with_netns(match &order.netns {
+                NetnsChoice::Host => Netns::Host,
+                NetnsChoice::Current => Netns::Current,
+                NetnsChoice::Path(path) => Netns::Path(path.clone()),
+            })
+            .with_limits(order.limits.limits())
+            // To be adopted.
+            .with_on_supervisor_death(OnSupervisorDeath::Spare)
             .with_start_deadline(order.start_deadline);
         let dir = config.dir().to_owned();
         let control = SocketPath::new(dir.join(CONTROL_SOCKET)).map_err(|e| refused(Failure::of(&e)))?;
