@@ -130,11 +130,16 @@ impl Bind {
         (&self.share, &self.container, self.inode) == (&other.share, &other.container, other.inode)
     }
 
+    /// Where it is, or is to be.
+    pub(crate) fn target(&self) -> PathBuf {
+        self.share.join(self.container.as_str()).join(SNAPSHOTDIR)
+    }
+
     /// Makes the directories and the mount. On an error what was done so far is undone.
     pub(crate) fn make(&mut self) -> Result<(), BindError> {
         match self.try_make() {
             Ok(mount_id) => {
-                self.mount_id = mount_id;
+                self.mount_id = Some(mount_id);
                 Ok(())
             }
             Err(error) => {
@@ -146,7 +151,7 @@ impl Bind {
         }
     }
 
-    fn try_make(&self) -> Result<Option<u64>, BindError> {
+    fn try_make(&self) -> Result<u64, BindError> {
         let (source, inode) = steps::open_source(&self.source)?;
         if inode != self.inode {
             return Err(BindError::Replaced {
@@ -167,12 +172,11 @@ impl Bind {
         dir.attach(&source, &self.source, SNAPSHOTDIR)
     }
 
-    /// Whether the snapshot's directory is mounted where it should be.
-    #[cfg(test)]
-    pub(crate) fn is_made(&self) -> bool {
-        Share::open(&self.share)
-            .and_then(|share| share.container(&self.container)?.mounted(SNAPSHOTDIR))
-            .is_ok_and(|mounted| mounted == Some(self.inode))
+    /// The mount's number, if the snapshot's directory is mounted where it should be.
+    fn find_mount(&self) -> Option<u64> {
+        let dir = Share::open(&self.share).ok()?.container(&self.container).ok()?;
+        let (inode, mount_id) = dir.mounted(SNAPSHOTDIR).ok()??;
+        Some(mount_id).filter(|_| inode == self.inode)
     }
 
     /// Takes the mount and the directories away, each whatever became of the others; says what is left. What is

@@ -92,7 +92,8 @@ macro_rules! scene_or_skip {
 fn the_snapshot_appears_in_the_share_and_goes_without_a_trace() {
     let scene = scene_or_skip!();
     let bind = scene.made();
-    assert!(bind.is_made());
+    assert_eq!(bind.find_mount(), bind.mount_id);
+    assert!(bind.mount_id.is_some());
     fs::write(scene.path("share/c1/snapshotdir/fs/new"), "guest").unwrap();
     assert_eq!(
         fs::read_to_string(scene.path("snapshot/fs/new")).unwrap(),
@@ -100,7 +101,7 @@ fn the_snapshot_appears_in_the_share_and_goes_without_a_trace() {
     );
     assert!(scene.path("share/c1/rootfs").is_dir());
     assert!(bind.undo().is_empty());
-    assert!(!bind.is_made() && scene.share_is_empty() && scene.mounts().is_empty());
+    assert!(bind.find_mount().is_none() && scene.share_is_empty() && scene.mounts().is_empty());
     assert!(bind.undo().is_empty(), "again is no failure");
 }
 
@@ -224,7 +225,7 @@ fn only_the_bind_that_is_meant_is_undone() {
     let container = ContainerId::new("c2").unwrap();
     let second = Bind::plan(&scene.path("share"), &container, &scene.path("snapshot")).unwrap();
     assert!(second.undo().is_empty());
-    assert!(first.is_made());
+    assert!(first.find_mount().is_some());
     assert!(first.undo().is_empty());
 }
 

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::environment::{Environment, Limits, Netns, OnSupervisorDeath};
 use crate::program::Program;
+use crate::state::{Settings, StateDocument};
 
 /// Where sandboxes keep their directories unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/run/nydusbox";
@@ -112,6 +113,54 @@ impl SandboxConfig {
             stop_grace: DEFAULT_STOP_GRACE,
             environment: Environment::default(),
         })
+    }
+
+    /// The configuration a supervisor that is gone has written down.
+    pub(crate) fn recorded(state_dir: &Path, document: &StateDocument) -> Result<Self, ConfigError> {
+        let program = Program::recorded(&document.program);
+        let Settings {
+            share,
+            log_level,
+            start_deadline_ms,
+            call_deadline_ms,
+            stop_grace_ms,
+            environment,
+        } = document.settings.clone();
+        Ok(Self {
+            share,
+            log_level,
+            start_deadline: Duration::from_millis(start_deadline_ms),
+            call_deadline: Duration::from_millis(call_deadline_ms),
+            stop_grace: Duration::from_millis(stop_grace_ms),
+            environment,
+            ..Self::new(document.sandbox.clone(), state_dir, program)?
+        })
+    }
+
+    /// What of it is written down. Every field is either here or follows from those that are.
+    pub(crate) fn settings(&self) -> Settings {
+        let Self {
+            id: _,
+            dir: _,
+            vhost_socket: _,
+            api_socket: _,
+            program: _,
+            share,
+            log_level,
+            start_deadline,
+            call_deadline,
+            stop_grace,
+            environment,
+        } = self;
+        let ms = |duration: &Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Settings {
+            share: share.clone(),
+            log_level: *log_level,
+            start_deadline_ms: ms(start_deadline),
+            call_deadline_ms: ms(call_deadline),
+            stop_grace_ms: ms(stop_grace),
+            environment: environment.clone(),
+        }
     }
 
     /// Shares a host directory with the guest at `/containers`.

@@ -3,15 +3,20 @@
 //! The lock is held from before the first file is made until after the last is gone, so two supervisors can never
 //! use one sandbox, nor one take over the other's sockets. Only files with the names below are ever removed,
 //! never a directory tree: there could be mounts in it. `drop` removes them too, for a start that is given up.
+//! What a predecessor has left outside is undone by [`crate::remains`].
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::outlet::OUTLET;
+use crate::remains;
+use crate::state::{DAEMON_LOCK, STATE, STATE_NEW, StateError};
 
 /// File names inside a sandbox's directory.
 pub(crate) const VHOST_SOCKET: &str = "vhost.sock";
@@ -27,13 +32,18 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 /// That program's own log.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
 
-const FILES: [&str; 6] = [
+/// In the order in which they are removed: what the document promises goes before the document.
+const FILES: [&str; 10] = [
     VHOST_SOCKET,
     API_SOCKET,
     CONTROL_SOCKET,
+    OUTLET,
     LOG,
     LOG_OLD,
     SUPERVISOR_LOG,
+    STATE_NEW,
+    STATE,
+    DAEMON_LOCK,
 ];
 
 /// How often the lock is tried while predecessors remove the directory under our hands.
@@ -69,6 +79,32 @@ pub enum DirError {
         path: PathBuf,
         /// The process that holds the lock, when it could be read.
         holder: Option<u32>,
+    },
+    /// Nobody holds the lock, but the daemon of a supervisor that was killed still runs.
+    #[error("use {path:?}: process {pid} still serves the sandbox; adopt it or sweep it away")]
+    DaemonLives {
+        /// The directory.
+        path: PathBuf,
+        /// The daemon.
+        pid: u32,
+    },
+    /// Its document is not understood, so nobody can tell what belongs to it.
+    #[error("use the state in {path:?}")]
+    State {
+        /// The document.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: StateError,
+    },
+    /// A predecessor's mount cannot be undone.
+    #[error("clear away what is left in {path:?}")]
+    Remains {
+        /// The directory.
+        path: PathBuf,
+        /// What is left.
+        #[source]
+        source: Leftover,
     },
     /// Nobody holds the lock, but a daemon still serves the socket.
     #[error("use the socket {path:?}: something still listens on it{}", by(*.holder))]
@@ -114,25 +150,48 @@ pub enum Leftover {
     },
 }
 
+impl Leftover {
+    /// Whether the next attempt needs to know what the document says.
+    pub(crate) fn needs_the_document(&self) -> bool {
+        match self {
+            Self::Mount { .. } | Self::Process { .. } => true,
+            Self::Path { .. } => false,
+        }
+    }
+}
+
 /// A directory that is ours alone.
 #[derive(Debug)]
 pub(crate) struct SandboxDir {
     path: PathBuf,
     fd: OwnedFd,
-    /// Closed, and so unlocked, after everything else is gone.
-    _lock: OwnedFd,
-    removed: bool,
+    /// Closed, and so unlocked, after everything else is gone. `None` when it was only looked at and has none.
+    _lock: Option<OwnedFd>,
+    /// What is in it goes with this value.
+    owned: bool,
+}
+
+/// A directory that may be there.
+#[derive(Debug)]
+pub(crate) enum Entered {
+    /// It is, and nobody else uses it. It stays as it is unless it is removed.
+    Locked(SandboxDir),
+    Missing,
+}
+
+/// What to do about a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Locking {
+    /// Take it, and say who has it.
+    Take,
+    /// Take it for a moment, and change nothing.
+    Look,
 }
 
 impl SandboxDir {
     /// Creates or enters the directory, locks it, and removes the sockets of a predecessor that is dead. On an
     /// error everything is as it was found.
     pub(crate) fn claim(path: &Path) -> Result<Self, DirError> {
-        let failed = |action, path: &Path, errno: Errno| DirError::Io {
-            action,
-            path: path.to_owned(),
-            source: errno.into(),
-        };
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(|source| DirError::Io {
                 action: "create the state directory",
@@ -145,50 +204,103 @@ impl SandboxDir {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(failed("create", path, errno)),
             }
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = match rustix::fs::open(path, flags, Mode::empty()) {
-                Ok(fd) => fd,
-                Err(Errno::NOENT) => continue,
-                Err(errno) => return Err(failed("open", path, errno)),
-            };
-            let stat = rustix::fs::fstat(&fd).map_err(|e| failed("open", path, e))?;
-            if stat.st_uid != rustix::process::geteuid().as_raw() {
-                return Err(DirError::NotOurs {
-                    path: path.to_owned(),
-                    owner: stat.st_uid,
-                });
+            match Self::open(path, Locking::Take)? {
+                Entered::Missing => {}
+                Entered::Locked(dir) => return dir.succeed(),
             }
-            if Mode::from_raw_mode(stat.st_mode) != Mode::RWXU {
-                rustix::fs::fchmod(&fd, Mode::RWXU).map_err(|e| failed("close to others", path, e))?;
-            }
-            let lock = match lock(path, &fd) {
-                Ok(Some(lock)) => lock,
-                Ok(None) => continue,
-                Err(error) => return Err(error),
-            };
-            for name in [API_SOCKET, VHOST_SOCKET] {
-                let socket = path.join(name);
-                if let Some(holder) = listener(&socket, name == API_SOCKET) {
-                    return Err(DirError::SocketInUse { path: socket, holder });
-                }
-            }
-            for name in FILES {
-                match rustix::fs::unlinkat(&fd, name, AtFlags::empty()) {
-                    Ok(()) => {
-                        tracing::info!(file = %path.join(name).display(), "removed what a dead predecessor left");
-                    }
-                    Err(Errno::NOENT) => {}
-                    Err(errno) => return Err(failed("remove", &path.join(name), errno)),
-                }
-            }
-            return Ok(Self {
-                path: path.to_owned(),
-                fd,
-                _lock: lock,
-                removed: false,
-            });
         }
         Err(failed("lock", path, Errno::AGAIN))
+    }
+
+    /// Enters a directory that is there and takes its lock.
+    pub(crate) fn enter(path: &Path) -> Result<Entered, DirError> {
+        Self::open(path, Locking::Take)
+    }
+
+    /// As [`SandboxDir::enter`], leaving no trace.
+    pub(crate) fn look(path: &Path) -> Result<Entered, DirError> {
+        Self::open(path, Locking::Look)
+    }
+
+    fn open(path: &Path, locking: Locking) -> Result<Entered, DirError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(Entered::Missing),
+            Err(errno) => return Err(failed("open", path, errno)),
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(|e| failed("open", path, e))?;
+        if stat.st_uid != rustix::process::geteuid().as_raw() {
+            return Err(DirError::NotOurs {
+                path: path.to_owned(),
+                owner: stat.st_uid,
+            });
+        }
+        if locking == Locking::Take && Mode::from_raw_mode(stat.st_mode) != Mode::RWXU {
+            rustix::fs::fchmod(&fd, Mode::RWXU).map_err(|e| failed("close to others", path, e))?;
+        }
+        let lock = lock(path, &fd, locking)?;
+        if lock.is_none() && locking == Locking::Take {
+            return Ok(Entered::Missing);
+        }
+        Ok(Entered::Locked(Self {
+            path: path.to_owned(),
+            fd,
+            _lock: lock,
+            owned: false,
+        }))
+    }
+
+    /// Makes a predecessor's directory ours, if what is left of it is dead.
+    fn succeed(mut self) -> Result<Self, DirError> {
+        if let Some(holder) = remains::holders(&self)?.first() {
+            return Err(DirError::DaemonLives {
+                path: self.path.clone(),
+                pid: holder.id(),
+            });
+        }
+        let path = &self.path;
+        for name in [API_SOCKET, VHOST_SOCKET] {
+            let socket = path.join(name);
+            if let Some(holder) = listener(&socket, name == API_SOCKET) {
+                return Err(DirError::SocketInUse { path: socket, holder });
+            }
+        }
+        if let Some(document) = remains::document(&self)? {
+            for left in remains::undo_outside(&document) {
+                if left.needs_the_document() {
+                    return Err(DirError::Remains {
+                        path: path.clone(),
+                        source: left,
+                    });
+                }
+                tracing::warn!(
+                    error = &left as &dyn std::error::Error,
+                    "a dead predecessor's, and left"
+                );
+            }
+        }
+        for name in FILES {
+            match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+                Ok(()) => {
+                    tracing::info!(file = %path.join(name).display(), "removed what a dead predecessor left");
+                }
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(failed("remove", &path.join(name), errno)),
+            }
+        }
+        self.owned = true;
+        Ok(self)
+    }
+
+    /// Makes what is in it go with this value.
+    pub(crate) fn own(&mut self) {
+        self.owned = true;
+    }
+
+    /// Leaves everything where it is, and unlocks it.
+    pub(crate) fn leave(mut self) {
+        self.owned = false;
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
@@ -201,7 +313,7 @@ impl SandboxDir {
     }
 
     fn remove_all(&mut self) -> Vec<Leftover> {
-        self.removed = true;
+        self.owned = false;
         let mut left = Vec::new();
         let mut note = |path: PathBuf, errno: Errno| {
             left.push(Leftover::Path {
@@ -228,7 +340,7 @@ impl SandboxDir {
 
 impl Drop for SandboxDir {
     fn drop(&mut self) {
-        if !self.removed {
+        if self.owned {
             for left in self.remove_all() {
                 tracing::warn!(error = &left as &dyn std::error::Error, "left behind");
             }
@@ -236,14 +348,28 @@ impl Drop for SandboxDir {
     }
 }
 
-/// Takes the lock; `None` when the file was removed by its previous holder between opening and locking.
-fn lock(path: &Path, dir: &OwnedFd) -> Result<Option<OwnedFd>, DirError> {
-    let failed = |errno: Errno| DirError::Io {
-        action: "lock",
+impl AsFd for SandboxDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn failed(action: &'static str, path: &Path, errno: Errno) -> DirError {
+    DirError::Io {
+        action,
         path: path.to_owned(),
         source: errno.into(),
-    };
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    }
+}
+
+/// Takes the lock; `None` when the file was removed by its previous holder between opening and locking, or, when
+/// only looking, is not there.
+fn lock(path: &Path, dir: &OwnedFd, locking: Locking) -> Result<Option<OwnedFd>, DirError> {
+    let failed = |errno: Errno| failed("lock", path, errno);
+    let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    if locking == Locking::Take {
+        flags |= OFlags::CREATE;
+    }
     let fd = match rustix::fs::openat(dir, LOCK, flags, Mode::RUSR | Mode::WUSR) {
         Ok(fd) => fd,
         Err(Errno::NOENT) => return Ok(None),
@@ -266,6 +392,9 @@ fn lock(path: &Path, dir: &OwnedFd) -> Result<Option<OwnedFd>, DirError> {
         Ok(named) if (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino) => {}
         Ok(_) | Err(Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(failed(errno)),
+    }
+    if locking == Locking::Look {
+        return Ok(Some(fd));
     }
     let mut file = std::fs::File::from(fd);
     let written = file

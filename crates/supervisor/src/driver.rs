@@ -5,6 +5,7 @@
 //! the directory, in the order they are declared.
 
 use std::future::Future;
+use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::ledger::{Knowledge, UnmountOutcome};
 use crate::lifecycle::{Action, Call, Event, Lifecycle, MountOutcome, Phase, Reply, Request, Timer};
 use crate::program::ProgramKind;
 use crate::request::{MountRequest, Snapshotdir};
+use crate::state::{Journal, PhaseRecord};
 use crate::status::{MountStatus, Status, StatusPhase};
 use crate::stop::{StopOutcome, StopStep, ending, frontend_seen};
 
@@ -67,6 +69,9 @@ pub(crate) struct Driver {
     client: Option<ApiClient>,
     daemon: Daemon,
     binds: BindBook,
+    journal: Journal,
+    /// Whether the journal has what the lifecycle has decided last.
+    recorded: io::Result<()>,
     dir: SandboxDir,
     config: SandboxConfig,
     lifecycle: Lifecycle,
@@ -84,12 +89,19 @@ impl Driver {
         let Serving {
             daemon,
             client,
+            journal,
+            binds,
             dir,
             ledger,
+            adopted,
         } = serving;
-        events.emit(SandboxEvent::Started {
-            pid: daemon.id(),
-            program: config.program().exe().display().to_string(),
+        let pid = daemon.id();
+        events.emit(match adopted {
+            true => SandboxEvent::Adopted { pid },
+            false => SandboxEvent::Started {
+                pid,
+                program: config.program().exe().display().to_string(),
+            },
         });
         for (at, _, _) in ledger.iter() {
             events.emit(SandboxEvent::Mounted { at: at.clone() });
@@ -98,7 +110,6 @@ impl Driver {
         let (stop_in, stop) = oneshot::channel();
         let (alive_in, alive) = oneshot::channel();
         let lifecycle = Lifecycle::serving(ledger, body_limit_bytes(config.program().kind()));
-        let binds = BindBook::default();
         let (status, status_out) = watch::channel(snapshot(0, &lifecycle, &binds, &daemon));
         let strings = Strings {
             requests: requests_in,
@@ -106,11 +117,13 @@ impl Driver {
             alive: alive_in,
             status: status_out,
         };
-        let driver = Self {
+        let mut driver = Self {
             call: None,
             client: Some(client),
             daemon,
             binds,
+            journal,
+            recorded: Ok(()),
             dir,
             config,
             lifecycle,
@@ -122,6 +135,9 @@ impl Driver {
             status,
             events,
         };
+        // An adopted one may have binds whose mounts are gone.
+        driver.undo_binds();
+        driver.record();
         (driver, strings)
     }
 
@@ -138,6 +154,7 @@ impl Driver {
             let mut end = None;
             let actions = self.lifecycle.step(event);
             self.undo_binds();
+            self.record();
             for action in actions {
                 end = self.perform(action).or(end);
             }
@@ -243,20 +260,47 @@ impl Driver {
         }
     }
 
-    fn begin(&mut self, call: Call) {
-        // A few lookups in two local directories, tens of microseconds: on a thread of its own it would have to be
-        // waited for when the call is abandoned.
-        let prepared = match &call {
-            Call::Mount(at, _) => self.binds.make(at),
-            Call::Remount(..) | Call::Unmount(_) => Ok(()),
+    /// Writes down what the lifecycle has decided, before any of it is done.
+    fn record(&mut self) {
+        let phase = match self.lifecycle.phase() {
+            Phase::Serving | Phase::Exited(_) => PhaseRecord::Serving,
+            Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing | Phase::Ended(_) => {
+                PhaseRecord::Stopping
+            }
         };
+        let (ledger, binds) = (self.lifecycle.ledger(), &self.binds);
+        let version = self.daemon.version();
+        self.recorded = self.journal.write(|document| {
+            version.clone_into(&mut document.program.version);
+            document.enter(phase, ledger, binds);
+        });
+        if let Err(error) = &self.recorded {
+            tracing::error!(sandbox = %self.config.id(), %error, "cannot write the state down");
+        }
+    }
+
+    /// What has to be done before a call: a mount that is not written down, or lacks its bind, is not made.
+    fn prepare(&mut self, call: &Call) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        match call {
+            Call::Mount(at, _) => {
+                std::mem::replace(&mut self.recorded, Ok(()))?;
+                // A few lookups in two local directories, tens of microseconds: on a thread of its own it would have
+                // to be waited for when the call is abandoned.
+                Ok(self.binds.make(at)?)
+            }
+            Call::Remount(..) | Call::Unmount(_) => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, call: Call) {
+        let prepared = self.prepare(&call);
         let mut client = self
             .client
             .take()
             .unwrap_or_else(|| ApiClient::new(self.config.api_socket().clone(), self.config.call_deadline()));
         self.call = Some(Box::pin(async move {
             let answer = match (prepared, &call) {
-                (Err(error), _) => Err(CallError::NotAsked { source: error.into() }),
+                (Err(source), _) => Err(CallError::NotAsked { source }),
                 (Ok(()), Call::Mount(at, command)) => client.mount(at, command).await,
                 (Ok(()), Call::Remount(at, command)) => client.remount(at, command).await,
                 (Ok(()), Call::Unmount(at)) => client.unmount(at).await,
@@ -313,7 +357,10 @@ impl Driver {
         leftovers.extend(self.daemon.take_left());
         drop(self.daemon);
         leftovers.extend(self.binds.undo_all_but(|_| false));
-        leftovers.extend(self.dir.remove());
+        match leftovers.iter().any(Leftover::needs_the_document) {
+            true => self.dir.leave(),
+            false => leftovers.extend(self.dir.remove()),
+        }
         self.events.emit(SandboxEvent::Stopped {
             step: step.clone(),
             leftovers: leftovers.iter().map(ToString::to_string).collect(),

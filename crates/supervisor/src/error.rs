@@ -17,6 +17,18 @@ use crate::exit::{Exit, ExitCause};
 use crate::ledger::SLOTS;
 use crate::preflight::{ArgumentError, PreflightError};
 
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 /// A sandbox that did not start. Nothing of it is left but what `leftovers` names.
 #[derive(Debug, thiserror::Error)]
 #[error("start sandbox {sandbox}")]

@@ -3,7 +3,7 @@
 //! Pure. It decides whether a request needs a call, is done already or cannot be granted, and what an answer (or
 //! its absence) means for the books. It never talks to the daemon; [`crate::lifecycle`] does, through actions.
 
-use nydusbox_protocol::{FsType, MountCommand, MountPoint};
+use nydusbox_protocol::{BackendCollection, FsType, MountCommand, MountPoint};
 
 use crate::client::CallError;
 use crate::request::MountRequest;
@@ -205,6 +205,30 @@ impl Ledger {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// The book of a predecessor: what the daemon says it has of it, or all of it in doubt when it does not say.
+    pub(crate) fn recalled(
+        mounts: impl IntoIterator<Item = (MountPoint, MountCommand)>,
+        reported: Option<&BackendCollection>,
+    ) -> Self {
+        let entry = |(at, command): (MountPoint, MountCommand)| {
+            let knowledge = match reported.map(|places| places.contains_key(at.as_str())) {
+                Some(true) => Knowledge::Confirmed,
+                Some(false) => return None,
+                None => Knowledge::Doubtful,
+            };
+            Some(Entry {
+                at,
+                command,
+                knowledge,
+                doubted: knowledge == Knowledge::Doubtful,
+                replacement: None,
+            })
+        };
+        Self {
+            mounts: mounts.into_iter().filter_map(entry).collect(),
         }
     }
 

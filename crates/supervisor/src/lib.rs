@@ -30,6 +30,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod adopt;
 mod binds;
 mod client;
 mod command;
@@ -45,16 +46,21 @@ mod exit;
 mod launch;
 mod ledger;
 mod lifecycle;
+mod outlet;
 mod output;
 mod preflight;
 mod process;
 mod program;
 mod readiness;
+mod remains;
 mod request;
 mod sandbox;
+mod state;
 mod status;
 mod stop;
+mod sweep;
 
+pub use adopt::{AdoptError, Adoption, adopt_all};
 pub use binds::BindError;
 pub use client::CallError;
 pub use config::{
@@ -77,5 +83,9 @@ pub use preflight::{ArgumentError, PreflightError};
 pub use program::{Program, ProgramError, ProgramKind};
 pub use request::{MountRequest, MountRequestError};
 pub use sandbox::Sandbox;
+#[doc(hidden)]
+pub use state::StateDocument;
+pub use state::StateError;
 pub use status::{MountStatus, Status, StatusPhase};
 pub use stop::{StopOutcome, StopStep};
+pub use sweep::{SweepReport, SweepVerdict, SweptSandbox, sweep};

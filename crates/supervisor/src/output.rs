@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nydusbox_protocol::SandboxId;
@@ -42,6 +43,14 @@ impl Output {
             log,
             sandbox,
         })
+    }
+
+    /// As [`Output::new`], with the last lines of the log that was kept so far.
+    pub(crate) fn resume(pipe: OwnedFd, log: LogFile, sandbox: SandboxId) -> io::Result<Self> {
+        let kept = log.end()?;
+        let mut output = Self::new(pipe, log, sandbox)?;
+        output.tail.push(&kept, |_| ());
+        Ok(output)
     }
 
     /// Whether every writer has closed its end.
@@ -162,6 +171,28 @@ impl LogFile {
             set_aside: set_aside.to_owned(),
             len: 0,
         })
+    }
+
+    /// Goes on with the log of a predecessor.
+    pub(crate) fn resume(path: &Path, set_aside: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+        Ok(Self {
+            path: path.to_owned(),
+            set_aside: set_aside.to_owned(),
+            len: file.metadata()?.len(),
+            file: Some(file),
+        })
+    }
+
+    /// Its end, enough for the last lines.
+    fn end(&self) -> io::Result<Vec<u8>> {
+        let begin = self.len.saturating_sub(CHUNK_BYTES as u64);
+        let mut kept = vec![0; usize::try_from(self.len - begin).unwrap_or(0)];
+        if let Some(file) = &self.file {
+            file.read_exact_at(&mut kept, begin)?;
+        }
+        Ok(kept)
     }
 
     fn append(&mut self, bytes: &[u8]) {

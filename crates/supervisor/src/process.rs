@@ -1,7 +1,9 @@
 //! One child process: spawned, signalled, waited for, reaped, all through one owner.
 //!
 //! A signal goes out only while the child has not been reaped, so neither the pid nor the process group can be
-//! someone else's. What was put round the child ([`crate::environment`]) goes with it. Dropping a [`Process`] kills its group and reaps it before `drop` returns. What the child says
+//! someone else's. What was put round the child ([`crate::environment`]) goes with it. One taken over from a
+//! supervisor that is gone is not our child: it is held by a pidfd, and its descendants are known by the lock they
+//! inherit ([`crate::state`]). Dropping a [`Process`] kills its group and reaps it before `drop` returns. What the child says
 //! is in [`crate::output`]; both together are [`crate::daemon`].
 
 use std::io;
@@ -14,10 +16,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
+use crate::binds::Inode;
 use crate::environment::{Prepared, Surroundings};
 use crate::error::StartCause;
 use crate::exit::ExitCause;
 use crate::readiness::readable_fd;
+use crate::state::{self, Holder};
 
 /// How long `drop` waits for a killed child. Longer only happens in uninterruptible sleep, where waiting would
 /// block the caller for as long as a broken disk pleases.
@@ -26,10 +30,20 @@ const DROP_WAIT: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// A child in its own process group.
+/// Who can wait for a process.
+#[derive(Debug)]
+enum Parent {
+    /// This process: it is our child.
+    Us(Child),
+    /// Someone else has become its parent, and takes its status. Whoever has this file open goes with it.
+    Other(Inode),
+}
+
+/// A child in its own process group, or what was one of a supervisor that is gone.
 #[derive(Debug)]
 pub(crate) struct Process {
-    child: Child,
+    parent: Parent,
+    pid: Pid,
     /// Whose members go with it. Ours for as long as the child is not reaped.
     group: Pid,
     surroundings: Surroundings,
@@ -63,7 +77,8 @@ impl Process {
     fn owned(mut child: Child, group: Pid, surroundings: Surroundings) -> io::Result<Self> {
         match Self::watch(&child) {
             Ok(pidfd) => Ok(Self {
-                child,
+                pid: Pid::from_child(&child),
+                parent: Parent::Us(child),
                 group,
                 surroundings,
                 left: None,
@@ -79,13 +94,26 @@ impl Process {
         }
     }
 
+    /// Takes over a daemon that someone else has started. Must be called within a runtime.
+    pub(crate) fn adopt(daemon: Holder, lock: Inode, cgroup: Option<PathBuf>) -> io::Result<Self> {
+        Ok(Self {
+            pidfd: readable_fd(daemon.pidfd)?,
+            parent: Parent::Other(lock),
+            pid: daemon.pid,
+            group: daemon.pid,
+            surroundings: Surroundings::recalled(cgroup),
+            left: None,
+            reaped: None,
+        })
+    }
+
     fn watch(child: &Child) -> io::Result<AsyncFd<OwnedFd>> {
         readable_fd(pidfd_open(Pid::from_child(child), PidfdFlags::empty())?)
     }
 
     /// The process id, for logs only.
     pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+        self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
     /// Waits until the child has ended and reaps it, taking whatever is left of its group along. Cancel safe; may
@@ -115,12 +143,16 @@ impl Process {
     /// still ours.
     fn reap(&mut self) {
         self.kill_group();
-        let cause = match self.child.try_wait() {
-            Ok(Some(status)) => status.into(),
-            Ok(None) => return,
-            Err(_) => ExitCause::Unknown,
+        let cause = match &mut self.parent {
+            Parent::Us(child) => match child.try_wait() {
+                Ok(Some(status)) => status.into(),
+                Ok(None) => return,
+                Err(_) => ExitCause::Unknown,
+            },
+            Parent::Other(_) => ExitCause::Unknown,
         };
-        let killed = cause == ExitCause::Signal(Signal::KILL.as_raw());
+        // Of one that is not our child the cause is not known, but the kernel's count is.
+        let killed = matches!(cause, ExitCause::Unknown) || cause == ExitCause::Signal(Signal::KILL.as_raw());
         self.reaped = Some(match killed && self.surroundings.oom_killed() {
             true => ExitCause::Oom,
             false => cause,
@@ -152,8 +184,20 @@ impl Process {
         if self.reaped.is_some() {
             return;
         }
-        // ESRCH: the leader is a zombie and nothing else is in the group.
-        if let Err(error) = kill_process_group(self.group, Signal::KILL)
+        let sent = match &self.parent {
+            Parent::Us(_) => kill_process_group(self.group, Signal::KILL),
+            // Its group's number may be someone else's as soon as its parent has reaped it.
+            Parent::Other(lock) => {
+                let sent = pidfd_send_signal(&self.pidfd, Signal::KILL);
+                state::holders(*lock)
+                    .unwrap_or_default()
+                    .iter()
+                    .for_each(Holder::kill);
+                sent
+            }
+        };
+        // ESRCH: the leader is a zombie, or reaped, and nothing else is in the group.
+        if let Err(error) = sent
             && error != rustix::io::Errno::SRCH
         {
             tracing::warn!(pid = self.id(), %error, "cannot send SIGKILL");

@@ -9,6 +9,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
+use serde::{Deserialize, Serialize};
+
+use crate::state::{OsText, ProgramRecord};
 
 /// Why a path cannot be the daemon's executable.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +41,8 @@ pub enum ProgramError {
 }
 
 /// Which command line a program understands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ProgramKind {
     /// `virtiofs` with `--sock-fd` and `--apisock-fd`: serves on listening sockets it inherits.
     Embedded,
@@ -118,6 +122,37 @@ impl Program {
     #[must_use]
     pub fn exe(&self) -> &Path {
         &self.exe
+    }
+
+    /// What has to be known to start it again.
+    pub(crate) fn record(&self) -> ProgramRecord {
+        let Self { kind, exe, args, env } = self;
+        let text = |text: &OsString| OsText(text.clone());
+        ProgramRecord {
+            kind: *kind,
+            exe: OsText(exe.clone().into()),
+            args: args.iter().map(text).collect(),
+            env: env
+                .iter()
+                .map(|(name, value)| (text(name), text(value)))
+                .collect(),
+            version: String::new(),
+        }
+    }
+
+    /// A program that was checked by someone else; its file may be gone or replaced since.
+    pub(crate) fn recorded(record: &ProgramRecord) -> Self {
+        let text = |text: &OsText| text.0.clone();
+        Self {
+            kind: record.kind,
+            exe: record.exe.0.clone().into(),
+            args: record.args.iter().map(text).collect(),
+            env: record
+                .env
+                .iter()
+                .map(|(name, value)| (text(name), text(value)))
+                .collect(),
+        }
     }
 
     pub(crate) fn args(&self) -> &[OsString] {

@@ -16,14 +16,14 @@ use crate::driver::{Driver, Envelope, Strings};
 use crate::error::{MountError, RemountError, StartError, UnmountError};
 use crate::events::{EventSink, Events};
 use crate::exit::{Exit, ExitCause};
-use crate::launch;
+use crate::launch::{self, Serving};
 use crate::ledger::UnmountOutcome;
 use crate::lifecycle::MountOutcome;
 use crate::request::MountRequest;
 use crate::status::{Status, StatusPhase};
 use crate::stop::{StopOutcome, StopStep};
 
-/// A sandbox whose daemon was started by this process.
+/// A sandbox whose daemon was started, or taken over, by this process.
 ///
 /// Dropping it kills and reaps the daemon and removes the sandbox's directory. The task that owns the daemon does
 /// this as soon as it runs next; if its runtime is shut down before, the same happens while the task is dropped.
@@ -52,22 +52,27 @@ impl Sandbox {
     /// Outside a tokio runtime with I/O and time enabled.
     pub async fn start(config: SandboxConfig) -> Result<Self, StartError> {
         let events = EventSink::new(config.id().clone());
-        let from_the_start = events.events();
         let serving = Box::pin(launch::launch(&config, &events)).await?;
+        Ok(Self::supervise(serving, config, events))
+    }
+
+    /// The handle of a sandbox that serves, with the task that supervises it. Must be called within a runtime.
+    pub(crate) fn supervise(serving: Serving, config: SandboxConfig, events: EventSink) -> Self {
+        let from_the_start = events.events();
         let (id, vhost_socket, api_socket) = (
             config.id().clone(),
             config.vhost_socket().clone(),
             config.api_socket().clone(),
         );
         let (driver, strings) = Driver::new(serving, config, events);
-        Ok(Self {
+        Self {
             id,
             vhost_socket,
             api_socket,
             strings,
             events: from_the_start,
             task: tokio::spawn(driver.run()),
-        })
+        }
     }
 
     /// Mounts something. The same again is a no-op; something else at the same place is an error.

@@ -68,6 +68,7 @@ async fn the_snapshot_is_in_the_share_while_the_image_is_mounted() {
     let first = request(&place, "c1", "snapshot");
     assert_eq!(sandbox.mount(first.clone()).await.unwrap(), MountOutcome::Mounted);
     assert!(place.path("share/c1/snapshotdir/fs/precious").exists());
+    sandbox.mount(place.request("/m")).await.unwrap();
     let shown = sandbox
         .status()
         .borrow()

@@ -56,6 +56,20 @@ impl BindBook {
         left
     }
 
+    /// Every bind that is there or may be, with the mount it belongs to.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&MountPoint, &Bind)> {
+        self.binds.iter().map(|(at, bind)| (at, bind))
+    }
+
+    /// The book of a predecessor. What it had begun to make is looked for.
+    pub(crate) fn recalled(binds: impl IntoIterator<Item = (MountPoint, Bind)>) -> Self {
+        let mut binds: Vec<_> = binds.into_iter().collect();
+        for (_, bind) in &mut binds {
+            bind.mount_id = bind.mount_id.or_else(|| bind.find_mount());
+        }
+        Self { binds }
+    }
+
     /// The bind of a mount.
     pub(crate) fn find(&self, at: &MountPoint) -> Option<&Bind> {
         self.binds.iter().find(|(of, _)| of == at).map(|(_, bind)| bind)

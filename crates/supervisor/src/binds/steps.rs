@@ -73,6 +73,11 @@ fn inode(fd: &OwnedFd) -> rustix::io::Result<Inode> {
     })
 }
 
+/// The number a mount has in mountinfo.
+fn mount_id(root: &OwnedFd) -> rustix::io::Result<u64> {
+    Ok(rustix::fs::statx(root, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
+}
+
 const BELOW: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS);
@@ -132,7 +137,7 @@ impl ContainerDir {
         source: &OwnedFd,
         source_path: &Path,
         name: &'static str,
-    ) -> Result<Option<u64>, BindError> {
+    ) -> Result<u64, BindError> {
         let target_path = self.path.join(name);
         let target = open_dir(&self.fd, Path::new(name), BELOW | ResolveFlags::NO_XDEV)
             .map_err(|errno| failed("open", &target_path, errno))?;
@@ -151,12 +156,11 @@ impl ContainerDir {
         rustix::mount::move_mount(&tree, "", &target, "", by_descriptors).map_err(mounting)?;
         let root = format!("/proc/self/fd/{}", tree.as_raw_fd());
         rustix::mount::mount_change(root, MountPropagationFlags::DOWNSTREAM).map_err(mounting)?;
-        let number = rustix::fs::statx(&tree, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
-        Ok(number.ok().map(|stat| stat.stx_mnt_id))
+        mount_id(&tree).map_err(mounting)
     }
 
-    /// What is mounted on `name`, if it is a mount point.
-    pub(super) fn mounted(&self, name: &str) -> Result<Option<Inode>, BindError> {
+    /// What is mounted on `name`, if it is a mount point, and the mount's number.
+    pub(super) fn mounted(&self, name: &str) -> Result<Option<(Inode, u64)>, BindError> {
         let path = self.path.join(name);
         match open_dir(&self.fd, Path::new(name), BELOW | ResolveFlags::NO_XDEV) {
             Ok(_) | Err(Errno::NOENT) => return Ok(None),
@@ -166,8 +170,7 @@ impl ContainerDir {
         // Crossing a mount counts as leaving the directory for BENEATH, and a single component has no way out.
         let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         open_dir(&self.fd, Path::new(name), resolve)
-            .and_then(|fd| inode(&fd))
-            .map(Some)
+            .and_then(|fd| Ok(Some((inode(&fd)?, mount_id(&fd)?))))
             .map_err(|errno| failed("open", &path, errno))
     }
 
@@ -175,7 +178,7 @@ impl ContainerDir {
     pub(super) fn detach(&self, name: &str, ours: Inode) -> Result<Detached, BindError> {
         match self.mounted(name)? {
             None => Ok(Detached::Nothing),
-            Some(found) if found != ours => Ok(Detached::Foreign),
+            Some((found, _)) if found != ours => Ok(Detached::Foreign),
             Some(_) => match unmount(&self.fd, name) {
                 Ok(()) => Ok(Detached::Ours),
                 Err(errno) => Err(failed("unmount", &self.path.join(name), errno)),

@@ -49,7 +49,15 @@ impl ApiClient {
 
     /// The daemon's version and state, without its mounts: small whatever is mounted.
     pub(crate) async fn daemon_info(&mut self) -> Result<DaemonInfo, CallError> {
-        let endpoint = Endpoint::DaemonInfoV2;
+        self.info(Endpoint::DaemonInfoV2).await
+    }
+
+    /// The daemon's version and state with its mounts.
+    pub(crate) async fn daemon_info_with_mounts(&mut self) -> Result<DaemonInfo, CallError> {
+        self.info(Endpoint::DaemonInfo).await
+    }
+
+    async fn info(&mut self, endpoint: Endpoint) -> Result<DaemonInfo, CallError> {
         let (status, body) = self.call(endpoint, endpoint.path(), Bytes::new()).await?;
         if status != 200 {
             return Err(classify::refusal(status, &body));

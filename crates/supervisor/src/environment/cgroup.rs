@@ -7,6 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nydusbox_protocol::SandboxId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -20,6 +21,16 @@ const EMPTY_WAIT: Timespec = Timespec {
 };
 /// Names tried when a cgroup of a sandbox of the same id, in another state directory, is in use.
 const NAMES: usize = 16;
+
+/// The name a sandbox's leaf is given, unless it is in use.
+pub(super) fn leaf_name(sandbox: &SandboxId) -> String {
+    format!("nydusbox-{sandbox}")
+}
+
+/// Removes the cgroup of a daemon whose supervisor is gone, with whatever is in it.
+pub(crate) fn remove_leaf(path: &Path) -> io::Result<()> {
+    Leaf::recalled(path.to_owned()).remove().map_err(|(_, error)| error)
+}
 
 /// A cgroup with one daemon in it. Dropping it kills what is in it and removes it.
 #[derive(Debug)]
@@ -57,6 +68,11 @@ impl Leaf {
         Err(LimitError::InUse {
             path: parent.join(name),
         })
+    }
+
+    /// The leaf of a daemon that someone else has started.
+    pub(super) fn recalled(path: PathBuf) -> Self {
+        Self { path, removed: false }
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -13,15 +13,19 @@ mod rlimit;
 use std::io;
 use std::path::PathBuf;
 
+use nydusbox_protocol::SandboxId;
 use rustix::process::Resource;
+use serde::{Deserialize, Serialize};
 
+pub(crate) use cgroup::remove_leaf;
 pub(crate) use prepared::{Prepared, Surroundings};
 
 /// The shell that runs the two one-line helpers.
 const SHELL: &str = "/bin/sh";
 
 /// The network namespace a daemon runs in. Its sockets are unix sockets and reachable from any.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Netns {
     /// That of the thread which starts the sandbox.
     #[default]
@@ -43,7 +47,8 @@ impl Netns {
 }
 
 /// What becomes of the daemon when the process that supervises it ends without stopping it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnSupervisorDeath {
     /// It is killed.
     #[default]
@@ -53,7 +58,7 @@ pub enum OnSupervisorDeath {
 }
 
 /// Bounds on a daemon's resources.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Limits {
     memory_max_bytes: Option<u64>,
     pids_max: Option<u64>,
@@ -130,11 +135,25 @@ impl Limits {
 }
 
 /// All of it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Environment {
     pub(crate) netns: Netns,
     pub(crate) limits: Limits,
     pub(crate) on_supervisor_death: OnSupervisorDeath,
+}
+
+impl Environment {
+    /// The cgroup that will be made for a daemon, if one is wanted and it is known where.
+    pub(crate) fn cgroup(&self, sandbox: &SandboxId) -> Option<PathBuf> {
+        if !self.limits.wants_cgroup() {
+            return None;
+        }
+        let parent = match &self.limits.cgroup_parent {
+            Some(parent) => parent.clone(),
+            None => cgroup::default_parent().ok()?,
+        };
+        Some(parent.join(cgroup::leaf_name(sandbox)))
+    }
 }
 
 /// Why a daemon could not be given the environment asked for.
@@ -219,16 +238,4 @@ pub enum LimitError {
         #[source]
         source: io::Error,
     },
-}
-
-/// An error with its causes, for an event.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

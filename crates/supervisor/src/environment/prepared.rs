@@ -19,8 +19,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::cgroup::{self, Leaf};
 use super::guardian::Guardian;
-use super::{Environment, EnvironmentError, LimitError, OnSupervisorDeath, SHELL, chain, rlimit};
-use crate::error::StartCause;
+use super::{Environment, EnvironmentError, LimitError, OnSupervisorDeath, SHELL, rlimit};
+use crate::error::{StartCause, chain};
 use crate::program::ProgramKind;
 
 /// The two gates: the daemon keeps the pipe as its standard input, or has none.
@@ -192,6 +192,14 @@ impl Prepared {
 }
 
 impl Surroundings {
+    /// What is round a daemon that someone else has started: nothing that would end with the supervisor.
+    pub(crate) fn recalled(cgroup: Option<PathBuf>) -> Self {
+        Self {
+            leaf: cgroup.map(Leaf::recalled),
+            ..Self::default()
+        }
+    }
+
     /// Whether the kernel has killed in the daemon's cgroup because its memory was used up.
     pub(crate) fn oom_killed(&self) -> bool {
         self.leaf.as_ref().is_some_and(|leaf| leaf.oom_kills() > 0)
@@ -254,7 +262,7 @@ fn make_leaf(
     if possible.is_empty() && limits.cgroup_parent.is_none() {
         return Ok(None);
     }
-    let leaf = match Leaf::create(&parent, &format!("nydusbox-{sandbox}")) {
+    let leaf = match Leaf::create(&parent, &cgroup::leaf_name(sandbox)) {
         Ok(leaf) => leaf,
         Err(source) => return degrade("cgroup", source, required, notice).map(|()| None),
     };

@@ -12,6 +12,7 @@ mod watch;
 use nydusbox_protocol::SandboxId;
 use tokio::time::{Instant, timeout_at};
 
+use crate::binds::BindBook;
 use crate::client::ApiClient;
 use crate::config::SandboxConfig;
 use crate::daemon::Daemon;
@@ -20,6 +21,7 @@ use crate::error::{StartCause, StartError, WaitingFor};
 use crate::events::EventSink;
 use crate::ledger::Ledger;
 use crate::preflight::{self, Translation};
+use crate::state::Journal;
 use planned::Planned;
 
 /// A daemon that serves.
@@ -27,8 +29,12 @@ use planned::Planned;
 pub(crate) struct Serving {
     pub(crate) daemon: Daemon,
     pub(crate) client: ApiClient,
+    pub(crate) journal: Journal,
+    pub(crate) binds: BindBook,
     pub(crate) dir: SandboxDir,
     pub(crate) ledger: Ledger,
+    /// Someone else started it.
+    pub(crate) adopted: bool,
 }
 
 /// Starts a daemon and shares the configured directory. What could not be had as asked for is an event.

@@ -1,11 +1,12 @@
 //! Planned: the directory is ours, the sockets are bound or watched for; nothing runs yet.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use command_fds::{CommandFdExt, FdMapping};
+use nydusbox_protocol::{MountCommand, MountPoint};
 use rustix::process::{Resource, getrlimit};
 
 use super::failed;
@@ -18,10 +19,12 @@ use crate::dir::{LOG, LOG_OLD, SandboxDir};
 use crate::environment::Prepared;
 use crate::error::{StartCause, StartError};
 use crate::events::EventSink;
+use crate::outlet::Outlet;
 use crate::output::{LogFile, Output};
 use crate::preflight::Fitted;
 use crate::process::Process;
 use crate::program::ProgramKind;
+use crate::state::{self, DaemonLock, DaemonRecord, Journal, MountRecord, OsText, STATE, StateDocument};
 
 /// How the daemon comes by its sockets.
 #[derive(Debug)]
@@ -38,6 +41,7 @@ pub(super) struct Planned {
     sockets: Sockets,
     log: LogFile,
     environment: Prepared,
+    journal: Journal,
     dir: SandboxDir,
 }
 
@@ -45,10 +49,11 @@ impl Planned {
     pub(super) fn plan(config: &SandboxConfig, events: &EventSink) -> Result<Self, StartError> {
         let dir = SandboxDir::claim(config.dir()).map_err(|error| failed(config.id(), error.into()))?;
         match prepare(config, &dir, events) {
-            Ok((environment, sockets, log)) => Ok(Self {
+            Ok((journal, environment, sockets, log)) => Ok(Self {
                 sockets,
                 log,
                 environment,
+                journal,
                 dir,
             }),
             Err(cause) => Err(undo(config, dir, cause)),
@@ -65,6 +70,7 @@ impl Planned {
             sockets,
             log,
             environment,
+            mut journal,
             dir,
         } = self;
         let command = Invocation {
@@ -72,10 +78,11 @@ impl Planned {
             extra,
             events,
         };
-        match command.start(environment, sockets, log) {
+        match command.start(&dir, environment, sockets, log) {
             Ok((daemon, watch)) => {
                 tracing::debug!(sandbox = %config.id(), pid = daemon.id(), "daemon spawned");
-                Ok(Spawned::new(daemon, dir, watch))
+                note_process(config, &mut journal, &daemon);
+                Ok(Spawned::new(daemon, journal, dir, watch))
             }
             Err(cause) => Err(undo(config, dir, cause)),
         }
@@ -89,15 +96,46 @@ fn undo(config: &SandboxConfig, dir: SandboxDir, cause: StartCause) -> StartErro
     }
 }
 
+/// The lock tells the daemon already; this makes it quicker to find, and is no reason to fail.
+pub(super) fn note_process(config: &SandboxConfig, journal: &mut Journal, daemon: &Daemon) {
+    let noted = DaemonRecord::observe(daemon.id()).and_then(|mut record| {
+        record.cgroup = daemon.cgroup().map(|path| OsText(path.into()));
+        journal.write(|document| {
+            document.daemon = Some(record);
+            document.cgroup = None;
+        })
+    });
+    if let Err(error) = noted {
+        tracing::warn!(sandbox = %config.id(), %error, "the daemon's process is not written down");
+    }
+}
+
+/// The document of a sandbox that is being started: with everything the start is going to do.
+fn document(config: &SandboxConfig) -> StateDocument {
+    let program = config.program().record();
+    let mut document = StateDocument::new(config.id().clone(), program, config.settings());
+    let share = config.share().map(|share| MountRecord {
+        at: MountPoint::containers(),
+        command: MountCommand::passthrough(share),
+    });
+    document.mounts.extend(share);
+    document.cgroup = config.environment().cgroup(config.id()).map(|path| OsText(path.into()));
+    document
+}
+
 fn prepare(
     config: &SandboxConfig,
     dir: &SandboxDir,
     events: &EventSink,
-) -> Result<(Prepared, Sockets, LogFile), StartCause> {
+) -> Result<(Journal, Prepared, Sockets, LogFile), StartCause> {
     let preparing = |action, path: &Path| {
         let path = path.to_owned();
         move |source| StartCause::Prepare { action, path, source }
     };
+    let mut journal = Journal::new(dir, document(config)).map_err(preparing("open", config.dir()))?;
+    journal
+        .write(|_| ())
+        .map_err(preparing("write", &dir.file(STATE)))?;
     let environment = Prepared::new(
         config.environment(),
         config.program().kind(),
@@ -123,7 +161,7 @@ fn prepare(
             Sockets::Awaited(watch)
         }
     };
-    Ok((environment, sockets, log))
+    Ok((journal, environment, sockets, log))
 }
 
 /// What the daemon is executed with.
@@ -136,6 +174,7 @@ struct Invocation<'a> {
 impl Invocation<'_> {
     fn start(
         self,
+        dir: &SandboxDir,
         mut environment: Prepared,
         sockets: Sockets,
         log: LogFile,
@@ -147,32 +186,45 @@ impl Invocation<'_> {
         };
         let nofile_hard = getrlimit(Resource::Nofile).maximum;
         let args = command::arguments(self.config, self.extra, nofile_hard);
-        let (reader, writer) = io::pipe().map_err(failed)?;
+        let Outlet { reader, writer } = Outlet::make(dir).map_err(failed)?;
+        // It was free when the directory was claimed, and a daemon of ours that died has given it up.
+        let DaemonLock::Taken(lock) = state::take(dir).map_err(failed)? else {
+            return Err(failed(io::ErrorKind::ResourceBusy.into()));
+        };
         let mut command = environment.command(program.exe(), args).map_err(failed)?;
         command
             .envs(program.env())
             .stdout(writer.try_clone().map_err(failed)?)
             .stderr(writer);
+        let mapping = |parent_fd, child_fd| FdMapping { parent_fd, child_fd };
+        let mut mappings = vec![mapping_to_itself(lock)];
         let watch = match sockets {
             // The two sockets were opened before the pipes and took the lowest free numbers, so 3 and 4 are in use
             // here and the mapping in the child cannot hit the pipe that reports a failing exec.
             Sockets::Handed { vhost, api } => {
-                let mapping = |parent_fd, child_fd| FdMapping { parent_fd, child_fd };
-                command
-                    .fd_mappings(vec![mapping(vhost, VHOST_FD), mapping(api, API_FD)])
-                    .map_err(|error| failed(io::Error::other(error)))?;
+                mappings.extend([mapping(vhost, VHOST_FD), mapping(api, API_FD)]);
                 None
             }
             Sockets::Awaited(watch) => Some(watch),
         };
-        let output = Output::new(reader.into(), log, self.config.id().clone()).map_err(failed)?;
+        command
+            .fd_mappings(mappings)
+            .map_err(|error| failed(io::Error::other(error)))?;
+        let output = Output::new(reader, log, self.config.id().clone()).map_err(failed)?;
         let events = self.events;
         let process = Process::spawn_in(environment, &mut command, &mut |what, reason| {
             events.degraded(what, reason);
         })?;
-        // With the command go our copies of the sockets and of the pipe's writing end: from here on a dead daemon is
-        // a refused connection and an end of file.
+        // With the command go our copies of the sockets, of the pipe's writing end and of the lock: from here on a
+        // dead daemon is a refused connection, an end of file and a free lock.
         drop(command);
         Ok((Daemon::new(process, output), watch))
+    }
+}
+
+fn mapping_to_itself(fd: OwnedFd) -> FdMapping {
+    FdMapping {
+        child_fd: fd.as_raw_fd(),
+        parent_fd: fd,
     }
 }

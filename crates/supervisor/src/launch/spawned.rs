@@ -7,8 +7,10 @@ use std::time::Duration;
 use nydusbox_protocol::{BuildVersion, DaemonState, MountPoint, SandboxId};
 use tokio::time::{sleep, timeout, timeout_at};
 
+use super::planned::note_process;
 use super::watch::DirWatch;
 use super::{Deadline, Serving, failed};
+use crate::binds::BindBook;
 use crate::client::{ApiClient, CallError, ConnectFailure};
 use crate::config::SandboxConfig;
 use crate::daemon::Daemon;
@@ -18,6 +20,7 @@ use crate::error::{StartCause, StartError, WaitingFor};
 use crate::exit::Exit;
 use crate::ledger::Ledger;
 use crate::request::MountRequest;
+use crate::state::Journal;
 
 /// Between bind(2), which makes the name, and listen(2) a connection is refused, and no event tells when that is
 /// over. It is a matter of microseconds.
@@ -30,6 +33,7 @@ const STATE_RETRY: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Spawned {
     daemon: Daemon,
+    journal: Journal,
     dir: SandboxDir,
     watch: Option<DirWatch>,
 }
@@ -39,12 +43,18 @@ pub(super) struct Spawned {
 pub(super) struct Answering {
     client: ApiClient,
     daemon: Daemon,
+    journal: Journal,
     dir: SandboxDir,
 }
 
 impl Spawned {
-    pub(super) fn new(daemon: Daemon, dir: SandboxDir, watch: Option<DirWatch>) -> Self {
-        Self { daemon, dir, watch }
+    pub(super) fn new(daemon: Daemon, journal: Journal, dir: SandboxDir, watch: Option<DirWatch>) -> Self {
+        Self {
+            daemon,
+            journal,
+            dir,
+            watch,
+        }
     }
 
     /// Waits for the first answer with state RUNNING.
@@ -73,6 +83,7 @@ impl Spawned {
                 Ok(Answering {
                     client,
                     daemon: self.daemon,
+                    journal: self.journal,
                     dir: self.dir,
                 })
             }
@@ -98,11 +109,16 @@ impl Answering {
         {
             return Err(self.fail(config.id(), cause).await);
         }
+        // It executes its program by now, whatever it was spawned as.
+        note_process(config, &mut self.journal, &self.daemon);
         Ok(Serving {
             daemon: self.daemon,
             client: self.client,
+            journal: self.journal,
+            binds: BindBook::default(),
             dir: self.dir,
             ledger,
+            adopted: false,
         })
     }
 
@@ -162,8 +178,14 @@ async fn undo(mut daemon: Daemon, dir: SandboxDir, sandbox: &SandboxId, cause: S
     let killed = daemon.kill_and_reap().await;
     let stuck = killed.is_none().then(|| Leftover::Process { pid: daemon.id() });
     let last_lines = killed.map_or_else(|| daemon.last_lines(), |exit| exit.last_lines);
-    let mut leftovers = dir.remove();
-    leftovers.extend(stuck);
+    // A daemon that does not go keeps its sockets and the document, for the next attempt.
+    let mut leftovers = match stuck {
+        Some(stuck) => {
+            dir.leave();
+            vec![stuck]
+        }
+        None => dir.remove(),
+    };
     leftovers.extend(daemon.take_left());
     StartError {
         last_lines,

@@ -24,6 +24,10 @@ impl Place {
         Self { dir }
     }
 
+    pub(crate) fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -34,7 +38,7 @@ impl Place {
 
     /// A sandbox without a share.
     pub(crate) fn config(&self, id: &str, program: Program) -> SandboxConfig {
-        let program = program.with_env(MARK, self.dir.path());
+        let program = program.with_env(MARK, self.root());
         SandboxConfig::new(SandboxId::new(id).unwrap(), self.path("state"), program)
             .unwrap()
             .with_start_deadline(Duration::from_secs(20))
@@ -56,7 +60,7 @@ impl Place {
 
     /// Processes that carry this place's mark.
     pub(crate) fn processes(&self) -> Vec<String> {
-        let mark = format!("{MARK}={}\0", self.dir.path().display());
+        let mark = format!("{MARK}={}\0", self.root().display());
         let own = std::process::id().to_string();
         let entries = std::fs::read_dir("/proc").unwrap().flatten();
         entries

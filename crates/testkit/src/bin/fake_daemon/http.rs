@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) enum Conduct {
     /// As nydusd does.
     Good,
+    /// `chatty`: prints what it is asked.
+    Chatty,
     /// `wedge`: reads, never answers.
     Wedge,
     /// `wedge-mount`: never answers a mount.
@@ -42,6 +44,7 @@ pub(crate) enum Conduct {
 impl Conduct {
     pub(crate) fn parse(name: &str) -> Option<Self> {
         Some(match name {
+            "chatty" => Self::Chatty,
             "wedge" => Self::Wedge,
             "wedge-mount" => Self::WedgeMount,
             "lose-mount" => Self::LoseMount,
@@ -127,10 +130,20 @@ fn answer(stream: &mut UnixStream, status: u16, body: &str) -> io::Result<()> {
     )
 }
 
-fn info(state: &str) -> String {
+fn info(state: &str, collection: &str) -> String {
     format!(
-        r#"{{"version":{{"package_ver":"0.0.0","git_commit":"","build_time":"","profile":"","rustc":""}},"id":null,"supervisor":null,"state":"{state}","backend_collection":null}}"#
+        r#"{{"version":{{"package_ver":"0.0.0","git_commit":"","build_time":"","profile":"","rustc":""}},"id":null,"supervisor":null,"state":"{state}","backend_collection":{collection}}}"#
     )
+}
+
+/// The mounts as in `GET /api/v1/daemon`; places in the tests need no decoding.
+fn collection(mounts: &HashSet<String>) -> String {
+    let entry = |place: &String| {
+        format!(
+            r#""{place}":{{"backend_type":"Rafs","mountpoint":"{place}","mounted_time":"","config":null}}"#
+        )
+    };
+    format!("{{{}}}", mounts.iter().map(entry).collect::<Vec<_>>().join(","))
 }
 
 fn other(text: &str) -> String {
@@ -145,6 +158,10 @@ fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Re
             .target
             .split_once("mountpoint=")
             .map(|(_, p)| p.to_owned());
+        if conduct == Conduct::Chatty {
+            // Panics when nobody can read it: then the test sees a daemon that died.
+            println!("{}", request.target);
+        }
         let is_mount = request.method == "POST";
         let is_image = place.as_ref().is_some_and(|place| place.starts_with("/rafs/"));
         match conduct {
@@ -173,12 +190,16 @@ fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Re
                 let text = "RAFS failed to handle request, FillSuperblock(invalid RAFS superblock)";
                 answer(&mut stream, 500, &other(text))?;
             }
-            Conduct::Init if request.method == "GET" => answer(&mut stream, 200, &info("INIT"))?,
+            Conduct::Init if request.method == "GET" => answer(&mut stream, 200, &info("INIT", "null"))?,
             _ => {
                 let mut held = mounts.lock().unwrap_or_else(PoisonError::into_inner);
                 let done = match (request.method.as_str(), place) {
                     ("GET", _) => {
-                        answer(&mut stream, 200, &info("RUNNING"))?;
+                        let collection = match request.target.starts_with("/api/v1/") {
+                            true => collection(&held),
+                            false => "null".to_owned(),
+                        };
+                        answer(&mut stream, 200, &info("RUNNING", &collection))?;
                         continue;
                     }
                     ("POST", Some(place)) => held.insert(place),

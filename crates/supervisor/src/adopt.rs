@@ -1,0 +1,213 @@
+//! Takes over a sandbox whose supervisor was killed, or clears away what is left of it.
+//!
+//! The directory's lock says that the supervisor is gone, the daemon's lock whether the daemon lives
+//! ([`crate::state`]). What the daemon has mounted it is asked; the document may promise more than was done, never
+//! less. An adopted sandbox is like one that was started, but for one thing: the daemon is not our child, so how it
+//! ended is not known when it does ([`crate::ExitCause::Unknown`]).
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nydusbox_protocol::SandboxId;
+use tokio::task::spawn_blocking;
+
+use crate::binds::BindBook;
+use crate::client::ApiClient;
+use crate::config::{ConfigError, SandboxConfig};
+use crate::daemon::Daemon;
+use crate::dir::{DirError, Entered, LOG, LOG_OLD, Leftover, SandboxDir};
+use crate::error::chain;
+use crate::events::EventSink;
+use crate::launch::Serving;
+use crate::ledger::Ledger;
+use crate::outlet;
+use crate::output::{LogFile, Output};
+use crate::process::Process;
+use crate::remains::Remains;
+use crate::sandbox::Sandbox;
+use crate::state::{DaemonLock, Holder, Journal, StateDocument, probe};
+
+/// What became of a sandbox whose supervisor is gone.
+#[derive(Debug)]
+#[must_use = "dropping a sandbox ends it"]
+pub enum Adoption {
+    /// Its daemon lives, and is ours now.
+    Running(Sandbox),
+    /// Its daemon was dead or to end with its supervisor, or the sandbox was being started or stopped: it is gone.
+    CleanedUp {
+        /// What could not be removed; normally nothing.
+        leftovers: Vec<Leftover>,
+    },
+}
+
+/// Why a sandbox was not taken over. It is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdoptError {
+    /// There is no such sandbox.
+    #[error("find a sandbox in {path:?}")]
+    Missing {
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// Its directory cannot be used: its supervisor lives ([`DirError::Held`]), or its state is not understood.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// Its configuration makes no sense here.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The daemon or what belongs to it cannot be taken hold of.
+    #[error("{action} {path:?}")]
+    Take {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Sandbox {
+    /// Takes over the sandbox `id` in `state_dir`, whose supervisor is gone, with its daemon, mounts and binds. When
+    /// its daemon is dead or was to end with its supervisor ([`crate::OnSupervisorDeath::Kill`]), or when it was being
+    /// started or stopped, it is cleaned up instead.
+    ///
+    /// # Errors
+    /// [`AdoptError`]; the sandbox is then as it was.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the sandbox as it was, or lets it be cleaned up.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time enabled.
+    pub async fn adopt(state_dir: impl AsRef<Path>, id: &SandboxId) -> Result<Adoption, AdoptError> {
+        let state_dir = state_dir.as_ref();
+        let path = std::path::absolute(state_dir)
+            .map_err(|source| take("find", state_dir, source))?
+            .join(id.as_str());
+        let (path, remains) = blocking(move || match SandboxDir::enter(&path)? {
+            Entered::Missing => Ok((path, None)),
+            Entered::Locked(dir) => Ok((path, Some(Remains::inspect(dir)?))),
+        })
+        .await?;
+        let Some(remains) = remains else {
+            return Err(AdoptError::Missing { path });
+        };
+        let (dir, daemon, document) = match remains.into_daemon() {
+            Ok(found) => found,
+            Err(remains) => {
+                let leftovers = blocking(move || Ok(remains.clear())).await?;
+                return Ok(Adoption::CleanedUp { leftovers });
+            }
+        };
+        let config = SandboxConfig::recorded(state_dir, &document)?;
+        let events = EventSink::new(id.clone());
+        let serving = take_over(&config, dir, daemon, document).await?;
+        tracing::info!(sandbox = %id, pid = serving.daemon.id(), "adopted");
+        Ok(Adoption::Running(Self::supervise(serving, config, events)))
+    }
+}
+
+/// Adopts every sandbox in a state directory whose supervisor is gone. What is in use is left out.
+///
+/// # Errors
+/// Only when the directory cannot be read; what is wrong with a sandbox is beside its id.
+pub async fn adopt_all(
+    state_dir: impl AsRef<Path>,
+) -> io::Result<Vec<(SandboxId, Result<Adoption, AdoptError>)>> {
+    let state_dir = state_dir.as_ref();
+    let entries = match std::fs::read_dir(state_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        ids.extend(name.to_str().and_then(|name| SandboxId::new(name).ok()));
+    }
+    ids.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    let mut adopted = Vec::new();
+    for id in ids {
+        match Sandbox::adopt(state_dir, &id).await {
+            Err(AdoptError::Dir(DirError::Held { .. }) | AdoptError::Missing { .. }) => {}
+            result => adopted.push((id, result)),
+        }
+    }
+    Ok(adopted)
+}
+
+/// Everything a driver needs. The daemon is asked first: only what cannot be interrupted any more makes things ours.
+async fn take_over(
+    config: &SandboxConfig,
+    mut dir: SandboxDir,
+    daemon: Holder,
+    document: StateDocument,
+) -> Result<Serving, AdoptError> {
+    let failed = |action| move |source| take(action, config.dir(), source);
+    let mut client = ApiClient::new(config.api_socket().clone(), config.call_deadline());
+    let info = client.daemon_info_with_mounts().await;
+    if let Err(error) = &info {
+        tracing::warn!(
+            sandbox = %config.id(),
+            error = chain(error),
+            "the daemon does not say what it has mounted; all of it is in doubt"
+        );
+    }
+    let info = info.ok();
+    let lock = match probe(&dir).map_err(failed("look at the daemon's lock in"))? {
+        Some(DaemonLock::Held(inode)) => inode,
+        Some(DaemonLock::Taken(_)) | None => {
+            // It died while it was asked. Whoever adopts next cleans up.
+            return Err(failed("find a living daemon in")(io::ErrorKind::NotFound.into()));
+        }
+    };
+    let pipe = outlet::reopen(&dir).map_err(failed("open the daemon's output in"))?;
+    let log = LogFile::resume(&dir.file(LOG), &dir.file(LOG_OLD)).map_err(failed("go on with the log in"))?;
+    let output = Output::resume(pipe, log, config.id().clone()).map_err(failed("go on with the log in"))?;
+    let journal = Journal::new(&dir, document.clone()).map_err(failed("open"))?;
+    let record = document.daemon.as_ref();
+    let cgroup = record.and_then(|record| record.cgroup.as_ref()).map(|text| text.0.clone().into());
+    let process = Process::adopt(daemon, lock, cgroup).map_err(failed("watch the daemon of"))?;
+    dir.own();
+    let mounts = document.mounts.into_iter().map(|m| (m.at, m.command));
+    let reported = info.as_ref().and_then(|info| info.backend_collection.as_ref());
+    let mut daemon = Daemon::new(process, output);
+    daemon.set_version(match &info {
+        Some(info) => info.version.package_ver.clone(),
+        None => document.program.version,
+    });
+    Ok(Serving {
+        daemon,
+        client,
+        journal,
+        binds: BindBook::recalled(document.binds.into_iter().map(|b| (b.at, b.bind))),
+        dir,
+        ledger: Ledger::recalled(mounts, reported),
+        adopted: true,
+    })
+}
+
+fn take(action: &'static str, path: &Path, source: io::Error) -> AdoptError {
+    AdoptError::Take {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Reading `/proc` and waiting for killed processes is not for a thread of the runtime.
+async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, DirError> + Send + 'static,
+) -> Result<T, AdoptError> {
+    match spawn_blocking(act).await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(AdoptError::Take {
+            action: "run a thread for",
+            path: PathBuf::new(),
+            source: error.into(),
+        }),
+    }
+}

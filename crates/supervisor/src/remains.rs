@@ -1,0 +1,172 @@
+//! What a supervisor that was killed has left in a sandbox's directory, and how it is cleared away.
+//!
+//! Used by a start that finds a predecessor's directory, by [`crate::adopt`] for a daemon that is dead, and by
+//! [`crate::sweep`]. It acts only on what the directory's document names and what holds its locks; the caller holds
+//! the directory's lock, so nobody else is acting on it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::event::Timespec;
+
+use crate::dir::{DirError, Leftover, SandboxDir};
+use crate::environment::{self, OnSupervisorDeath};
+use crate::state::{self, DaemonLock, Holder, PhaseRecord, StateDocument};
+
+/// How long a killed process may take to end. Longer only happens in uninterruptible sleep.
+const REAP: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
+/// How often holders of the lock are looked for: one that forks while it is looked at is found the next time.
+const ROUNDS: usize = 8;
+/// Every cgroup made for a daemon has a name that begins with this.
+const CGROUP_PREFIX: &str = "nydusbox-";
+
+/// What is there.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    dir: SandboxDir,
+    document: Option<StateDocument>,
+    holders: Vec<Holder>,
+}
+
+impl Remains {
+    /// Looks at a directory. On an error it is as it was, and its lock is free again.
+    pub(crate) fn inspect(dir: SandboxDir) -> Result<Self, DirError> {
+        let document = document(&dir)?;
+        let holders = holders(&dir)?;
+        Ok(Self {
+            dir,
+            document,
+            holders,
+        })
+    }
+
+    /// What is needed to take the sandbox over, if it was serving, its daemon was to be spared, and lives.
+    pub(crate) fn into_daemon(mut self) -> Result<(SandboxDir, Holder, StateDocument), Box<Self>> {
+        let document = self.document.take();
+        // One that was to end with its supervisor is about to, or cannot: nobody expects it to be there.
+        let serving = document.as_ref().filter(|document| {
+            document.phase == PhaseRecord::Serving
+                && document.settings.environment.on_supervisor_death == OnSupervisorDeath::Spare
+        });
+        // The holder is held by a pidfd: if its number is that of the recorded process now, it is that process.
+        let found = serving
+            .and_then(|document| document.daemon.as_ref())
+            .filter(|record| record.is_alive())
+            .and_then(|record| self.holders.iter().position(|holder| holder.id() == record.pid));
+        match (document, found) {
+            (Some(document), Some(index)) => {
+                let daemon = self.holders.swap_remove(index);
+                Ok((self.dir, daemon, document))
+            }
+            (document, _) => Err(Box::new(Self { document, ..self })),
+        }
+    }
+
+    /// The processes that live.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = u32> {
+        self.holders.iter().map(Holder::id)
+    }
+
+    /// Where directories are bound, or may be.
+    pub(crate) fn binds(&self) -> impl Iterator<Item = PathBuf> {
+        let binds = self.document.iter().flat_map(|document| &document.binds);
+        binds.map(|record| record.bind.target())
+    }
+
+    /// Ends the processes, then takes away what is outside the directory, then the directory. Each is tried whatever
+    /// became of the others. If a process or a mount is left, the document stays, for the next attempt.
+    pub(crate) fn clear(self) -> Vec<Leftover> {
+        let mut left = end_all(&self.dir, self.holders);
+        if let Some(document) = &self.document {
+            left.extend(undo_outside(document));
+        }
+        if left.iter().any(Leftover::needs_the_document) {
+            self.dir.leave();
+        } else {
+            left.extend(self.dir.remove());
+        }
+        left
+    }
+}
+
+/// The document, if there is one. An empty file is none: the machine stopped before its content was on the disk, and
+/// what it named has not survived that.
+pub(crate) fn document(dir: &SandboxDir) -> Result<Option<StateDocument>, DirError> {
+    let path = || dir.file(state::STATE);
+    match state::read(dir).map_err(|source| io_error("read", path(), source))? {
+        None => Ok(None),
+        Some(bytes) if bytes.is_empty() => Ok(None),
+        Some(bytes) => StateDocument::parse(&bytes)
+            .map(Some)
+            .map_err(|source| DirError::State { path: path(), source }),
+    }
+}
+
+/// The processes that hold the daemon's lock.
+pub(crate) fn holders(dir: &SandboxDir) -> Result<Vec<Holder>, DirError> {
+    let path = || dir.file(state::DAEMON_LOCK);
+    match state::probe(dir).map_err(|source| io_error("lock", path(), source))? {
+        None | Some(DaemonLock::Taken(_)) => Ok(Vec::new()),
+        Some(DaemonLock::Held(inode)) => {
+            state::holders(inode).map_err(|source| io_error("find who locks", path(), source))
+        }
+    }
+}
+
+fn io_error(action: &'static str, path: PathBuf, source: io::Error) -> DirError {
+    DirError::Io { action, path, source }
+}
+
+fn end_all(dir: &SandboxDir, mut living: Vec<Holder>) -> Vec<Leftover> {
+    for _ in 0..ROUNDS {
+        if living.is_empty() {
+            return Vec::new();
+        }
+        living.iter().for_each(Holder::kill);
+        let stuck: Vec<_> = living.iter().filter(|holder| !holder.wait(REAP)).collect();
+        if !stuck.is_empty() {
+            return stuck
+                .iter()
+                .map(|holder| Leftover::Process { pid: holder.id() })
+                .collect();
+        }
+        living = holders(dir).unwrap_or_default();
+    }
+    living
+        .iter()
+        .map(|holder| Leftover::Process { pid: holder.id() })
+        .collect()
+}
+
+/// Takes away what a document names outside the sandbox's directory: binds, and the daemon's cgroup.
+pub(crate) fn undo_outside(document: &StateDocument) -> Vec<Leftover> {
+    let mut left: Vec<_> = document
+        .binds
+        .iter()
+        .flat_map(|record| record.bind.undo())
+        .collect();
+    let planned = document.cgroup.as_ref().map(|text| Path::new(&text.0));
+    if let Some(path) = planned.filter(|path| is_cgroup(path)) {
+        // If it was made it is empty; if it is not empty, another state directory has a sandbox of this name.
+        let _ = rustix::fs::rmdir(path);
+    }
+    let made = document.daemon.as_ref().and_then(|daemon| daemon.cgroup.as_ref());
+    if let Some(path) = made.map(|text| Path::new(&text.0)).filter(|path| is_cgroup(path))
+        && let Err(source) = environment::remove_leaf(path)
+    {
+        left.push(Leftover::Path {
+            path: path.to_owned(),
+            source,
+        });
+    }
+    left
+}
+
+/// Whether it has the name of a cgroup made for a daemon.
+fn is_cgroup(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with(CGROUP_PREFIX))
+}

@@ -1,0 +1,174 @@
+//! `state.json` as a value: everything needed to take a sandbox over, or to clean it up.
+//!
+//! Pure: bytes to value and back. It holds what must not be shown (image configurations carry credentials, so may
+//! the program's environment), so its `Debug` leaves those out and nothing prints it. Unknown fields are ignored; a
+//! version that is not known is refused, because what a newer supervisor promised in it cannot be honoured.
+
+use std::fmt;
+
+use nydusbox_protocol::{LogLevel, MountCommand, MountPoint, SandboxId};
+use serde::{Deserialize, Serialize};
+
+use super::identity::DaemonRecord;
+use super::os_text::OsText;
+use crate::binds::Bind;
+use crate::environment::Environment;
+use crate::program::ProgramKind;
+
+/// The version that is written.
+const VERSION: u32 = 1;
+
+/// Why bytes are not a state document.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// Written by a newer version of this software.
+    #[error("use the state of version {version}: this program knows versions up to {VERSION}")]
+    Newer {
+        /// Its version.
+        version: u32,
+    },
+    /// Not a document of any version.
+    #[error("understand the state")]
+    Malformed {
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The state of one sandbox.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateDocument {
+    version: u32,
+    pub(crate) sandbox: SandboxId,
+    pub(crate) phase: PhaseRecord,
+    pub(crate) program: ProgramRecord,
+    pub(crate) settings: Settings,
+    /// The daemon's process, once it is known. Before that only the lock it inherits tells of it.
+    pub(crate) daemon: Option<DaemonRecord>,
+    /// The cgroup that is about to be made. Once it is, the daemon's record has it.
+    pub(crate) cgroup: Option<OsText>,
+    /// In the order of the daemon's slots.
+    pub(crate) mounts: Vec<MountRecord>,
+    pub(crate) binds: Vec<BindRecord>,
+}
+
+/// What the supervisor was doing, or about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PhaseRecord {
+    /// Starting; nobody has been told of the sandbox yet.
+    Starting,
+    /// Serving, or its daemon died and the sandbox still stands.
+    Serving,
+    /// Being stopped.
+    Stopping,
+}
+
+/// The daemon's program.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProgramRecord {
+    pub(crate) kind: ProgramKind,
+    pub(crate) exe: OsText,
+    pub(crate) args: Vec<OsText>,
+    pub(crate) env: Vec<(OsText, OsText)>,
+    /// As the daemon names it.
+    pub(crate) version: String,
+}
+
+/// What the sandbox was configured with, as far as it is needed after the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub(crate) share: Option<String>,
+    pub(crate) log_level: LogLevel,
+    pub(crate) start_deadline_ms: u64,
+    pub(crate) call_deadline_ms: u64,
+    pub(crate) stop_grace_ms: u64,
+    pub(crate) environment: Environment,
+}
+
+/// A mount that is there, or is being made or unmade.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MountRecord {
+    pub(crate) at: MountPoint,
+    pub(crate) command: MountCommand,
+}
+
+/// A bind that is there, or is being made or unmade.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BindRecord {
+    pub(crate) at: MountPoint,
+    pub(crate) bind: Bind,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    version: u32,
+}
+
+impl StateDocument {
+    /// A document of the version that is written.
+    pub(crate) fn new(sandbox: SandboxId, program: ProgramRecord, settings: Settings) -> Self {
+        Self {
+            version: VERSION,
+            sandbox,
+            phase: PhaseRecord::Starting,
+            program,
+            settings,
+            daemon: None,
+            cgroup: None,
+            mounts: Vec::new(),
+            binds: Vec::new(),
+        }
+    }
+
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// [`StateError`] when the bytes are not one, or one of a version that is not known.
+    pub fn parse(bytes: &[u8]) -> Result<Self, StateError> {
+        let malformed = |source| StateError::Malformed { source };
+        // The version first: what else a newer document has may not fit at all.
+        let Header { version } = serde_json::from_slice(bytes).map_err(malformed)?;
+        if version > VERSION {
+            return Err(StateError::Newer { version });
+        }
+        serde_json::from_slice(bytes).map_err(malformed)
+    }
+
+    /// The document's bytes.
+    ///
+    /// # Errors
+    /// None that can happen: every value has a JSON form.
+    pub fn encode(&self) -> Result<Vec<u8>, StateError> {
+        serde_json::to_vec(self).map_err(|source| StateError::Malformed { source })
+    }
+}
+
+impl fmt::Debug for StateDocument {
+    /// Only what can be shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StateDocument")
+            .field("version", &self.version)
+            .field("sandbox", &self.sandbox)
+            .field("phase", &self.phase)
+            .field("daemon", &self.daemon)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ProgramRecord {
+    /// Leaves the environment and the arguments out: either may hold credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProgramRecord")
+            .field("kind", &self.kind)
+            .field("exe", &self.exe)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[path = "document_tests.rs"]
+mod tests;

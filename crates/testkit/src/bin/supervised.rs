@@ -1,0 +1,90 @@
+//! A supervisor to be killed: a process of its own that takes one sandbox through the steps it is given.
+//!
+//! `supervised PLACE KIND EXE STEP…`: PLACE is a directory with `share`, `snapshot`, `bootstrap` and `config`, and
+//! gets `state`; KIND is `embedded` or `stock`. A step is `start`, `adopt`, `mount`, `unmount`, `stop`, or `hold`,
+//! which waits to be killed. Each step that is done is a line on standard output. Everything but the library's own
+//! blocking threads runs on the main thread, so that a tracer can count what it does.
+
+use std::error::Error;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use nydusbox::protocol::{ContainerId, SandboxId};
+use nydusbox::{Adoption, MountRequest, OnSupervisorDeath, Program, Sandbox, SandboxConfig};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn request(place: &Path) -> Outcome<MountRequest> {
+    let config = std::fs::read_to_string(place.join("config"))?;
+    Ok(MountRequest::rafs_with_snapshotdir(
+        &ContainerId::new("c1")?,
+        place.join("bootstrap"),
+        config,
+        place.join("snapshot"),
+    )?)
+}
+
+async fn start(place: &Path, program: Program) -> Outcome<Sandbox> {
+    let config = SandboxConfig::new(SandboxId::new("s1")?, place.join("state"), program)?
+        .with_share(place.join("share"))?
+        .with_on_supervisor_death(OnSupervisorDeath::Spare);
+    Ok(Sandbox::start(config).await?)
+}
+
+async fn step(
+    name: &str,
+    place: &Path,
+    program: &Program,
+    sandbox: Option<Sandbox>,
+) -> Outcome<Option<Sandbox>> {
+    let there = |sandbox: Option<Sandbox>| sandbox.ok_or("no sandbox yet");
+    Ok(match name {
+        "start" => Some(start(place, program.clone()).await?),
+        "adopt" => match Sandbox::adopt(place.join("state"), &SandboxId::new("s1")?).await? {
+            Adoption::Running(sandbox) => Some(sandbox),
+            Adoption::CleanedUp { .. } => return Err("the daemon was dead".into()),
+        },
+        "mount" => {
+            let sandbox = there(sandbox)?;
+            sandbox.mount(request(place)?).await?;
+            Some(sandbox)
+        }
+        "unmount" => {
+            let sandbox = there(sandbox)?;
+            sandbox.unmount(request(place)?.at().clone()).await?;
+            Some(sandbox)
+        }
+        "stop" => {
+            let outcome = there(sandbox)?.stop().await;
+            if !outcome.leftovers.is_empty() {
+                return Err(format!("{outcome:?}").into());
+            }
+            None
+        }
+        "hold" => std::future::pending().await,
+        other => return Err(format!("no step {other}").into()),
+    })
+}
+
+async fn run() -> Outcome<()> {
+    let mut args = std::env::args().skip(1);
+    let mut next = || args.next().ok_or("too few arguments");
+    let place = PathBuf::from(next()?);
+    let program = match (next()?.as_str(), next()?) {
+        ("embedded", exe) => Program::embedded(exe)?,
+        (_, exe) => Program::stock(exe)?,
+    };
+    let mut sandbox = None;
+    for name in args {
+        sandbox = step(&name, &place, &program, sandbox).await?;
+        writeln!(std::io::stdout(), "{name}")?;
+    }
+    Ok(())
+}
+
+fn main() -> Outcome<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(run())
+}

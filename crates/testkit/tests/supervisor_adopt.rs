@@ -1,0 +1,325 @@
+//! Sandboxes whose supervisor was killed: taken over, or swept away, and nothing of the user's touched.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "supervisor/killed.rs"]
+mod killed;
+#[path = "supervisor/mounts.rs"]
+mod mounts;
+mod supervisor;
+
+use std::fs;
+
+use killed::{Scene, Supervised};
+use mounts::own_mounts_or_skip;
+use nydusbox::protocol::SandboxId;
+use nydusbox::{
+    AdoptError, Adoption, DirError, EventItem, ExitCause, MountOutcome, Program, Sandbox, SandboxEvent,
+    StartCause, StateError, StatusPhase, SweepVerdict, UnmountOutcome, adopt_all, sweep,
+};
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-daemon");
+
+fn programs() -> [Program; 2] {
+    [Program::embedded(FAKE).unwrap(), Program::stock(FAKE).unwrap()]
+}
+
+fn s1() -> SandboxId {
+    SandboxId::new("s1").unwrap()
+}
+
+async fn adopt(scene: &Scene) -> Result<Adoption, AdoptError> {
+    Sandbox::adopt(scene.place.path("state"), &s1()).await
+}
+
+async fn adopted(scene: &Scene) -> Sandbox {
+    match adopt(scene).await.unwrap() {
+        Adoption::Running(sandbox) => sandbox,
+        Adoption::CleanedUp { .. } => panic!("the daemon was alive"),
+    }
+}
+
+#[tokio::test]
+async fn a_live_daemon_is_taken_over_with_its_mounts_and_binds() {
+    own_mounts_or_skip!();
+    for program in programs() {
+        let scene = Scene::new();
+        Supervised::after(&scene.place, &program, &["start", "mount"]).kill();
+        let sandbox = adopted(&scene).await;
+        let status = sandbox.status().borrow().clone();
+        assert_eq!(status.phase, StatusPhase::Serving);
+        let mounts: Vec<_> = status
+            .mounts
+            .iter()
+            .map(|m| (m.at.as_str(), m.confirmed))
+            .collect();
+        assert_eq!(mounts, [("/containers", true), ("/rafs/c1/lowerdir", true)]);
+        assert_eq!(scene.binds().len(), 1);
+        match sandbox.events().next().await {
+            Some(EventItem::Record(record)) => {
+                assert_eq!(record.event, SandboxEvent::Adopted { pid: status.pid });
+            }
+            other => panic!("{other:?}"),
+        }
+        // It behaves as one that was started here.
+        let image = scene.request("c1");
+        assert_eq!(
+            sandbox.mount(image.clone()).await.unwrap(),
+            MountOutcome::AlreadyMounted
+        );
+        assert_eq!(
+            sandbox.mount(scene.request("c2")).await.unwrap(),
+            MountOutcome::Mounted
+        );
+        assert_eq!(
+            sandbox.unmount(image.at().clone()).await.unwrap(),
+            UnmountOutcome::Unmounted
+        );
+        assert_eq!(scene.binds().len(), 1, "c2's");
+        let outcome = sandbox.stop().await;
+        assert!(
+            outcome.leftovers.is_empty() && outcome.unmount_failures.is_empty(),
+            "{outcome:?}"
+        );
+        scene.assert_clean();
+    }
+}
+
+/// A second and a third supervisor, each killed: nothing is lost from one to the next.
+#[tokio::test]
+async fn it_can_be_taken_over_again_and_again() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    let [program, _] = programs();
+    Supervised::after(&scene.place, &program, &["start"]).kill();
+    Supervised::after(&scene.place, &program, &["adopt", "mount"]).kill();
+    let mut all = adopt_all(scene.place.path("state")).await.unwrap();
+    let Some((id, Ok(Adoption::Running(sandbox)))) = all.pop() else {
+        panic!("{all:?}")
+    };
+    assert_eq!(id, s1());
+    assert_eq!(sandbox.status().borrow().mounts.len(), 2);
+    assert!(sandbox.stop().await.leftovers.is_empty());
+    scene.assert_clean();
+}
+
+#[tokio::test]
+async fn a_dead_daemon_is_cleaned_up() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    let [program, _] = programs();
+    Supervised::after(&scene.place, &program, &["start", "mount"]).kill();
+    scene.kill_daemon();
+    match adopt(&scene).await.unwrap() {
+        Adoption::CleanedUp { leftovers } => assert!(leftovers.is_empty(), "{leftovers:?}"),
+        Adoption::Running(_) => panic!("the daemon was dead"),
+    }
+    scene.assert_clean();
+}
+
+#[tokio::test]
+async fn an_adopted_daemon_that_dies_is_noticed_with_its_last_lines() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    Supervised::with_a(&scene.place, &programs()[0], "chatty", &["start"]).kill();
+    let sandbox = adopted(&scene).await;
+    scene.kill_daemon();
+    let exit = sandbox.exited().await;
+    assert_eq!(exit.cause, ExitCause::Unknown, "it is not our child");
+    assert!(!exit.last_lines.is_empty());
+    assert!(sandbox.stop().await.leftovers.is_empty());
+    scene.assert_clean();
+}
+
+/// Without anyone reading, a daemon that prints neither breaks off nor loses a line.
+#[tokio::test]
+async fn what_a_daemon_prints_while_nobody_supervises_it_is_kept() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    Supervised::with_a(&scene.place, &programs()[0], "chatty", &["start"]).kill();
+    for n in 0..100 {
+        scene.ask_the_daemon(&format!("/line-{n}"));
+    }
+    let sandbox = adopted(&scene).await;
+    scene.ask_the_daemon("/last-line");
+    let log = scene.place.path("state/s1/daemon.log");
+    scene.kill_daemon();
+    let exit = sandbox.exited().await;
+    assert!(
+        exit.last_lines.last().unwrap().ends_with("/last-line"),
+        "{exit:?}"
+    );
+    let text = fs::read_to_string(log).unwrap();
+    for n in 0..100 {
+        assert_eq!(text.matches(&format!("/line-{n}\n")).count(), 1, "line {n}");
+    }
+    assert!(sandbox.stop().await.leftovers.is_empty());
+    scene.assert_clean();
+}
+
+#[tokio::test]
+async fn what_is_in_use_or_missing_is_not_adopted() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    assert!(matches!(adopt(&scene).await, Err(AdoptError::Missing { .. })));
+    let [program, _] = programs();
+    let living = Supervised::after(&scene.place, &program, &["start"]);
+    assert!(matches!(
+        adopt(&scene).await,
+        Err(AdoptError::Dir(DirError::Held { .. }))
+    ));
+    assert!(adopt_all(scene.place.path("state")).await.unwrap().is_empty());
+    let report = sweep(scene.place.path("state"), false).unwrap();
+    assert!(matches!(
+        report.sandboxes[0].verdict,
+        SweepVerdict::InUse { supervisor: Some(_) }
+    ));
+    assert_eq!(scene.place.processes().len(), 2, "nothing was killed");
+    living.kill();
+    assert!(sweep(scene.place.path("state"), false).unwrap().is_clean());
+    scene.assert_clean();
+}
+
+#[tokio::test]
+async fn a_start_does_not_replace_a_daemon_that_lives_and_succeeds_one_that_is_dead() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    let [program, _] = programs();
+    Supervised::after(&scene.place, &program, &["start", "mount"]).kill();
+    let again = || scene.place.config("s1", program.clone());
+    let error = Sandbox::start(again()).await.unwrap_err();
+    assert!(
+        matches!(&*error.cause, StartCause::Dir(DirError::DaemonLives { .. })),
+        "{error:?}"
+    );
+    assert_eq!(scene.binds().len(), 1);
+    scene.kill_daemon();
+    let sandbox = Sandbox::start(again()).await.unwrap();
+    assert_eq!(scene.binds(), Vec::<String>::new(), "the predecessor's");
+    assert!(sandbox.stop().await.leftovers.is_empty());
+    scene.assert_clean();
+}
+
+#[tokio::test]
+async fn a_state_of_a_newer_version_is_refused_and_stays() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    let [program, _] = programs();
+    Supervised::after(&scene.place, &program, &["start"]).kill();
+    let path = scene.place.path("state/s1/state.json");
+    let written = fs::read(&path).unwrap();
+    fs::write(&path, br#"{"version":99}"#).unwrap();
+    match adopt(&scene).await {
+        Err(AdoptError::Dir(DirError::State {
+            source: StateError::Newer { version: 99 },
+            ..
+        })) => {}
+        other => panic!("{other:?}"),
+    }
+    let error = Sandbox::start(scene.place.config("s1", program.clone()))
+        .await
+        .unwrap_err();
+    assert!(matches!(
+        &*error.cause,
+        StartCause::Dir(DirError::DaemonLives { .. })
+    ));
+    let report = sweep(scene.place.path("state"), false).unwrap();
+    assert!(matches!(report.sandboxes[0].verdict, SweepVerdict::Kept { .. }));
+    assert_eq!(fs::read(&path).unwrap(), br#"{"version":99}"#);
+    assert_eq!(scene.place.processes().len(), 1, "the daemon goes on");
+    fs::write(&path, written).unwrap();
+    assert!(sweep(scene.place.path("state"), false).unwrap().is_clean());
+    scene.assert_clean();
+}
+
+/// Nothing that is shown to people has what the document must have.
+#[tokio::test]
+async fn secrets_are_in_the_document_and_nowhere_else() {
+    own_mounts_or_skip!();
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::new();
+    fs::write(scene.place.path("config"), r#"{"auth":"c2VjcmV0"}"#).unwrap();
+    let [program, _] = programs();
+    Supervised::after(&scene.place, &program, &["start", "mount"]).kill();
+    let path = scene.place.path("state/s1/state.json");
+    assert!(fs::read_to_string(&path).unwrap().contains("c2VjcmV0"));
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+    let sandbox = adopted(&scene).await;
+    let shown = serde_json::to_string(&*sandbox.status().borrow()).unwrap();
+    assert!(!shown.contains("c2VjcmV0") && !format!("{sandbox:?}").contains("c2VjcmV0"));
+    assert!(sandbox.stop().await.leftovers.is_empty());
+    scene.assert_clean();
+}
+
+#[tokio::test]
+async fn a_sweep_first_tells_and_then_does() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    let [program, _] = programs();
+    Supervised::after(&scene.place, &program, &["start", "mount"]).kill();
+    let before = scene.listing();
+    let told = sweep(scene.place.path("state"), true).unwrap();
+    assert_eq!(scene.listing(), before, "a dry run changes nothing");
+    assert!(!told.is_clean());
+    let done = sweep(scene.place.path("state"), false).unwrap();
+    assert!(done.is_clean(), "{done:?}");
+    for report in [&told, &done] {
+        let [swept] = &report.sandboxes[..] else {
+            panic!("{report:?}")
+        };
+        assert_eq!(swept.verdict, SweepVerdict::Abandoned);
+        assert_eq!((swept.processes.len(), swept.binds.len()), (1, 1));
+    }
+    scene.assert_clean();
+}
+
+#[tokio::test]
+async fn a_sweep_takes_remnants_and_leaves_what_is_foreign() {
+    let scene = Scene::new();
+    let state = scene.place.path("state");
+    for name in ["empty", "half", "foreign-inside", "cut"] {
+        fs::create_dir_all(state.join(name)).unwrap();
+    }
+    fs::write(state.join("half/state.json.new"), "{\"vers").unwrap();
+    fs::write(state.join("half/lock"), "").unwrap();
+    // A machine that stopped before the content was on the disk.
+    fs::write(state.join("cut/state.json"), "").unwrap();
+    fs::write(state.join("foreign-inside/api.sock"), "").unwrap();
+    fs::write(state.join("foreign-inside/precious"), "x").unwrap();
+    fs::write(state.join("a-file"), "x").unwrap();
+    fs::create_dir(scene.place.path("elsewhere")).unwrap();
+    fs::write(scene.place.path("elsewhere/lock"), "x").unwrap();
+    std::os::unix::fs::symlink(scene.place.path("elsewhere"), state.join("link")).unwrap();
+    let report = sweep(&state, false).unwrap();
+    assert_eq!(report.foreign, [state.join("a-file"), state.join("link")]);
+    let left: Vec<_> = report
+        .sandboxes
+        .iter()
+        .filter(|s| !s.leftovers.is_empty())
+        .collect();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].id.as_str(), "foreign-inside");
+    assert!(state.join("foreign-inside/precious").exists());
+    assert!(scene.place.path("elsewhere/lock").exists());
+    for gone in ["empty", "half", "cut"] {
+        assert!(!state.join(gone).exists(), "{gone}");
+    }
+    assert!(sweep(scene.place.path("none"), false).unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn a_foreign_mount_on_the_bind_is_left_and_the_next_sweep_can_finish() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    let [program, _] = programs();
+    Supervised::after(&scene.place, &program, &["start", "mount"]).kill();
+    let target = scene.place.path("share/c1/snapshotdir");
+    fs::create_dir(scene.place.path("foreign")).unwrap();
+    rustix::mount::mount_bind(scene.place.path("foreign"), &target).unwrap();
+    let report = sweep(scene.place.path("state"), false).unwrap();
+    assert!(!report.is_clean() && scene.place.path("state/s1/state.json").exists());
+    assert_eq!(scene.binds().len(), 2);
+    rustix::mount::unmount(&target, rustix::mount::UnmountFlags::empty()).unwrap();
+    assert!(sweep(scene.place.path("state"), false).unwrap().is_clean());
+    scene.assert_clean();
+}
