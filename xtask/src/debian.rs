@@ -35,10 +35,10 @@ pub(crate) const VIRTIOFSD: &[Package] = &[
 pub(crate) const VM: &[Package] = &[package("qemu-system-x86", "boots the microVM")];
 
 /// What the tests call beside that.
-pub(crate) const TESTS: &[Package] = &[package(
-    "fuse3",
-    "its mount.fuse3 is how containerd calls a mount helper",
-)];
+pub(crate) const TESTS: &[Package] = &[
+    package("fuse3", "its mount.fuse3 is how containerd calls a mount helper"),
+    package("strace", "kills a supervisor at every system call it makes"),
+];
 
 /// What makes a Debian root file system.
 pub(crate) const ROOTFS: &[Package] = &[package("mmdebstrap", "makes a Debian root file system")];

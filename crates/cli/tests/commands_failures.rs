@@ -296,7 +296,7 @@ fn a_killed_supervisor_is_named_by_every_command_with_what_can_be_done() {
     s.refused(
         &["start", "s1", "--share", &share],
         TAKEN,
-        &["still listens", "adopt"],
+        &["still serves", "adopt"],
     );
 }
 

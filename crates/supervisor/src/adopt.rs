@@ -169,7 +169,9 @@ async fn take_over(
     let output = Output::resume(pipe, log, config.id().clone()).map_err(failed("go on with the log in"))?;
     let journal = Journal::new(&dir, document.clone()).map_err(failed("open"))?;
     let record = document.daemon.as_ref();
-    let cgroup = record.and_then(|record| record.cgroup.as_ref()).map(|text| text.0.clone().into());
+    let cgroup = record
+        .and_then(|record| record.cgroup.as_ref())
+        .map(|text| text.0.clone().into());
     let process = Process::adopt(daemon, lock, cgroup).map_err(failed("watch the daemon of"))?;
     dir.own();
     let mounts = document.mounts.into_iter().map(|m| (m.at, m.command));

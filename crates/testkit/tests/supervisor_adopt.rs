@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "supervisor/everywhere.rs"]
+mod everywhere;
 #[path = "supervisor/killed.rs"]
 mod killed;
 #[path = "supervisor/mounts.rs"]
@@ -71,6 +73,7 @@ async fn a_live_daemon_is_taken_over_with_its_mounts_and_binds() {
             sandbox.mount(scene.request("c2")).await.unwrap(),
             MountOutcome::Mounted
         );
+        sandbox.mount(scene.place.request("/m")).await.unwrap();
         assert_eq!(
             sandbox.unmount(image.at().clone()).await.unwrap(),
             UnmountOutcome::Unmounted

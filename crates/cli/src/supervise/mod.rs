@@ -260,7 +260,7 @@ fn start_error(error: &StartError) -> ControlError {
                 "`nydusbox status {id}` shows it, `nydusbox stop {id}` ends it"
             )),
         ),
-        StartCause::Dir(DirError::SocketInUse { .. }) => ControlError::of(
+        StartCause::Dir(DirError::SocketInUse { .. } | DirError::DaemonLives { .. }) => ControlError::of(
             Code::SandboxInUse,
             failure.hint(format!(
                 "its supervisor is gone: `nydusbox adopt {id}` takes it over, `nydusbox sweep` removes it"

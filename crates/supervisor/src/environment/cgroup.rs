@@ -29,7 +29,9 @@ pub(super) fn leaf_name(sandbox: &SandboxId) -> String {
 
 /// Removes the cgroup of a daemon whose supervisor is gone, with whatever is in it.
 pub(crate) fn remove_leaf(path: &Path) -> io::Result<()> {
-    Leaf::recalled(path.to_owned()).remove().map_err(|(_, error)| error)
+    Leaf::recalled(path.to_owned())
+        .remove()
+        .map_err(|(_, error)| error)
 }
 
 /// A cgroup with one daemon in it. Dropping it kills what is in it and removes it.

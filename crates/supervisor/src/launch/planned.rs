@@ -119,7 +119,10 @@ fn document(config: &SandboxConfig) -> StateDocument {
         command: MountCommand::passthrough(share),
     });
     document.mounts.extend(share);
-    document.cgroup = config.environment().cgroup(config.id()).map(|path| OsText(path.into()));
+    document.cgroup = config
+        .environment()
+        .cgroup(config.id())
+        .map(|path| OsText(path.into()));
     document
 }
 

@@ -3,7 +3,8 @@
 //! A reader finds the document before or the one after, never a mixture: the new one is written beside it and
 //! renamed over it. It is not synced to a disk. A killed process loses nothing it has written, and what survives the
 //! machine's end is of no use: processes, sockets and mounts have not survived it, and the boot id in the document
-//! says so. (An fsync on a disk would be most of a mount's time.)
+//! says so. Measured, the median of 300: 14 µs on tmpfs, where a sync costs nothing, and on ext4 0.14 ms without and
+//! 0.59 ms with syncs of file and directory (the slowest hundredth 24 ms), which would be a third of a mount.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
