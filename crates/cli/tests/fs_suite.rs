@@ -99,6 +99,10 @@ behaviours! {
         guest_needs_neither_event_idx_nor_indirect_descriptors
         guest_reuses_closed_handles
         guest_cannot_close_descriptors_of_the_daemon
+        cold_reader_here_and_there_costs_its_chunks
+        cold_killed_daemon_holds_nobody_up
+        cold_cache_with_wrong_bytes_is_found_out_and_filled_again
+        cold_content_that_is_not_the_images_fails_the_read
         stops_after_the_guest_left
     }
     ours {
@@ -117,6 +121,10 @@ behaviours! {
         frontend_sends_garbage_and_the_next_is_served
         frontend_breaks_off_in_the_middle
         held_reads_do_not_delay_a_getattr
+        cold_daemons_share_what_they_fetch
+        cold_reader_in_order_is_fetched_ahead_of
+        cold_cache_without_room_does_not_fail_reads
+        cold_cache_truncated_under_the_daemon_is_filled_again
         stops_before_a_guest_came
         stops_with_a_guest_connected
         stops_by_its_api

@@ -10,6 +10,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -135,6 +136,8 @@ pub(super) struct Blob {
     present: RwLock<Arc<Generation>>,
     replacing: Mutex<()>,
     flights: Flights,
+    /// The cache takes nothing, and that has been said.
+    refusing: AtomicBool,
 }
 
 impl Blob {
@@ -149,6 +152,7 @@ impl Blob {
             present,
             replacing: Mutex::new(()),
             flights: Flights::default(),
+            refusing: AtomicBool::new(false),
         })
     }
 
@@ -298,11 +302,15 @@ impl Blob {
                 }
                 generation.ready.set(chunk.id);
                 self.parts.counters.entries_count.inc();
+                self.refusing.store(false, Ordering::Relaxed);
                 Landing::Stored
             }
             Err(error) => {
                 let truncated = matches!(error, WriteError::Truncated);
-                self.cache_failed(error);
+                // A full disk is full for each chunk; it is said once, until it takes one again.
+                if truncated || !self.refusing.swap(true, Ordering::Relaxed) {
+                    self.cache_failed(error);
+                }
                 if truncated {
                     self.replace(generation);
                 }

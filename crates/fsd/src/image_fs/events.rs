@@ -1,4 +1,4 @@
-//! What went wrong with an image, for the operator: in the log, and in `/api/v1/metrics/events`.
+//! What went wrong with an image, for the operator: in the log, and in `/api/v1/daemon/events`.
 
 use std::error::Error;
 use std::fmt::Write;

@@ -5,6 +5,7 @@
 //! function that panics if the daemon behaves otherwise. Next: [`fixture`].
 
 mod api;
+mod cold;
 mod files;
 pub mod fixture;
 mod gate;
@@ -195,6 +196,42 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "held_reads_do_not_delay_a_getattr",
         ONE_WORKER,
         gate::held_reads_delay_nothing,
+    ),
+    ours(
+        "cold_daemons_share_what_they_fetch",
+        "each daemon fetches for itself what another is fetching into the same cache",
+        cold::daemons_share_what_they_fetch,
+    ),
+    ours(
+        "cold_reader_in_order_is_fetched_ahead_of",
+        "it fetches what is asked for, when it is asked for",
+        cold::reader_in_order_is_fetched_ahead_of,
+    ),
+    both(
+        "cold_reader_here_and_there_costs_its_chunks",
+        cold::reader_here_and_there_costs_its_chunks,
+    ),
+    both(
+        "cold_killed_daemon_holds_nobody_up",
+        cold::killed_daemon_holds_nobody_up,
+    ),
+    ours(
+        "cold_cache_without_room_does_not_fail_reads",
+        "its events do not tell that the cache is full",
+        cold::cache_without_room_does_not_fail_reads,
+    ),
+    ours(
+        "cold_cache_truncated_under_the_daemon_is_filled_again",
+        "it maps its cache files, believes its chunk map, and dies or answers with what is left",
+        cold::cache_truncated_under_the_daemon_is_filled_again,
+    ),
+    both(
+        "cold_cache_with_wrong_bytes_is_found_out_and_filled_again",
+        cold::cache_with_wrong_bytes_is_found_out_and_filled_again,
+    ),
+    both(
+        "cold_content_that_is_not_the_images_fails_the_read",
+        cold::content_that_is_not_the_images_fails_the_read,
     ),
     ours(
         "stops_before_a_guest_came",
