@@ -31,7 +31,7 @@ pub(super) async fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
     // The first round reads the programs and their options, which is remembered.
     for round in 0..=plan.rounds {
         for (contender, figures) in contenders.iter().zip(&mut figures) {
-            let measured = one_round(&place, &image, contender).await?;
+            let measured = one_round(&place, &image, contender, round).await?;
             for (what, value) in measured.into_iter().filter(|_| round > 0) {
                 figures.entry(what).or_default().push(value);
             }
@@ -74,24 +74,32 @@ async fn one_round(
     place: &Place,
     image: &Image,
     contender: &Contender,
+    round: usize,
 ) -> Result<Vec<(&'static str, f64)>, BenchError> {
     let (answers, shares) = by_hand::start(contender.program.exe(), &place.path(""), &place.path("share"))?;
     let begun = Instant::now();
     let sandbox = Sandbox::start(place.config("s1", &contender.program)?).await?;
     let start = ms(begun);
 
-    // Each of the two mounts comes first in turn, on a daemon that has had the image mounted before.
+    // The two ways take turns in being first, on a daemon that has had the image mounted before.
     let request = image.request("c1")?;
     let at = request.at().clone();
     sandbox.mount(request.clone()).await?;
     sandbox.unmount(at.clone()).await?;
     let mut connection = by_hand::Connection::open(sandbox.api_socket().as_path())?;
-    let mount_by_hand = connection.mount(at.as_str(), &image.bootstrap, &image.config)?;
-    connection.unmount(at.as_str())?;
+    let (mut mount, mut mount_by_hand) = (0.0, 0.0);
+    for way in [round % 2, (round + 1) % 2] {
+        if way == 0 {
+            mount_by_hand = connection.mount(at.as_str(), &image.bootstrap, &image.config)?;
+            connection.unmount(at.as_str())?;
+        } else {
+            let begun = Instant::now();
+            sandbox.mount(request.clone()).await?;
+            mount = ms(begun);
+            sandbox.unmount(at.clone()).await?;
+        }
+    }
     drop(connection);
-    let begun = Instant::now();
-    sandbox.mount(request).await?;
-    let mount = ms(begun);
     let begun = Instant::now();
     let _ = sandbox.stop().await;
     let stop = ms(begun);
