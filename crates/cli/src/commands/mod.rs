@@ -1,5 +1,6 @@
 //! The `nydusbox` command line; each subcommand has its file.
 
+mod adopt;
 mod doctor;
 mod emit;
 mod events;
@@ -16,6 +17,7 @@ mod size;
 mod start;
 mod status;
 mod stop;
+mod sweep;
 mod umount;
 pub(crate) mod virtiofs;
 
@@ -65,6 +67,10 @@ enum Command {
     Emit(emit::EmitArgs),
     /// Stop a sandbox, or all of them: nothing is left
     Stop(stop::StopArgs),
+    /// Take over a sandbox whose supervisor is gone
+    Adopt(adopt::AdoptArgs),
+    /// Remove what crashes have left
+    Sweep(sweep::SweepArgs),
     /// Serve images and directories to a VMM over vhost-user (compatible with `nydusd virtiofs`)
     Virtiofs(DaemonArgs),
     /// Run a command in a microVM on an image that is fetched as it is read
@@ -106,6 +112,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Events(args) => done(place(&args.place).and_then(|dir| events::run(&args, &dir))),
         Command::Logs(args) => done(place(&args.place).and_then(|dir| logs::run(&args, &dir))),
         Command::Emit(args) => done(place(&args.place).and_then(|dir| emit::run(&args, &dir))),
+        Command::Adopt(args) => done(place(&args.place).and_then(|dir| adopt::run(&args, &dir))),
+        Command::Sweep(args) => done(place(&args.place).and_then(|dir| sweep::run(&args, &dir))),
         Command::Virtiofs(DaemonArgs { global, virtiofs }) => virtiofs::main(global, virtiofs),
         Command::Run(args) => match place(&args.place) {
             Ok(dir) => run::main(args, &dir),

@@ -13,7 +13,7 @@ use super::{absolute, block_on};
 use crate::args::StateDirArg;
 use crate::error::Failure;
 use crate::state_dir::StateDir;
-use crate::supervise::{self, DaemonChoice, LimitsChoice, NetnsChoice, Order};
+use crate::supervise::{self, Begun, DaemonChoice, LimitsChoice, NetnsChoice, Order, Task};
 
 /// Returns when the directory is served to whoever connects to the sandbox's vhost-user socket. A process of this
 /// program stays and owns the sandbox until `nydusbox stop`.
@@ -77,12 +77,16 @@ pub(crate) fn run(args: StartArgs, state_dir: &StateDir) -> Result<(), Failure> 
         log_level: args.log_level,
         start_deadline: Duration::from_secs(args.timeout.into()),
     };
-    let info = block_on(supervise::start(&order))?;
+    let share = order.share.clone();
+    let info = match block_on(supervise::begin(&Task::Start(order)))? {
+        Begun::Serving(info) => info,
+        Begun::CleanedUp(_) => return Err(Failure::plain("the supervisor cleaned up instead of starting")),
+    };
     args.output.print(&info, || {
         let socket = info
             .sockets
             .as_ref()
             .map_or_else(String::new, |s| format!(" on {}", s.vhost.display()));
-        format!("sandbox {} serves {}{socket}", info.id, order.share.display())
+        format!("sandbox {} serves {}{socket}", info.id, share.display())
     })
 }

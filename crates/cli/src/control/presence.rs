@@ -49,6 +49,10 @@ impl Presence {
         }
     }
 
+    pub(crate) fn is_abandoned(&self) -> bool {
+        matches!(self, Self::Abandoned { .. })
+    }
+
     /// The sentence, the hint and the exit code for a command that needs a supervisor.
     pub(crate) fn failure(&self, state_dir: &StateDir, id: &SandboxId) -> Failure {
         match self {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use nydusbox_protocol::{ContainerId, FsType, MountPoint, SandboxId};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{FAILED, Failure, TAKEN};
+use crate::error::{FAILED, Failure, NO_SANDBOX, TAKEN};
 
 /// The sandbox as a whole: GET.
 pub(crate) const SANDBOX: &str = "/v1/sandbox";
@@ -225,6 +225,8 @@ pub(crate) enum Code {
     NoRoute,
     /// The body is larger than is read.
     TooLarge,
+    /// There is no such sandbox.
+    NoSandbox,
     /// The sandbox exists, or someone else is about to start or end it.
     SandboxInUse,
     /// The sandbox did not start.
@@ -261,7 +263,7 @@ impl Code {
     pub(crate) const fn status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
-            Self::NoRoute | Self::NotMounted => 404,
+            Self::NoRoute | Self::NoSandbox | Self::NotMounted => 404,
             Self::TooLarge => 413,
             Self::SandboxInUse | Self::AlreadyMounted | Self::SlotsExhausted | Self::Stopping => 409,
             Self::BadImage | Self::BadConfig | Self::BadSnapshotdir | Self::Refused => 422,
@@ -274,6 +276,7 @@ impl Code {
     /// The exit code of a command that gets this answer.
     const fn exit(self) -> u8 {
         match self {
+            Self::NoSandbox => NO_SANDBOX,
             Self::SandboxInUse | Self::AlreadyMounted | Self::Stopping => TAKEN,
             Self::BadRequest
             | Self::NoRoute

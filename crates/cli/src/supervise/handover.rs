@@ -1,17 +1,17 @@
-//! What `nydusbox start` and the supervisor it has started say to each other, on a socket that is the supervisor's
+//! What `nydusbox start` (or `adopt`) and the supervisor it has started say to each other, on a socket that is the supervisor's
 //! standard input:
 //!
 //! ```text
-//! start       -> order (one line of JSON)
+//! start       -> task (one line of JSON)
 //! supervisor  -> reply (one line of JSON), when the share is served or the start has failed and is undone
 //! start       -> one byte: the reply has arrived
 //! ```
-//! The order travels here and not as arguments, because those can be read by everyone. Whoever of the two is gone
+//! The task travels here and not as arguments, because those can be read by everyone. Whoever of the two is gone
 //! closes the socket: a supervisor that sees that before the last byte undoes the start. So a start that is
 //! interrupted, or killed, leaves nothing.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nydusbox::Limits;
@@ -23,7 +23,40 @@ use crate::control::wire::{ControlError, SandboxInfo};
 /// The last byte.
 pub(super) const ARRIVED: u8 = b'\n';
 
-/// What is to be supervised. `Debug` is not derived: arguments for the daemon may hold secrets.
+/// What a supervisor is begun for.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) enum Task {
+    /// A new sandbox.
+    Start(Order),
+    /// One whose supervisor is gone.
+    Adopt {
+        id: SandboxId,
+        state_dir: PathBuf,
+        log_level: LogLevel,
+    },
+}
+
+impl Task {
+    pub(super) fn id(&self) -> &SandboxId {
+        match self {
+            Self::Start(Order { id, .. }) | Self::Adopt { id, .. } => id,
+        }
+    }
+
+    pub(super) fn state_dir(&self) -> &Path {
+        match self {
+            Self::Start(Order { state_dir, .. }) | Self::Adopt { state_dir, .. } => state_dir,
+        }
+    }
+
+    pub(super) fn log_level(&self) -> LogLevel {
+        match self {
+            Self::Start(Order { log_level, .. }) | Self::Adopt { log_level, .. } => *log_level,
+        }
+    }
+}
+
+/// A sandbox to be started. `Debug` is not derived: arguments for the daemon may hold secrets.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) id: SandboxId,
@@ -82,6 +115,8 @@ impl LimitsChoice {
 pub(crate) enum Reply {
     /// The share is served.
     Serving(Box<SandboxInfo>),
+    /// There was nothing to adopt but the remains of a sandbox, which are gone but for these.
+    CleanedUp(Vec<String>),
     /// Nothing was started, or it is gone again.
     Failed(ControlError),
 }

@@ -21,8 +21,8 @@ use std::sync::{Arc, OnceLock};
 
 use clap::Args;
 use nydusbox::{
-    CONTROL_SOCKET, DirError, Netns, OnSupervisorDeath, Program, SUPERVISOR_LOG, Sandbox, SandboxConfig,
-    StartCause, StartError,
+    AdoptError, Adoption, CONTROL_SOCKET, DirError, Netns, OnSupervisorDeath, Program, SUPERVISOR_LOG,
+    Sandbox, SandboxConfig, StartCause, StartError,
 };
 use nydusbox_protocol::{SandboxId, SocketPath};
 use rustix::fs::{Mode, OFlags};
@@ -37,10 +37,10 @@ use crate::error::Failure;
 use crate::logging;
 use handler::Requests;
 use handover::{ARRIVED, Reply};
-pub(crate) use handover::{DaemonChoice, LimitsChoice, NetnsChoice, Order};
+pub(crate) use handover::{DaemonChoice, LimitsChoice, NetnsChoice, Order, Task};
 use owner::Owner;
 use report::Subject;
-pub(crate) use spawn::start;
+pub(crate) use spawn::{Begun, begin};
 
 #[derive(Debug, Args)]
 pub(crate) struct SuperviseArgs {
@@ -96,7 +96,7 @@ struct Starter {
 }
 
 impl Starter {
-    async fn order(&mut self) -> Result<Order, Failure> {
+    async fn task(&mut self) -> Result<Task, Failure> {
         let mut line = String::new();
         self.reading
             .read_line(&mut line)
@@ -134,18 +134,22 @@ async fn supervise(stream: StdStream) -> Result<(), Failure> {
         reading: BufReader::new(reading),
         writing,
     };
-    let order = starter.order().await?;
+    let task = starter.task().await?;
     let log = Arc::new(OnceLock::new());
-    logging::start_supervisors(order.log_level, Arc::clone(&log))?;
+    logging::start_supervisors(task.log_level(), Arc::clone(&log))?;
     let served = tokio::select! {
         biased;
         // What was started is gone when the drop of its future returns.
         () = starter.gone() => return Ok(()),
         () = signals.any() => Err(ControlError::new(Code::StartFailed, "the supervisor was told to end")),
-        served = Served::start(&order, &log) => served,
+        served = Served::by(&task, &log) => served,
     };
     let served = match served {
-        Ok(served) => served,
+        Ok(Ok(served)) => served,
+        Ok(Err(CleanedUp(leftovers))) => {
+            starter.reply(&Reply::CleanedUp(leftovers)).await;
+            return Ok(());
+        }
         Err(error) => {
             starter.reply(&Reply::Failed(error)).await;
             return Ok(());
@@ -156,6 +160,7 @@ async fn supervise(stream: StdStream) -> Result<(), Failure> {
         listener,
         subject,
     } = served;
+    let adopted = matches!(task, Task::Adopt { .. });
     let (status, events) = (sandbox.status(), sandbox.events());
     let (owner, desk) = Owner::new(sandbox);
     let requests = Arc::new(Requests::new(subject, status, events, desk));
@@ -165,7 +170,8 @@ async fn supervise(stream: StdStream) -> Result<(), Failure> {
             starter
                 .reply(&Reply::Serving(Box::new(requests.info().await)))
                 .await;
-            if starter.arrived().await {
+            // A daemon that was there before outlives a command that is interrupted.
+            if starter.arrived().await || adopted {
                 drop(starter);
                 signals.any().await;
             }
@@ -185,7 +191,58 @@ struct Served {
     subject: Subject,
 }
 
+/// There was nothing to own; what could not be removed.
+struct CleanedUp(Vec<String>);
+
 impl Served {
+    async fn by(task: &Task, log: &OnceLock<File>) -> Result<Result<Self, CleanedUp>, ControlError> {
+        match task {
+            Task::Start(order) => Self::start(order, log).await.map(Ok),
+            Task::Adopt { id, state_dir, .. } => Self::adopt(id, state_dir, log).await,
+        }
+    }
+
+    async fn adopt(
+        id: &SandboxId,
+        state_dir: &Path,
+        log: &OnceLock<File>,
+    ) -> Result<Result<Self, CleanedUp>, ControlError> {
+        let sandbox = match Sandbox::adopt(state_dir, id).await {
+            Ok(Adoption::Running(sandbox)) => sandbox,
+            Ok(Adoption::CleanedUp { leftovers }) => {
+                let left = leftovers.iter().map(|l| Failure::of(l).into_parts().0);
+                return Ok(Err(CleanedUp(left.collect())));
+            }
+            Err(error) => return Err(adopt_error(id, &error)),
+        };
+        let pid = sandbox.status().borrow().pid;
+        let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        Self::open(sandbox, program, &state_dir.join(id.as_str()), log)
+            .map(Ok)
+            // Dropped, the sandbox is ended: the daemon of one that cannot be ruled serves nobody for long.
+            .map_err(|failure| ControlError::of(Code::StartFailed, failure))
+    }
+
+    /// Makes a sandbox that is there one that is ruled.
+    fn open(sandbox: Sandbox, program: PathBuf, dir: &Path, log: &OnceLock<File>) -> Result<Self, Failure> {
+        let control = dir.join(CONTROL_SOCKET);
+        let (listener, file) =
+            open(dir, &control).map_err(|e| Failure::new(&format!("make {}", control.display()), &e))?;
+        let _ = log.set(file);
+        let subject = Subject {
+            id: sandbox.id().clone(),
+            program,
+            vhost_socket: sandbox.vhost_socket().clone(),
+            api_socket: sandbox.api_socket().clone(),
+        };
+        tracing::info!(sandbox = %subject.id, "serving");
+        Ok(Self {
+            sandbox,
+            listener,
+            subject,
+        })
+    }
+
     async fn start(order: &Order, log: &OnceLock<File>) -> Result<Self, ControlError> {
         let refused = |failure| ControlError::of(Code::StartFailed, failure);
         let program = match &order.daemon {
@@ -214,35 +271,19 @@ impl Served {
             .with_on_supervisor_death(OnSupervisorDeath::Spare)
             .with_start_deadline(order.start_deadline);
         let dir = config.dir().to_owned();
-        let control = SocketPath::new(dir.join(CONTROL_SOCKET)).map_err(|e| refused(Failure::of(&e)))?;
-        let subject = Subject {
-            id: order.id.clone(),
-            program: exe,
-            vhost_socket: config.vhost_socket().clone(),
-            api_socket: config.api_socket().clone(),
-        };
+        // Checked before anything runs: its name is longer than the other sockets'.
+        SocketPath::new(dir.join(CONTROL_SOCKET)).map_err(|e| refused(Failure::of(&e)))?;
         let sandbox = Sandbox::start(config).await.map_err(|e| start_error(&e))?;
-        match open(&dir, control.as_path()) {
-            Ok((listener, file)) => {
-                let _ = log.set(file);
-                tracing::info!(sandbox = %subject.id, "serving");
-                Ok(Self {
-                    sandbox,
-                    listener,
-                    subject,
-                })
-            }
-            Err(error) => {
-                let _ = sandbox.stop().await;
-                let what = format!("make {}", control.as_path().display());
-                Err(refused(Failure::new(&what, &error)))
-            }
-        }
+        Self::open(sandbox, exe, &dir, log).map_err(refused)
     }
 }
 
-/// The control socket and the log, in a directory that is ours by now.
+/// The control socket and the log, in a directory that is ours by now. A predecessor's socket has no listener.
 fn open(dir: &Path, control: &Path) -> io::Result<(UnixListener, File)> {
+    match std::fs::remove_file(control) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
     let listener = UnixListener::bind(control)?;
     std::fs::set_permissions(control, Permissions::from_mode(0o600))?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -270,6 +311,18 @@ fn start_error(error: &StartError) -> ControlError {
             let hint = "without root: set XDG_RUNTIME_DIR, or name a directory of your own with --state-dir";
             ControlError::of(Code::StartFailed, failure.hint(hint))
         }
+        _ => ControlError::of(Code::StartFailed, failure),
+    }
+}
+
+fn adopt_error(id: &SandboxId, error: &AdoptError) -> ControlError {
+    let failure = Failure::of(error);
+    match error {
+        AdoptError::Missing { .. } => ControlError::of(Code::NoSandbox, failure),
+        AdoptError::Dir(DirError::Held { .. }) => ControlError::of(
+            Code::SandboxInUse,
+            failure.hint(format!("its supervisor lives; `nydusbox status {id}` shows it")),
+        ),
         _ => ControlError::of(Code::StartFailed, failure),
     }
 }

@@ -9,19 +9,28 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::handover::{ARRIVED, Order, Reply};
+use super::handover::{ARRIVED, Reply, Task};
 use crate::control::wire::SandboxInfo;
 use crate::error::{Failure, INTERRUPTED};
 
-/// Starts a supervisor and waits until the share is served. Ctrl-C and SIGTERM undo the start.
-pub(crate) async fn start(order: &Order) -> Result<SandboxInfo, Failure> {
+/// What a supervisor has become.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// It owns the sandbox.
+    Serving(Box<SandboxInfo>),
+    /// It has removed what was left of one, but for these, and has ended.
+    CleanedUp(Vec<String>),
+}
+
+/// Begins a supervisor and waits until the share is served. Ctrl-C and SIGTERM undo a start.
+pub(crate) async fn begin(task: &Task) -> Result<Begun, Failure> {
     let failed = |e: io::Error| Failure::new("start a supervisor", &e);
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let (child, stream) = spawn(order).map_err(failed)?;
+    let (child, stream) = spawn(task).map_err(failed)?;
     let (reading, mut writing) = stream.into_split();
     let mut reading = BufReader::new(reading);
-    let mut line = serde_json::to_string(order).map_err(|e| Failure::new("write the order", &e))?;
+    let mut line = serde_json::to_string(task).map_err(|e| Failure::new("write the task", &e))?;
     line.push('\n');
     // A supervisor that is gone already shows in the answer that does not come.
     let _ = writing.write_all(line.as_bytes()).await;
@@ -38,7 +47,7 @@ pub(crate) async fn start(order: &Order) -> Result<SandboxInfo, Failure> {
         let _ = reading.read_to_end(&mut Vec::new()).await;
         ended(child).await;
         return Err(
-            Failure::plain(format!("the start of sandbox {} was interrupted", order.id)).code(INTERRUPTED),
+            Failure::plain(format!("the start of sandbox {} was interrupted", task.id())).code(INTERRUPTED),
         );
     }
     match serde_json::from_str(&answer) {
@@ -47,7 +56,11 @@ pub(crate) async fn start(order: &Order) -> Result<SandboxInfo, Failure> {
                 .write_all(&[ARRIVED])
                 .await
                 .map_err(|e| Failure::new("tell the supervisor that it is on its own", &e))?;
-            Ok(*info)
+            Ok(Begun::Serving(info))
+        }
+        Ok(Reply::CleanedUp(leftovers)) => {
+            ended(child).await;
+            Ok(Begun::CleanedUp(leftovers))
         }
         Ok(Reply::Failed(error)) => {
             ended(child).await;
@@ -56,7 +69,7 @@ pub(crate) async fn start(order: &Order) -> Result<SandboxInfo, Failure> {
         Err(_) => {
             let status = ended(child).await.unwrap_or_default();
             Err(
-                Failure::plain(format!("the supervisor of sandbox {} ended{status}", order.id))
+                Failure::plain(format!("the supervisor of sandbox {} ended{status}", task.id()))
                     .hint("`nydusbox sweep` removes what it may have left"),
             )
         }
@@ -65,13 +78,13 @@ pub(crate) async fn start(order: &Order) -> Result<SandboxInfo, Failure> {
 
 /// In the root directory, without a terminal, and with the handover as its only descriptor. It leaves this
 /// process' session by itself, first of all.
-fn spawn(order: &Order) -> io::Result<(Child, UnixStream)> {
+fn spawn(task: &Task) -> io::Result<(Child, UnixStream)> {
     // Whatever we were given open besides the standard streams would stay open as long as the sandbox lives.
     nydusbox_fsd::sys::inherit_no_further()?;
     let (ours, theirs) = StdStream::pair()?;
     let child = Command::new(std::env::current_exe()?)
-        .args(["supervise", order.id.as_str(), "--state-dir"])
-        .arg(&order.state_dir)
+        .args(["supervise", task.id().as_str(), "--state-dir"])
+        .arg(task.state_dir())
         .current_dir("/")
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())
