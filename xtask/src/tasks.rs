@@ -21,8 +21,12 @@ pub(crate) enum Task {
     #[command(subcommand)]
     Bench(bench::Bench),
     /// The gate: formatting, lints, documentation, then every test with all its peers
-    Test,
-    /// Install the genuine nydusd and virtiofsd below target/peers, once
+    Test {
+        /// Run long tests at full length, and on the peers too
+        #[arg(long)]
+        full: bool,
+    },
+    /// Install the genuine nydusd and virtiofsd, and suites of tests, below target/peers, once
     Peers,
     /// Unpack the microVM's kernel and busybox below target/guest, once
     Guest,
@@ -35,7 +39,7 @@ impl Task {
         match self {
             Self::Demo => demo::run(workspace),
             Self::Bench(bench) => bench::run(workspace, &bench),
-            Self::Test => test::run(workspace),
+            Self::Test { full } => test::run(workspace, full),
             Self::Peers => peers::ensure(workspace).map(drop),
             Self::Guest => guest::ensure(workspace).map(drop),
             Self::CheckDeps => check_deps::run(workspace),

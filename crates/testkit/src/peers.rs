@@ -23,6 +23,10 @@ pub enum Peer {
     Nydusctl,
     /// virtiofsd 1.14.0.
     Virtiofsd,
+    /// pjdfstest 0.2.2: what POSIX says of file systems.
+    Pjdfstest,
+    /// fsx 0.3.2: random operations on one file, checked.
+    Fsx,
 }
 
 impl Peer {
@@ -33,6 +37,8 @@ impl Peer {
             Self::NydusImage => "nydus-image",
             Self::Nydusctl => "nydusctl",
             Self::Virtiofsd => "virtiofsd",
+            Self::Pjdfstest => "pjdfstest",
+            Self::Fsx => "fsx",
         }
     }
 }

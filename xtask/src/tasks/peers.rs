@@ -1,4 +1,4 @@
-//! The genuine programs that ours are compared with, installed by cargo below `target/peers`.
+//! The genuine programs that ours are compared with or tested by, installed by cargo below `target/peers`.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ struct Peer {
     programs: &'static [&'static str],
 }
 
-const PEERS: [Peer; 2] = [
+const PEERS: [Peer; 4] = [
     Peer {
         package: "nydus-rs",
         version: "2.2.0",
@@ -26,6 +26,18 @@ const PEERS: [Peer; 2] = [
         version: "1.14.0",
         features: "",
         programs: &["virtiofsd"],
+    },
+    Peer {
+        package: "pjdfstest",
+        version: "0.2.2",
+        features: "",
+        programs: &["pjdfstest"],
+    },
+    Peer {
+        package: "fsx",
+        version: "0.3.2",
+        features: "",
+        programs: &["fsx"],
     },
 ];
 

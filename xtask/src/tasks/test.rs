@@ -12,7 +12,7 @@ use crate::rootfs;
 use crate::tasks::{check_deps, guest, peers};
 use crate::workspace::Workspace;
 
-pub(crate) fn run(workspace: &Workspace) -> Result<(), TaskError> {
+pub(crate) fn run(workspace: &Workspace, full: bool) -> Result<(), TaskError> {
     let cargo = || Cmd::cargo().dir(workspace.root());
     cargo().words("fmt --all --check").shown()?;
     check_deps::run(workspace)?;
@@ -39,6 +39,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), TaskError> {
             .env("NYDUSBOX_PEERS", &peers)
             .env("NYDUSBOX_GUEST_ROOT", &guest)
             .env("NYDUSBOX_TEST_ROOTFS", &rootfs)
+            .env("NYDUSBOX_TEST_FULL", if full { "1" } else { "0" })
             .shown()
     };
     tests("test --doc --workspace --locked")?;

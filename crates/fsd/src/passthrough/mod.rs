@@ -20,6 +20,9 @@ mod names;
 mod slots;
 mod xattr;
 
+#[cfg(test)]
+mod tests;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,8 +1,8 @@
-//! The host's side of a boot without an image: a directory tree and a genuine virtiofsd on it.
+//! The host's side of a boot without an image: a directory tree and a daemon on it, genuine virtiofsd or ours.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use command_fds::CommandFdExt;
@@ -11,7 +11,7 @@ use nydusbox_vmm::{GuestAssets, GuestStdio, Vm, VmConfig, VmOutcome, VmSpec};
 
 use super::prerequisites;
 use super::sink::Sink;
-use crate::peers::Peer;
+use crate::peers::{self, Peer};
 
 /// A path in the guest.
 ///
@@ -19,6 +19,15 @@ use crate::peers::Peer;
 /// If it is none.
 pub fn path(text: &str) -> GuestPath {
     GuestPath::new(text).unwrap()
+}
+
+/// Which daemon serves.
+#[derive(Debug, Clone, Copy)]
+pub enum Server<'a> {
+    /// The genuine virtiofsd, with these arguments.
+    Virtiofsd(&'a [&'a str]),
+    /// `nydusbox virtiofs`, of this executable.
+    Nydusbox(&'a Path),
 }
 
 /// A served directory: `rootfs` (busybox), `share0`, and container `c1`'s snapshot directory. Everything goes with it.
@@ -38,7 +47,37 @@ impl Host {
 
     /// As [`Host::new`], with these arguments for the daemon instead of `--modcaps`.
     pub fn with_daemon_arguments(more: &[&str]) -> Option<Self> {
-        let (virtiofsd, assets) = prerequisites::find(Peer::Virtiofsd)?;
+        Self::served_by(Server::Virtiofsd(more))
+    }
+
+    /// As [`Host::new`], with another daemon.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn served_by(server: Server<'_>) -> Option<Self> {
+        let assets = prerequisites::guest()?.1;
+        let mut command = match server {
+            Server::Virtiofsd(more) => {
+                let mut command = Command::new(peers::require(Peer::Virtiofsd).ok()?);
+                command
+                    .args([
+                        "--sandbox",
+                        "none",
+                        "--xattr",
+                        "--log-level",
+                        "error",
+                        "--fd",
+                        "3",
+                    ])
+                    .args(more);
+                command
+            }
+            Server::Nydusbox(program) => {
+                let mut command = Command::new(program);
+                command.args(["virtiofs", "--log-level", "error", "--sock-fd", "3"]);
+                command
+            }
+        };
         let root = tempfile::tempdir().unwrap();
         let served = root.path().join("served");
         for dir in [
@@ -57,19 +96,9 @@ impl Host {
         }
         // Handed down listening: QEMU may connect before the daemon has come up.
         let listener = UnixListener::bind(root.path().join("fs.sock")).unwrap();
-        let daemon = Command::new(&virtiofsd)
-            .args([
-                "--sandbox",
-                "none",
-                "--xattr",
-                "--log-level",
-                "error",
-                "--fd",
-                "3",
-                "--shared-dir",
-            ])
+        let daemon = command
+            .arg("--shared-dir")
             .arg(&served)
-            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .fd_mappings(vec![command_fds::FdMapping {
