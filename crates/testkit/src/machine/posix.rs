@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -87,7 +88,15 @@ pub fn full() -> bool {
 /// If it cannot be written.
 pub fn install(host: &Host) -> Option<()> {
     let root = host.dir("rootfs");
-    let programs = [require(Peer::Pjdfstest).ok()?, require(Peer::Fsx).ok()?];
+    let programs = [
+        require(Peer::Pjdfstest).ok()?,
+        require(Peer::Fsx).ok()?,
+        // A program of its own is run and written to (ETXTBSY); under another name busybox' would not run.
+        PathBuf::from("/bin/sleep"),
+    ];
+    for applet in ["mount", "umount", "which"] {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
     for program in &programs {
         copy_into(
             &root,
@@ -113,6 +122,8 @@ pub fn install(host: &Host) -> Option<()> {
 fn copy_into(root: &Path, from: &Path, to: &Path) {
     let to = root.join(to);
     fs::create_dir_all(to.parent().unwrap()).unwrap();
+    // What is there may be a link to busybox.
+    let _ = fs::remove_file(&to);
     fs::copy(from, to).unwrap();
 }
 
