@@ -18,7 +18,7 @@ use crate::daemon::Daemon;
 use crate::dir::{DirError, Entered, LOG, LOG_OLD, Leftover, SandboxDir};
 use crate::error::chain;
 use crate::events::EventSink;
-use crate::launch::Serving;
+use crate::launch::{Running, Serving};
 use crate::ledger::Ledger;
 use crate::outlet;
 use crate::output::{LogFile, Output};
@@ -105,7 +105,7 @@ impl Sandbox {
         let config = SandboxConfig::recorded(state_dir, &document)?;
         let events = EventSink::new(id.clone());
         let serving = take_over(&config, dir, daemon, document).await?;
-        tracing::info!(sandbox = %id, pid = serving.daemon.id(), "adopted");
+        tracing::info!(sandbox = %id, pid = serving.running.daemon.id(), "adopted");
         Ok(Adoption::Running(Self::supervise(serving, config, events)))
     }
 }
@@ -182,8 +182,7 @@ async fn take_over(
         None => document.program.version,
     });
     Ok(Serving {
-        daemon,
-        client,
+        running: Running { daemon, client },
         journal,
         binds: BindBook::recalled(document.binds.into_iter().map(|b| (b.at, b.bind))),
         dir,

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::environment::{Environment, Limits, Netns, OnSupervisorDeath};
 use crate::program::Program;
+use crate::recovery::OnExit;
 use crate::state::{Settings, StateDocument};
 
 /// Where sandboxes keep their directories unless told otherwise.
@@ -70,6 +71,8 @@ pub struct SandboxConfig {
     id: SandboxId,
     dir: PathBuf,
     vhost_socket: SocketPath,
+    /// Where a daemon that takes another one's place makes its vhost-user socket, out of the VMM's sight.
+    successor_vhost_socket: SocketPath,
     api_socket: SocketPath,
     program: Program,
     share: Option<String>,
@@ -78,6 +81,7 @@ pub struct SandboxConfig {
     call_deadline: Duration,
     stop_grace: Duration,
     environment: Environment,
+    on_exit: OnExit,
 }
 
 impl SandboxConfig {
@@ -102,6 +106,7 @@ impl SandboxConfig {
         };
         Ok(Self {
             vhost_socket: socket(crate::dir::VHOST_SOCKET)?,
+            successor_vhost_socket: socket(crate::dir::VHOST_SUCCESSOR)?,
             api_socket: socket(crate::dir::API_SOCKET)?,
             dir,
             id,
@@ -112,6 +117,7 @@ impl SandboxConfig {
             call_deadline: DEFAULT_CALL_DEADLINE,
             stop_grace: DEFAULT_STOP_GRACE,
             environment: Environment::default(),
+            on_exit: OnExit::default(),
         })
     }
 
@@ -125,6 +131,7 @@ impl SandboxConfig {
             call_deadline_ms,
             stop_grace_ms,
             environment,
+            on_exit,
         } = document.settings.clone();
         Ok(Self {
             share,
@@ -133,6 +140,7 @@ impl SandboxConfig {
             call_deadline: Duration::from_millis(call_deadline_ms),
             stop_grace: Duration::from_millis(stop_grace_ms),
             environment,
+            on_exit,
             ..Self::new(document.sandbox.clone(), state_dir, program)?
         })
     }
@@ -143,6 +151,7 @@ impl SandboxConfig {
             id: _,
             dir: _,
             vhost_socket: _,
+            successor_vhost_socket: _,
             api_socket: _,
             program: _,
             share,
@@ -151,6 +160,7 @@ impl SandboxConfig {
             call_deadline,
             stop_grace,
             environment,
+            on_exit,
         } = self;
         let ms = |duration: &Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Settings {
@@ -160,6 +170,7 @@ impl SandboxConfig {
             call_deadline_ms: ms(call_deadline),
             stop_grace_ms: ms(stop_grace),
             environment: environment.clone(),
+            on_exit: *on_exit,
         }
     }
 
@@ -237,6 +248,19 @@ impl SandboxConfig {
         self
     }
 
+    /// What is done when the daemon ends without being asked to; [`OnExit::Stop`] unless set.
+    #[must_use]
+    pub fn with_on_exit(mut self, on_exit: OnExit) -> Self {
+        self.on_exit = on_exit;
+        self
+    }
+
+    /// What is done when the daemon ends without being asked to.
+    #[must_use]
+    pub fn on_exit(&self) -> OnExit {
+        self.on_exit
+    }
+
     /// The sandbox's id.
     #[must_use]
     pub fn id(&self) -> &SandboxId {
@@ -263,6 +287,14 @@ impl SandboxConfig {
 
     pub(crate) fn environment(&self) -> &Environment {
         &self.environment
+    }
+
+    /// The same for a daemon that takes another one's place.
+    pub(crate) fn for_successor(&self) -> Self {
+        Self {
+            vhost_socket: self.successor_vhost_socket.clone(),
+            ..self.clone()
+        }
     }
 
     pub(crate) fn program(&self) -> &Program {

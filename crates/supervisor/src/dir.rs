@@ -15,11 +15,14 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::outlet::OUTLET;
+use crate::program::ProgramKind;
 use crate::remains;
 use crate::state::{DAEMON_LOCK, STATE, STATE_NEW, StateError};
 
 /// File names inside a sandbox's directory.
 pub(crate) const VHOST_SOCKET: &str = "vhost.sock";
+/// Shorter than the name it gets in the end, so that its path is never the one that is too long.
+pub(crate) const VHOST_SUCCESSOR: &str = "vhost.new";
 pub(crate) const API_SOCKET: &str = "api.sock";
 /// The file that takes what the daemon prints.
 pub const LOG: &str = "daemon.log";
@@ -33,8 +36,9 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
 
 /// In the order in which they are removed: what the document promises goes before the document.
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     VHOST_SOCKET,
+    VHOST_SUCCESSOR,
     API_SOCKET,
     CONTROL_SOCKET,
     OUTLET,
@@ -45,6 +49,8 @@ const FILES: [&str; 10] = [
     STATE,
     DAEMON_LOCK,
 ];
+/// A directory with nothing in it.
+const NOTHING: &str = "nothing";
 
 /// How often the lock is tried while predecessors remove the directory under our hands.
 const LOCK_ATTEMPTS: usize = 64;
@@ -260,7 +266,7 @@ impl SandboxDir {
             });
         }
         let path = &self.path;
-        for name in [API_SOCKET, VHOST_SOCKET] {
+        for name in [API_SOCKET, VHOST_SOCKET, VHOST_SUCCESSOR] {
             let socket = path.join(name);
             if let Some(holder) = listener(&socket, name == API_SOCKET) {
                 return Err(DirError::SocketInUse { path: socket, holder });
@@ -307,6 +313,62 @@ impl SandboxDir {
         self.path.join(name)
     }
 
+    /// Makes room for the daemon that is to take a dead one's place: its log is set aside, its API socket is removed.
+    /// The name a VMM connects to stays, and is refused, until [`SandboxDir::admit`].
+    pub(crate) fn clear_for_successor(&self) -> Result<(), DirError> {
+        let done = |action, name: &str, result: Result<(), Errno>| match result {
+            Ok(()) | Err(Errno::NOENT | Errno::EXIST) => Ok(()),
+            Err(errno) => Err(DirError::Io {
+                action,
+                path: self.file(name),
+                source: errno.into(),
+            }),
+        };
+        for name in [API_SOCKET, VHOST_SUCCESSOR] {
+            done(
+                "remove",
+                name,
+                rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()),
+            )?;
+        }
+        done(
+            "set aside",
+            LOG,
+            rustix::fs::renameat(&self.fd, LOG, &self.fd, LOG_OLD),
+        )?;
+        done(
+            "create",
+            NOTHING,
+            rustix::fs::mkdirat(&self.fd, NOTHING, Mode::RWXU),
+        )
+    }
+
+    /// An empty directory, once [`SandboxDir::clear_for_successor`] has made it. The path is UTF-8 because the
+    /// sockets' paths are.
+    pub(crate) fn nothing(&self) -> String {
+        self.file(NOTHING).to_string_lossy().into_owned()
+    }
+
+    /// Gives the successor's vhost-user socket the name the VMM connects to. A stock nydusd's keeps its other name
+    /// as well: it removes that when it has taken a connection.
+    pub(crate) fn admit(&self, kind: ProgramKind) -> Result<(), DirError> {
+        let admitted = match kind {
+            ProgramKind::Embedded => rustix::fs::renameat(&self.fd, VHOST_SUCCESSOR, &self.fd, VHOST_SOCKET),
+            ProgramKind::Stock => match rustix::fs::unlinkat(&self.fd, VHOST_SOCKET, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {
+                    let flags = AtFlags::empty();
+                    rustix::fs::linkat(&self.fd, VHOST_SUCCESSOR, &self.fd, VHOST_SOCKET, flags)
+                }
+                Err(errno) => Err(errno),
+            },
+        };
+        admitted.map_err(|errno| DirError::Io {
+            action: "give the VMM its socket",
+            path: self.file(VHOST_SOCKET),
+            source: errno.into(),
+        })
+    }
+
     /// Removes the files and the directory and gives up the lock; says what could not be removed.
     pub(crate) fn remove(mut self) -> Vec<Leftover> {
         self.remove_all()
@@ -321,6 +383,10 @@ impl SandboxDir {
                 source: errno.into(),
             });
         };
+        match rustix::fs::unlinkat(&self.fd, NOTHING, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => note(self.file(NOTHING), errno),
+        }
         // The lock's name goes last: whoever locks its new incarnation must find no file of ours.
         for name in FILES.into_iter().chain([LOCK]) {
             match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {

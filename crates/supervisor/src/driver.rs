@@ -6,11 +6,12 @@
 
 use std::future::Future;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
-use nydusbox_protocol::{FsType, MountPoint};
+use nydusbox_protocol::{FsType, MountCommand, MountPoint, SocketPath};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -19,29 +20,26 @@ use crate::client::{ApiClient, CallError};
 use crate::config::SandboxConfig;
 use crate::daemon::{Daemon, REAP};
 use crate::dir::{Leftover, SandboxDir};
-use crate::error::{MountError, RemountError, UnmountError};
+use crate::error::{MountError, RemountError, StartCause, StartError, UnmountError, chain};
 use crate::events::{EventSink, SandboxEvent};
-use crate::launch::Serving;
+use crate::launch::{self, Running, Serving};
 use crate::ledger::{Knowledge, UnmountOutcome};
 use crate::lifecycle::{Action, Call, Event, Lifecycle, MountOutcome, Phase, Reply, Request, Timer};
 use crate::program::ProgramKind;
+use crate::recovery::{OnExit, Recovery};
 use crate::request::{MountRequest, Snapshotdir};
-use crate::state::{Journal, PhaseRecord};
+use crate::requests::{Envelope, Requests};
+use crate::state::{Journal, OsText, PhaseRecord};
 use crate::status::{MountStatus, Status, StatusPhase};
 use crate::stop::{StopOutcome, StopStep, ending, frontend_seen};
 
 /// How long a broken connection may precede the end of the process that caused it.
 pub(crate) const EXIT_SHOWS: Duration = Duration::from_millis(50);
+/// How often it is looked whether a VMM has connected to a stock nydusd. An inotify watch would tell at once, but a
+/// user may have 128 of them, and sandboxes are more.
+const LOOK_FOR_VMM: Duration = Duration::from_millis(500);
 /// All the unmounting of a stop; a mount takes a millisecond.
 const UNMOUNT_ALL: Duration = Duration::from_millis(500);
-
-/// A request with the place for its reply.
-#[derive(Debug)]
-pub(crate) enum Envelope {
-    Mount(MountRequest, oneshot::Sender<Result<MountOutcome, MountError>>),
-    Remount(MountRequest, oneshot::Sender<Result<(), RemountError>>),
-    Unmount(MountPoint, oneshot::Sender<Result<UnmountOutcome, UnmountError>>),
-}
 
 #[derive(Debug)]
 enum ReplyTo {
@@ -60,14 +58,19 @@ pub(crate) struct Strings {
     pub(crate) status: watch::Receiver<Status>,
 }
 
+type LaunchUnderWay = Pin<Box<dyn Future<Output = Result<Running, StartError>> + Send>>;
 type CallInFlight = Pin<Box<dyn Future<Output = (ApiClient, Result<(), CallError>)> + Send>>;
 
 /// The loop's state.
 pub(crate) struct Driver {
     call: Option<CallInFlight>,
+    launch: Option<LaunchUnderWay>,
     /// `None` while a call has it.
     client: Option<ApiClient>,
+    /// The last one; it may have ended.
     daemon: Daemon,
+    /// Where the daemon has bound its vhost-user socket.
+    vhost_bound: SocketPath,
     binds: BindBook,
     journal: Journal,
     /// Whether the journal has what the lifecycle has decided last.
@@ -75,9 +78,12 @@ pub(crate) struct Driver {
     dir: SandboxDir,
     config: SandboxConfig,
     lifecycle: Lifecycle,
+    begun: Instant,
+    /// When to look whether a VMM has connected to a stock nydusd, until one has.
+    look_for_vmm: Option<Instant>,
     timer: Option<Instant>,
     reply_to: Option<ReplyTo>,
-    requests: mpsc::Receiver<Envelope>,
+    requests: Requests,
     stop: oneshot::Receiver<()>,
     alive: oneshot::Receiver<std::convert::Infallible>,
     status: watch::Sender<Status>,
@@ -87,14 +93,14 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(serving: Serving, config: SandboxConfig, events: EventSink) -> (Self, Strings) {
         let Serving {
-            daemon,
-            client,
+            running,
+            ledger,
             journal,
             binds,
             dir,
-            ledger,
             adopted,
         } = serving;
+        let Running { daemon, client } = running;
         let pid = daemon.id();
         events.emit(match adopted {
             true => SandboxEvent::Adopted { pid },
@@ -109,7 +115,10 @@ impl Driver {
         let (requests_in, requests) = mpsc::channel(16);
         let (stop_in, stop) = oneshot::channel();
         let (alive_in, alive) = oneshot::channel();
-        let lifecycle = Lifecycle::serving(ledger, body_limit_bytes(config.program().kind()));
+        let mut lifecycle = Lifecycle::serving(ledger, body_limit_bytes(config.program().kind()));
+        if let OnExit::Restart(policy) = config.on_exit() {
+            lifecycle = lifecycle.with_recovery(Recovery::new(policy, Duration::ZERO));
+        }
         let (status, status_out) = watch::channel(snapshot(0, &lifecycle, &binds, &daemon));
         let strings = Strings {
             requests: requests_in,
@@ -119,17 +128,21 @@ impl Driver {
         };
         let mut driver = Self {
             call: None,
+            launch: None,
             client: Some(client),
             daemon,
+            vhost_bound: config.vhost_socket().clone(),
             binds,
             journal,
             recorded: Ok(()),
             dir,
-            config,
             lifecycle,
+            begun: Instant::now(),
+            look_for_vmm: None,
             timer: None,
             reply_to: None,
-            requests,
+            requests: Requests::new(requests, config.call_deadline()),
+            config,
             stop,
             alive,
             status,
@@ -143,8 +156,12 @@ impl Driver {
 
     /// Runs to the sandbox's end.
     pub(crate) async fn run(mut self) -> StopOutcome {
+        self.expect_vmm();
         loop {
             let event = self.next_event().await;
+            if matches!(event, Event::Exited(_)) {
+                self.last_look_for_vmm();
+            }
             if let Event::Request(Request::Mount(request)) = &event
                 && let Err(error) = self.plan_bind(request)
             {
@@ -152,7 +169,7 @@ impl Driver {
                 continue;
             }
             let mut end = None;
-            let actions = self.lifecycle.step(event);
+            let actions = self.lifecycle.at(self.begun.elapsed()).step(event);
             self.undo_binds();
             self.record();
             for action in actions {
@@ -166,14 +183,23 @@ impl Driver {
     }
 
     async fn next_event(&mut self) -> Event {
-        let gone = matches!(self.lifecycle.phase(), Phase::Exited(_) | Phase::Ended(_));
+        let gone = match self.lifecycle.phase() {
+            Phase::Waiting(_) | Phase::Launching(_) | Phase::Exited(_) | Phase::Ended(_) => true,
+            Phase::Serving
+            | Phase::Unmounting { .. }
+            | Phase::Terminating
+            | Phase::Killing
+            | Phase::Restoring(_) => false,
+        };
         let timer = self.timer;
+        let look = self.look_for_vmm;
+        let recovering = self.lifecycle.is_recovering();
         tokio::select! {
             biased;
             exit = self.daemon.exited(), if !gone => Event::Exited(exit),
             Err(_) = &mut self.alive, if !self.alive.is_terminated() => Event::Abandoned,
             Ok(()) = &mut self.stop, if !self.stop.is_terminated() => {
-                let seen = frontend_seen(self.config.vhost_socket().as_path());
+                let seen = frontend_seen(self.vhost_bound.as_path());
                 Event::Stop(ending(self.config.program().kind(), seen))
             }
             (client, answer) = in_flight(&mut self.call), if self.call.is_some() => {
@@ -181,11 +207,20 @@ impl Driver {
                 self.client = Some(client);
                 Event::Answer(answer)
             }
+            launched = launching(&mut self.launch), if self.launch.is_some() => {
+                self.launch = None;
+                self.take_over(launched)
+            }
             () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => {
                 self.timer = None;
                 Event::Elapsed
             }
-            Some(envelope) = self.requests.recv(), if self.lifecycle.takes_requests() => {
+            () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
+                let seen = frontend_seen(self.vhost_bound.as_path());
+                self.look_for_vmm = Some(Instant::now() + LOOK_FOR_VMM).filter(|_| !seen);
+                Event::Vmm(seen)
+            }
+            Some(envelope) = self.requests.next(recovering), if recovering || self.lifecycle.takes_requests() => {
                 Event::Request(match envelope {
                     Envelope::Mount(request, reply) => {
                         self.reply_to = Some(ReplyTo::Mount(reply));
@@ -216,10 +251,80 @@ impl Driver {
             Action::Disarm => self.timer = None,
             Action::Terminate => self.daemon.terminate(),
             Action::Kill => self.daemon.kill(),
+            Action::Launch => self.begin_launch(),
+            Action::AbandonLaunch => self.launch = None,
             Action::Emit(event) => self.events.emit(event),
             Action::Finish(step) => return Some(step),
         }
         None
+    }
+
+    fn begin_launch(&mut self) {
+        self.client = None;
+        self.look_for_vmm = None;
+        let prepared = self.prepare_launch();
+        let (config, events) = (self.config.for_successor(), self.events.clone());
+        self.launch = Some(Box::pin(async move {
+            match prepared {
+                Ok(dir) => Box::pin(launch::relaunch(&config, &events, dir)).await,
+                Err(cause) => Err(launch::failed(config.id(), cause)),
+            }
+        }));
+    }
+
+    /// Makes room for a new daemon and writes down what is going to be made for it; the directory, for the launch.
+    fn prepare_launch(&mut self) -> Result<OwnedFd, StartCause> {
+        let preparing = |action| {
+            let path = self.config.dir().to_owned();
+            move |source| StartCause::Prepare { action, path, source }
+        };
+        self.dir.clear_for_successor()?;
+        let cgroup = self.config.environment().cgroup(self.config.id());
+        let recorded = self.journal.write(|document| {
+            document.daemon = None;
+            document.cgroup = cgroup.map(|path| OsText(path.into()));
+        });
+        recorded.map_err(preparing("write the state in"))?;
+        let dir = self.dir.as_fd().try_clone_to_owned();
+        dir.map_err(preparing("open"))
+    }
+
+    fn take_over(&mut self, launched: Result<Running, StartError>) -> Event {
+        match launched {
+            Ok(running) => {
+                let Running { daemon, client } = running;
+                launch::note_process(&self.config, &mut self.journal, &daemon);
+                (self.daemon, self.client) = (daemon, Some(client));
+                self.vhost_bound = self.config.for_successor().vhost_socket().clone();
+                self.expect_vmm();
+                Event::Launched(self.daemon.id())
+            }
+            Err(error) => Event::LaunchFailed {
+                reason: chain(&error.cause),
+                last_lines: error.last_lines,
+            },
+        }
+    }
+
+    /// A stock nydusd that has just been started has no VMM yet.
+    fn expect_vmm(&mut self) {
+        match self.config.program().kind() {
+            ProgramKind::Embedded => {}
+            ProgramKind::Stock => {
+                let actions = self.lifecycle.step(Event::Vmm(false));
+                debug_assert!(actions.is_empty(), "nothing was connected before");
+                self.look_for_vmm = Some(Instant::now() + LOOK_FOR_VMM);
+            }
+        }
+    }
+
+    /// A VMM that connected just before the daemon ended has been seen, too.
+    fn last_look_for_vmm(&mut self) {
+        if self.look_for_vmm.take().is_some() && frontend_seen(self.vhost_bound.as_path()) {
+            for action in self.lifecycle.step(Event::Vmm(true)) {
+                self.perform(action);
+            }
+        }
     }
 
     /// Enters the bind of a request that has a snapshot directory; [`Driver::begin`] makes it.
@@ -264,6 +369,8 @@ impl Driver {
     fn record(&mut self) {
         let phase = match self.lifecycle.phase() {
             Phase::Serving | Phase::Exited(_) => PhaseRecord::Serving,
+            // A daemon that lacks its mounts is none to be taken over.
+            Phase::Waiting(_) | Phase::Launching(_) | Phase::Restoring(_) => PhaseRecord::Starting,
             Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing | Phase::Ended(_) => {
                 PhaseRecord::Stopping
             }
@@ -288,12 +395,14 @@ impl Driver {
                 // to be waited for when the call is abandoned.
                 Ok(self.binds.make(at)?)
             }
-            Call::Remount(..) | Call::Unmount(_) => Ok(()),
+            Call::Admit => Ok(self.dir.admit(self.config.program().kind())?),
+            Call::Remount(..) | Call::Unmount(_) | Call::Restore(..) | Call::Skip(_) => Ok(()),
         }
     }
 
     fn begin(&mut self, call: Call) {
         let prepared = self.prepare(&call);
+        let nothing = self.dir.nothing();
         let mut client = self
             .client
             .take()
@@ -301,7 +410,17 @@ impl Driver {
         self.call = Some(Box::pin(async move {
             let answer = match (prepared, &call) {
                 (Err(source), _) => Err(CallError::NotAsked { source }),
-                (Ok(()), Call::Mount(at, command)) => client.mount(at, command).await,
+                (Ok(()), Call::Mount(at, command) | Call::Restore(at, command)) => {
+                    client.mount(at, command).await
+                }
+                (Ok(()), Call::Skip(at)) => {
+                    let nothing = MountCommand::passthrough(nothing);
+                    match client.mount(at, &nothing).await {
+                        Ok(()) => client.unmount(at).await,
+                        refused => refused,
+                    }
+                }
+                (Ok(()), Call::Admit) => Ok(()),
                 (Ok(()), Call::Remount(at, command)) => client.remount(at, command).await,
                 (Ok(()), Call::Unmount(at)) => client.unmount(at).await,
             };
@@ -325,6 +444,7 @@ impl Driver {
             Timer::Unmount => UNMOUNT_ALL,
             Timer::Grace => self.config.stop_grace(),
             Timer::Reap => REAP,
+            Timer::Backoff(pause) => pause,
         }
     }
 
@@ -352,7 +472,7 @@ impl Driver {
                 pid: self.daemon.id(),
             });
         }
-        drop((self.call.take(), self.client.take()));
+        drop((self.call.take(), self.launch.take(), self.client.take()));
         let (phase, pid) = (self.lifecycle.phase().clone(), self.daemon.id());
         leftovers.extend(self.daemon.take_left());
         drop(self.daemon);
@@ -387,6 +507,13 @@ async fn in_flight(call: &mut Option<CallInFlight>) -> (ApiClient, Result<(), Ca
     }
 }
 
+async fn launching(launch: &mut Option<LaunchUnderWay>) -> Result<Running, StartError> {
+    match launch {
+        Some(launch) => launch.await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The largest request body the program reads.
 fn body_limit_bytes(kind: ProgramKind) -> usize {
     match kind {
@@ -412,6 +539,7 @@ fn snapshot(generation: u64, lifecycle: &Lifecycle, binds: &BindBook, daemon: &D
         pid: daemon.id(),
         cgroup: daemon.cgroup().map(Path::to_owned),
         program_version: daemon.version().to_owned(),
+        vmm_attached: lifecycle.vmm(),
         mounts: mounts.collect(),
     }
 }
@@ -420,6 +548,12 @@ fn status_phase(phase: &Phase) -> StatusPhase {
     match phase {
         Phase::Serving => StatusPhase::Serving,
         Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing => StatusPhase::Stopping,
+        Phase::Waiting(recovering) | Phase::Launching(recovering) => StatusPhase::Recovering {
+            attempt: recovering.attempt,
+        },
+        Phase::Restoring(restoring) => StatusPhase::Recovering {
+            attempt: restoring.recovering.attempt,
+        },
         Phase::Exited(exit) => StatusPhase::Exited(exit.clone()),
         Phase::Ended(exit) => StatusPhase::Stopped(exit.clone()),
     }

@@ -14,8 +14,8 @@ use crate::client::CallError;
 use crate::dir::{DirError, Leftover};
 use crate::environment::EnvironmentError;
 use crate::exit::{Exit, ExitCause};
-use crate::ledger::SLOTS;
 use crate::preflight::{ArgumentError, PreflightError};
+use crate::slots::SLOTS;
 
 /// An error with its causes, in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
@@ -203,6 +203,14 @@ pub enum MountError {
         /// How it ended.
         exit: Exit,
     },
+    /// The daemon ended, and no other one served before the request's time was over. It was not carried out.
+    #[error("mount at {at}: the daemon is being restarted, for more than {after:?}")]
+    Recovering {
+        /// Where.
+        at: MountPoint,
+        /// How long the request has waited.
+        after: Duration,
+    },
     /// The sandbox is being stopped.
     #[error("mount at {at}: the sandbox is stopping")]
     Stopping {
@@ -255,6 +263,14 @@ pub enum RemountError {
         /// How it ended.
         exit: Exit,
     },
+    /// As [`MountError::Recovering`].
+    #[error("remount {at}: the daemon is being restarted, for more than {after:?}")]
+    Recovering {
+        /// Where.
+        at: MountPoint,
+        /// How long the request has waited.
+        after: Duration,
+    },
     /// The sandbox is being stopped.
     #[error("remount {at}: the sandbox is stopping")]
     Stopping {
@@ -283,6 +299,14 @@ pub enum UnmountError {
         at: MountPoint,
         /// How it ended.
         exit: Exit,
+    },
+    /// As [`MountError::Recovering`].
+    #[error("unmount {at}: the daemon is being restarted, for more than {after:?}")]
+    Recovering {
+        /// Where.
+        at: MountPoint,
+        /// How long the request has waited.
+        after: Duration,
     },
     /// The sandbox is being stopped.
     #[error("unmount {at}: the sandbox is stopping")]

@@ -97,6 +97,49 @@ pub enum SandboxEvent {
         /// Its process id, for people.
         pid: u32,
     },
+    /// Another daemon is going to take the place of the one that ended.
+    Recovering {
+        /// The how manieth attempt in a row, from 1.
+        attempt: u32,
+        /// When it begins, in milliseconds from now.
+        after_ms: u64,
+    },
+    /// The attempt came to nothing.
+    RecoveryFailed {
+        /// Which.
+        attempt: u32,
+        /// Why.
+        reason: String,
+        /// The last lines of the daemon it was about, if there was one, oldest first.
+        last_lines: Vec<String>,
+    },
+    /// A mount could not be given to the new daemon and is not in the sandbox any more.
+    MountLost {
+        /// Where it was.
+        at: MountPoint,
+        /// Why.
+        reason: String,
+    },
+    /// Another daemon serves in the place of the one that ended.
+    Recovered {
+        /// Its process id, for people.
+        pid: u32,
+        /// How many mounts it has.
+        mounts: usize,
+        /// What this means for the guest.
+        guest: GuestOutlook,
+    },
+    /// The daemon has ended too often; it is not replaced any more.
+    GaveUp {
+        /// How often, attempts to replace it included.
+        exits: u32,
+        /// Within which time, in milliseconds.
+        within_ms: u64,
+    },
+    /// A VMM has connected to the vhost-user socket.
+    VmmConnected,
+    /// The VMM is not connected any more. A stock nydusd does not tell.
+    VmmLeft,
     /// The sandbox is being stopped.
     Stopping,
     /// The sandbox is stopped; no event follows.
@@ -106,6 +149,22 @@ pub enum SandboxEvent {
         /// What could not be removed, in words; normally nothing.
         leftovers: Vec<String>,
     },
+}
+
+/// Whether a guest can go on with a daemon that has taken another one's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum GuestOutlook {
+    /// No VMM was connected: nothing is lost.
+    NoVmm,
+    /// If the VMM connects again by itself (Cloud Hypervisor tries for a minute, QEMU does not), the guest goes on
+    /// with its images: they have the inode numbers they had. What it has open in a shared directory is lost, and
+    /// inodes it knows there may be others now; it has to mount the share again. Requests that were under way when
+    /// the daemon ended are answered only if the VMM sends them again.
+    ImagesIfVmmReconnects,
+    /// As before, but the images' inode numbers are others too: the guest has to mount everything again.
+    MustMountAgain,
 }
 
 /// What a reader gets next.

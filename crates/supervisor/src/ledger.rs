@@ -1,17 +1,15 @@
-//! The book of mounts: what is wanted where, and what the daemon has confirmed.
+//! The book of mounts: what is wanted where, what the daemon has confirmed, and in which of its slots it is.
 //!
 //! Pure. It decides whether a request needs a call, is done already or cannot be granted, and what an answer (or
-//! its absence) means for the books. It never talks to the daemon; [`crate::lifecycle`] does, through actions.
+//! its absence) means for the books. It never talks to the daemon; [`crate::lifecycle`] does, through actions. Next:
+//! [`crate::slots`], [`crate::restoration`].
 
 use nydusbox_protocol::{BackendCollection, FsType, MountCommand, MountPoint};
 
 use crate::client::CallError;
 use crate::request::MountRequest;
-
-/// Slots of the daemon's VFS: its index is one byte and 0 is the pseudo file system.
-pub(crate) const SLOTS: usize = 255;
-/// From so many mounts on it is time to warn.
-pub(crate) const SLOTS_LOW: usize = 240;
+use crate::restoration::{Restoration, Wanted};
+use crate::slots::{SLOTS, Slot, Slots};
 
 /// What is known about one mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +31,8 @@ struct Entry {
     doubted: bool,
     /// A new command whose answer was lost: the mount has the one or the other.
     replacement: Option<MountCommand>,
+    /// `None` until it is confirmed, and when it cannot be known.
+    slot: Option<Slot>,
 }
 
 /// What a permitted mount request needs.
@@ -78,6 +78,7 @@ pub enum UnmountOutcome {
 pub(crate) struct Ledger {
     /// In the order in which they were first asked for.
     mounts: Vec<Entry>,
+    slots: Slots,
 }
 
 impl Ledger {
@@ -108,6 +109,7 @@ impl Ledger {
             knowledge: Knowledge::Asked,
             doubted: false,
             replacement: None,
+            slot: None,
         });
         Ok(Admission::Ask)
     }
@@ -125,6 +127,12 @@ impl Ledger {
         match answer {
             Ok(()) => {
                 entry.knowledge = Knowledge::Confirmed;
+                // If it was in doubt, it was not there, and its slot of old is not in use.
+                entry.slot = None;
+                let slot = self.slots.allocate(self.mounts.iter().filter_map(|m| m.slot));
+                if let Some(entry) = self.find_mut(at) {
+                    entry.slot = slot;
+                }
                 Ok(())
             }
             Err(CallError::AlreadyMounted) if entry.doubted => {
@@ -137,6 +145,7 @@ impl Ledger {
             }
             Err(error) => {
                 entry.knowledge = Knowledge::Doubtful;
+                self.slots.lose_count();
                 Err(error)
             }
         }
@@ -225,10 +234,14 @@ impl Ledger {
                 knowledge,
                 doubted: knowledge == Knowledge::Doubtful,
                 replacement: None,
+                slot: None,
             })
         };
+        let mut slots = Slots::default();
+        slots.lose_count();
         Self {
             mounts: mounts.into_iter().filter_map(entry).collect(),
+            slots,
         }
     }
 
@@ -241,6 +254,41 @@ impl Ledger {
             };
             (&m.at, &m.command, knowledge)
         })
+    }
+
+    /// The daemon is gone. What was not known to be there is not wanted any more, and what was asked of it in vain is
+    /// forgotten.
+    pub(crate) fn daemon_is_gone(&mut self) {
+        self.mounts.retain(|m| m.knowledge == Knowledge::Confirmed);
+        for entry in &mut self.mounts {
+            entry.replacement = None;
+            entry.knowledge = Knowledge::Asked;
+        }
+    }
+
+    /// Something wanted is not wanted any more.
+    pub(crate) fn forget(&mut self, at: &MountPoint) {
+        self.remove(at);
+    }
+
+    /// How a daemon that has no mounts yet gets these.
+    pub(crate) fn restoration(&self) -> Restoration {
+        Restoration::new(self.mounts.iter().map(|m| Wanted {
+            at: m.at.clone(),
+            command: m.command.clone(),
+            slot: m.slot,
+        }))
+    }
+
+    /// The new daemon has them.
+    pub(crate) fn restored(&mut self, restoration: &Restoration) {
+        for (at, slot) in restoration.made() {
+            if let Some(entry) = self.find_mut(at) {
+                entry.knowledge = Knowledge::Confirmed;
+                entry.slot = *slot;
+            }
+        }
+        self.slots = Slots::after(restoration.last_slot());
     }
 
     /// How many slots are or may be in use.

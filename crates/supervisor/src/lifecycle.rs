@@ -8,96 +8,31 @@
 //!                                 Unmounting, Terminating ──Abandoned──> Killing
 //! ```
 //!
+//! With a policy that restarts, `Serving ──Exited` leads elsewhere: see [`recovering`].
+//!
 //! One call to the daemon is under way at most. It knows no clock, no socket and no process; the driver
 //! ([`crate::driver`]) carries the actions out and feeds the events.
 
-use nydusbox_protocol::{MountCommand, MountPoint};
+mod recovering;
+mod words;
+
+use std::time::Duration;
+
+use nydusbox_protocol::MountPoint;
 
 use crate::client::CallError;
 use crate::error::{MountError, RemountError, UnmountError};
 use crate::events::SandboxEvent;
 use crate::exit::Exit;
-use crate::ledger::{Admission, Ledger, Refusal, RemountRefusal, SLOTS, SLOTS_LOW, UnmountOutcome};
+use crate::ledger::{Admission, Ledger, Refusal, RemountRefusal, UnmountOutcome};
+use crate::recovery::Recovery;
 use crate::request::MountRequest;
+use crate::restoration::Step;
+use crate::slots::{SLOTS, SLOTS_LOW};
 use crate::stop::{Ending, StopStep};
-
-/// How a granted mount went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum MountOutcome {
-    /// The daemon has mounted it.
-    Mounted,
-    /// The same was mounted there already; nothing was done.
-    AlreadyMounted,
-}
-
-/// What happened.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// A request; only while [`Lifecycle::takes_requests`].
-    Request(Request),
-    /// The call under way ended.
-    Answer(Result<(), CallError>),
-    /// The daemon is gone and reaped.
-    Exited(Exit),
-    /// The owner wants an orderly end.
-    Stop(Ending),
-    /// The owner is gone.
-    Abandoned,
-    /// The timer armed last has run out.
-    Elapsed,
-}
-
-#[derive(Debug)]
-pub(crate) enum Request {
-    Mount(MountRequest),
-    Remount(MountRequest),
-    Unmount(MountPoint),
-}
-
-/// What is to be done, in this order.
-#[derive(Debug)]
-pub(crate) enum Action {
-    Call(Call),
-    /// Forget the call under way: no `Answer` for it may come any more.
-    AbandonCall,
-    /// Answers the one request that is open.
-    Reply(Reply),
-    /// Sets the timer, replacing what was set.
-    Arm(Timer),
-    Disarm,
-    Terminate,
-    Kill,
-    /// Tells whoever follows the sandbox.
-    Emit(SandboxEvent),
-    /// The end.
-    Finish(StopStep),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Call {
-    Mount(MountPoint, MountCommand),
-    Remount(MountPoint, MountCommand),
-    Unmount(MountPoint),
-}
-
-#[derive(Debug)]
-pub(crate) enum Reply {
-    Mount(Result<MountOutcome, MountError>),
-    Remount(Result<(), RemountError>),
-    Unmount(Result<UnmountOutcome, UnmountError>),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Timer {
-    /// A broken connection is usually the first sign of an exit: so long it may take to show.
-    ExitShows,
-    /// All the unmounting of a stop.
-    Unmount,
-    /// From SIGTERM to SIGKILL.
-    Grace,
-    /// From SIGKILL to reaped.
-    Reap,
-}
+use recovering::{Recovering, Restoring};
+pub use words::MountOutcome;
+pub(crate) use words::{Action, Call, Event, Reply, Request, Timer};
 
 /// Where the daemon is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +45,12 @@ pub(crate) enum Phase {
     },
     Terminating,
     Killing,
+    /// It ended; after a pause another one is started.
+    Waiting(Recovering),
+    /// Another one is being started.
+    Launching(Recovering),
+    /// The other one gets the mounts.
+    Restoring(Restoring),
     /// Ended by itself.
     Exited(Exit),
     /// Nothing more to do.
@@ -124,6 +65,8 @@ enum Open {
     Unmount(MountPoint),
     /// The stop's own.
     Farewell(MountPoint),
+    /// The recovery's own.
+    Restore(Step),
     /// The request's connection broke; its reply waits for the exit to show.
     Broken(Reply),
 }
@@ -133,6 +76,11 @@ enum Open {
 pub(crate) struct Lifecycle {
     phase: Phase,
     ledger: Ledger,
+    /// `None` when an exit is final.
+    recovery: Option<Recovery>,
+    /// Whether a VMM is connected, when that is known.
+    vmm: Option<bool>,
+    now: Duration,
     open: Option<Open>,
     body_limit_bytes: usize,
     /// It was said that slots become scarce.
@@ -146,10 +94,43 @@ impl Lifecycle {
         Self {
             phase: Phase::Serving,
             ledger,
+            recovery: None,
+            vmm: None,
+            now: Duration::ZERO,
             open: None,
             body_limit_bytes,
             slots_low: false,
             unmount_failures: Vec::new(),
+        }
+    }
+
+    /// The same, with a daemon that is replaced when it ends.
+    pub(crate) fn with_recovery(mut self, recovery: Recovery) -> Self {
+        self.recovery = Some(recovery);
+        self
+    }
+
+    /// Sets the clock, which counts from any fixed point, for the next step.
+    pub(crate) fn at(&mut self, now: Duration) -> &mut Self {
+        self.now = now;
+        self
+    }
+
+    /// Whether a VMM is connected; `None` when that cannot be known.
+    pub(crate) fn vmm(&self) -> Option<bool> {
+        self.vmm
+    }
+
+    /// Whether there is no daemon that serves, but may be one later.
+    pub(crate) fn is_recovering(&self) -> bool {
+        match self.phase {
+            Phase::Waiting(_) | Phase::Launching(_) | Phase::Restoring(_) => true,
+            Phase::Serving
+            | Phase::Unmounting { .. }
+            | Phase::Terminating
+            | Phase::Killing
+            | Phase::Exited(_)
+            | Phase::Ended(_) => false,
         }
     }
 
@@ -164,8 +145,10 @@ impl Lifecycle {
     /// Whether a request may be fed now. Requests beyond the one that is open wait outside.
     pub(crate) fn takes_requests(&self) -> bool {
         match self.open {
-            None | Some(Open::Farewell(_)) => true,
-            Some(Open::Mount(_) | Open::Remount(_) | Open::Unmount(_) | Open::Broken(_)) => false,
+            None | Some(Open::Farewell(_)) => !self.is_recovering(),
+            Some(
+                Open::Mount(_) | Open::Remount(_) | Open::Unmount(_) | Open::Restore(_) | Open::Broken(_),
+            ) => false,
         }
     }
 
@@ -180,6 +163,11 @@ impl Lifecycle {
             Event::Request(request) => self.request(request, &mut actions),
             Event::Answer(answer) => self.answer(answer, &mut actions),
             Event::Exited(exit) => self.exited(exit, &mut actions),
+            Event::Launched(pid) => self.launched(pid, &mut actions),
+            Event::LaunchFailed { reason, last_lines } => {
+                self.launch_failed(reason, last_lines, &mut actions);
+            }
+            Event::Vmm(attached) => self.vmm_seen(attached, &mut actions),
             Event::Stop(ending) => self.stop(ending, &mut actions),
             Event::Abandoned => self.abandoned(&mut actions),
             Event::Elapsed => self.elapsed(&mut actions),
@@ -214,6 +202,11 @@ impl Lifecycle {
                 return;
             }
             (Phase::Exited(exit), request) => gone(request, exit),
+            // Not taken in these phases.
+            (Phase::Waiting(recovering) | Phase::Launching(recovering), request) => {
+                gone(request, &recovering.exit)
+            }
+            (Phase::Restoring(restoring), request) => gone(request, &restoring.recovering.exit),
             (Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing | Phase::Ended(_), request) => {
                 stopping(request)
             }
@@ -292,6 +285,7 @@ impl Lifecycle {
                 }
                 return self.next_farewell(broken, actions);
             }
+            Some(Open::Restore(step)) => return self.answered(step, answer, actions),
             // No call is under way, so nothing can be answered.
             held @ (Some(Open::Broken(_)) | None) => {
                 self.open = held;
@@ -336,13 +330,21 @@ impl Lifecycle {
 
     fn exited(&mut self, exit: Exit, actions: &mut Vec<Action>) {
         let ended_by_itself = |exit: &Exit| Action::Emit(SandboxEvent::Exited { exit: exit.clone() });
-        let step = match self.phase {
+        let step = match &self.phase {
             Phase::Serving => {
-                actions.push(ended_by_itself(&exit));
-                self.fail_open(&exit, actions);
-                actions.push(Action::Disarm);
-                self.phase = Phase::Exited(exit);
+                actions.extend([ended_by_itself(&exit), Action::Disarm]);
+                if self.recovery.is_some() {
+                    self.daemon_lost(exit, actions);
+                } else {
+                    self.fail_open(&exit, actions);
+                    self.phase = Phase::Exited(exit);
+                }
                 return;
+            }
+            Phase::Restoring(restoring) => {
+                actions.push(ended_by_itself(&exit));
+                let had_vmm = restoring.had_vmm();
+                return self.successor_lost(had_vmm, exit, actions);
             }
             Phase::Unmounting { .. } => {
                 actions.push(ended_by_itself(&exit));
@@ -351,10 +353,19 @@ impl Lifecycle {
             }
             Phase::Terminating => StopStep::Exited { status: exit.cause },
             Phase::Killing => StopStep::Killed,
-            Phase::Exited(_) | Phase::Ended(_) => return,
+            Phase::Waiting(_) | Phase::Launching(_) | Phase::Exited(_) | Phase::Ended(_) => return,
         };
         self.phase = Phase::Ended(Some(exit));
         actions.push(Action::Finish(step));
+    }
+
+    fn vmm_seen(&mut self, attached: bool, actions: &mut Vec<Action>) {
+        let before = self.vmm.replace(attached);
+        match (before, attached) {
+            (Some(true), false) => actions.push(Action::Emit(SandboxEvent::VmmLeft)),
+            (None | Some(false), true) => actions.push(Action::Emit(SandboxEvent::VmmConnected)),
+            (None | Some(false), false) | (Some(true), true) => {}
+        }
     }
 
     fn stop(&mut self, ending: Ending, actions: &mut Vec<Action>) {
@@ -370,12 +381,17 @@ impl Lifecycle {
                         actions.push(Action::Reply(reply));
                         self.next_farewell(true, actions);
                     }
-                    open @ Some(Open::Mount(_) | Open::Remount(_) | Open::Unmount(_) | Open::Farewell(_)) => {
-                        self.open = open;
-                    }
+                    open @ Some(
+                        Open::Mount(_)
+                        | Open::Remount(_)
+                        | Open::Unmount(_)
+                        | Open::Farewell(_)
+                        | Open::Restore(_),
+                    ) => self.open = open,
                 }
             }
             Phase::Exited(exit) => self.end_after_exit(exit.clone(), actions),
+            Phase::Waiting(_) | Phase::Launching(_) | Phase::Restoring(_) => self.stop_recovering(actions),
             Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing | Phase::Ended(_) => {}
         }
     }
@@ -392,18 +408,21 @@ impl Lifecycle {
                 self.kill(actions);
             }
             Phase::Exited(exit) => self.end_after_exit(exit.clone(), actions),
+            Phase::Waiting(_) | Phase::Launching(_) | Phase::Restoring(_) => self.stop_recovering(actions),
             Phase::Killing | Phase::Ended(_) => {}
         }
     }
 
     fn elapsed(&mut self, actions: &mut Vec<Action>) {
-        match self.phase {
+        match &self.phase {
             Phase::Serving => {
                 if let Some(Open::Broken(reply)) = self.open.take() {
                     actions.push(Action::Reply(reply));
                 }
             }
+            Phase::Waiting(recovering) => self.launch(recovering.clone(), actions),
             Phase::Unmounting { ending, .. } => {
+                let ending = *ending;
                 self.stop_open(actions);
                 self.end(ending, actions);
             }
@@ -412,7 +431,7 @@ impl Lifecycle {
                 self.phase = Phase::Ended(None);
                 actions.push(Action::Finish(StopStep::Unkillable));
             }
-            Phase::Exited(_) | Phase::Ended(_) => {}
+            Phase::Launching(_) | Phase::Restoring(_) | Phase::Exited(_) | Phase::Ended(_) => {}
         }
     }
 
@@ -475,7 +494,7 @@ impl Lifecycle {
                 }))
             }
             Some(Open::Broken(reply)) => reply,
-            Some(Open::Farewell(_)) => {
+            Some(Open::Farewell(_) | Open::Restore(_)) => {
                 actions.push(Action::AbandonCall);
                 return;
             }
@@ -488,7 +507,7 @@ impl Lifecycle {
     fn stop_open(&mut self, actions: &mut Vec<Action>) {
         let reply = match self.open.take() {
             None => return,
-            Some(Open::Farewell(_)) => None,
+            Some(Open::Farewell(_) | Open::Restore(_)) => None,
             Some(Open::Mount(at)) => Some(Reply::Mount(Err(MountError::Stopping { at }))),
             Some(Open::Remount(request)) => Some(stopping(Request::Remount(request))),
             Some(Open::Unmount(at)) => Some(Reply::Unmount(Err(UnmountError::Stopping { at }))),

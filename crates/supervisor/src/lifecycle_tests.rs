@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
 use super::*;
+use crate::events::GuestOutlook;
 use crate::exit::ExitCause;
+use crate::recovery::RestartPolicy;
 
 fn exit() -> Exit {
     Exit {
@@ -44,6 +46,13 @@ struct World {
     killed: bool,
     gone: bool,
     leaving: bool,
+    /// The sandbox gets another daemon when one ends, and whether one is being started.
+    restarts: bool,
+    launching: bool,
+    /// The last daemon's mounts are being made again; the VMM is let in last.
+    restoring: bool,
+    gave_up: bool,
+    attempt: u32,
     /// What the events have said so far.
     said_exited: bool,
     said_stopping: bool,
@@ -51,12 +60,26 @@ struct World {
 }
 
 impl World {
+    fn launched(&mut self, failed: bool) -> Event {
+        self.launching = false;
+        if failed {
+            return Event::LaunchFailed {
+                reason: String::new(),
+                last_lines: Vec::new(),
+            };
+        }
+        (self.gone, self.said_exited, self.restoring) = (false, false, true);
+        Event::Launched(7)
+    }
+
     fn take(&mut self, actions: Vec<Action>) -> TestCaseResult {
         for action in actions {
             prop_assert!(self.finished.is_none(), "{action:?} after the end");
             match action {
-                Action::Call(_) => {
+                Action::Call(call) => {
                     prop_assert!(!self.call && !self.asked && !self.killed && !self.gone);
+                    let recovery = matches!(call, Call::Restore(..) | Call::Skip(_) | Call::Admit);
+                    prop_assert_eq!(recovery, self.restoring);
                     self.call = true;
                 }
                 Action::AbandonCall => self.call = false,
@@ -69,12 +92,21 @@ impl World {
                     self.asked = true;
                 }
                 Action::Kill => {
-                    prop_assert!(self.leaving && !self.killed && !self.gone);
+                    prop_assert!((self.leaving || self.restoring) && !self.killed && !self.gone);
                     self.killed = true;
+                }
+                Action::Launch => {
+                    prop_assert!(
+                        self.restarts && self.gone && !self.launching && !self.leaving && !self.gave_up
+                    );
+                    self.launching = true;
+                }
+                Action::AbandonLaunch => {
+                    prop_assert!(self.leaving && std::mem::take(&mut self.launching));
                 }
                 Action::Finish(step) => {
                     prop_assert!(self.leaving && (self.gone || self.killed));
-                    prop_assert!(self.said_stopping);
+                    prop_assert!(self.said_stopping && !self.launching);
                     prop_assert_eq!(self.said_exited, matches!(step, StopStep::AlreadyGone { .. }));
                     match &step {
                         StopStep::Exited { .. } => prop_assert!(self.asked && !self.killed),
@@ -93,13 +125,35 @@ impl World {
     fn hear(&mut self, event: &SandboxEvent) -> TestCaseResult {
         match event {
             SandboxEvent::Exited { .. } => {
-                prop_assert!(self.gone && !self.asked && !self.killed);
+                prop_assert!(self.gone && !self.asked && (!self.killed || self.restoring));
                 prop_assert!(!std::mem::replace(&mut self.said_exited, true), "said twice");
+                // Whom the recovery has killed counts as having ended.
+                self.killed = false;
+                self.restoring = false;
+            }
+            SandboxEvent::Recovering { attempt, .. } => {
+                prop_assert!(self.restarts && self.gone && !self.leaving && !self.gave_up);
+                self.attempt += 1;
+                prop_assert_eq!(*attempt, self.attempt);
+            }
+            SandboxEvent::RecoveryFailed { attempt, .. } => prop_assert_eq!(*attempt, self.attempt),
+            SandboxEvent::MountLost { .. } => prop_assert!(self.restoring && !self.gone),
+            SandboxEvent::Recovered { .. } => {
+                prop_assert!(
+                    std::mem::take(&mut self.restoring) && !self.gone && !self.call && !self.leaving
+                );
+            }
+            SandboxEvent::GaveUp { exits, .. } => {
+                prop_assert!(self.restarts && self.gone && !self.leaving);
+                prop_assert_eq!((*exits, self.attempt), (4, 3));
+                self.gave_up = true;
             }
             SandboxEvent::Stopping => {
                 prop_assert!(self.leaving);
                 prop_assert!(!std::mem::replace(&mut self.said_stopping, true), "said twice");
             }
+            // What was being unmounted when the daemon ended is not made again.
+            SandboxEvent::Unmounted { .. } if self.restarts => prop_assert!(!self.restoring),
             SandboxEvent::Mounted { .. }
             | SandboxEvent::Remounted { .. }
             | SandboxEvent::Unmounted { .. } => prop_assert!(!self.gone),
@@ -109,8 +163,23 @@ impl World {
     }
 }
 
+/// A machine of either kind, and its world. Time stands still, so every exit counts.
+fn machine(restarts: bool) -> (Lifecycle, World) {
+    let mut machine = Lifecycle::serving(Ledger::default(), 1 << 20);
+    if restarts {
+        let limit = std::num::NonZeroU32::new(4).unwrap();
+        let policy = RestartPolicy::default().with_limit(limit, Duration::from_secs(60));
+        machine = machine.with_recovery(Recovery::new(policy, Duration::ZERO));
+    }
+    let world = World {
+        restarts,
+        ..World::default()
+    };
+    (machine, world)
+}
+
 fn feed(machine: &mut Lifecycle, world: &mut World, choice: u8, detail: u8) -> TestCaseResult {
-    let event = match choice % 8 {
+    let event = match choice % 9 {
         0 | 1 if machine.takes_requests() => {
             prop_assert!(!world.owed, "a request is taken while one is open");
             world.owed = true;
@@ -148,6 +217,7 @@ fn feed(machine: &mut Lifecycle, world: &mut World, choice: u8, detail: u8) -> T
             world.leaving = true;
             Event::Abandoned
         }
+        8 if world.launching => world.launched(detail.is_multiple_of(4)),
         _ => return Ok(()),
     };
     let actions = machine.step(event);
@@ -161,14 +231,15 @@ proptest! {
     fn every_history_keeps_the_rules_and_ends(
         history in proptest::collection::vec((any::<u8>(), any::<u8>()), 0..120),
         dies in any::<bool>(),
+        restarts in any::<bool>(),
     ) {
-        let mut machine = Lifecycle::serving(Ledger::default(), 1 << 20);
-        let mut world = World::default();
+        let (mut machine, mut world) = machine(restarts);
         for (choice, detail) in history {
             if world.finished.is_some() {
                 break;
             }
             feed(&mut machine, &mut world, choice, detail)?;
+            prop_assert!(!(machine.takes_requests() && machine.is_recovering()));
         }
         if world.finished.is_none() && !world.leaving {
             world.leaving = true;
@@ -195,8 +266,54 @@ proptest! {
     }
 }
 
+proptest! {
+    /// From any point of any history: a daemon that is replaced by one that does as it is told serves again what was
+    /// confirmed, and takes requests.
+    #[test]
+    fn every_recovery_that_is_not_given_up_ends_in_serving(
+        history in proptest::collection::vec((0u8..6, any::<u8>()), 0..60),
+    ) {
+        let (mut machine, mut world) = machine(true);
+        for (choice, detail) in history {
+            // Nobody leaves.
+            feed(&mut machine, &mut world, [0, 1, 2, 4, 5, 8][usize::from(choice)], detail)?;
+        }
+        for _ in 0..2000 {
+            if world.gave_up || (!world.gone && !world.call && machine.takes_requests()) {
+                break;
+            }
+            let event = if world.call {
+                world.call = false;
+                Event::Answer(Ok(()))
+            } else if world.killed && !world.gone {
+                world.gone = true;
+                Event::Exited(exit())
+            } else if world.launching {
+                world.launched(false)
+            } else {
+                prop_assert!(std::mem::take(&mut world.timer), "nothing to wait for in {:?}", machine.phase());
+                Event::Elapsed
+            };
+            world.take(machine.step(event))?;
+        }
+        match machine.phase() {
+            Phase::Serving => {
+                prop_assert!(!world.gave_up && !world.restoring && !world.owed);
+                for (at, _, knowledge) in machine.ledger().iter() {
+                    prop_assert!(knowledge != crate::ledger::Knowledge::Asked, "{at}");
+                }
+            }
+            Phase::Exited(_) => prop_assert!(world.gave_up),
+            other => prop_assert!(false, "stuck in {other:?}"),
+        }
+    }
+}
+
 fn with_mounts(places: &[u8]) -> Lifecycle {
-    let mut machine = Lifecycle::serving(Ledger::default(), 1 << 20);
+    with_mounts_in(Lifecycle::serving(Ledger::default(), 1 << 20), places)
+}
+
+fn with_mounts_in(mut machine: Lifecycle, places: &[u8]) -> Lifecycle {
     for &place in places {
         machine.step(Event::Request(mount(place)));
         machine.step(Event::Answer(Ok(())));
@@ -357,6 +474,16 @@ fn a_request_the_daemon_would_not_read_is_not_sent() {
 }
 
 #[test]
+fn the_coming_and_going_of_a_vmm_is_said_once() {
+    let mut machine = with_mounts(&[]);
+    let mut said = |attached| text(&machine.step(Event::Vmm(attached)));
+    assert_eq!(said(false), "[]");
+    assert_eq!(said(true), "[Emit(VmmConnected)]");
+    assert_eq!(said(true), "[]");
+    assert_eq!(said(false), "[Emit(VmmLeft)]");
+}
+
+#[test]
 fn the_stops_deadline_cuts_a_wedged_call_off() {
     let mut machine = with_mounts(&[]);
     machine.step(Event::Request(mount(1)));
@@ -380,3 +507,6 @@ fn the_stops_deadline_cuts_a_wedged_call_off() {
         [Action::Kill, Action::Arm(Timer::Reap)]
     ));
 }
+
+#[path = "lifecycle/recovering_tests.rs"]
+mod recovering;

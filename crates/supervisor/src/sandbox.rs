@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use crate::client::CallError;
 use crate::config::{DEFAULT_CALL_DEADLINE, SandboxConfig};
 use crate::counters::{self, ImageCounters};
-use crate::driver::{Driver, Envelope, Strings};
+use crate::driver::{Driver, Strings};
 use crate::error::{MountError, RemountError, StartError, UnmountError};
 use crate::events::{EventSink, Events};
 use crate::exit::{Exit, ExitCause};
@@ -20,6 +20,7 @@ use crate::launch::{self, Serving};
 use crate::ledger::UnmountOutcome;
 use crate::lifecycle::MountOutcome;
 use crate::request::MountRequest;
+use crate::requests::Envelope;
 use crate::status::{Status, StatusPhase};
 use crate::stop::{StopOutcome, StopStep};
 
@@ -148,7 +149,7 @@ impl Sandbox {
         self.events.restarted()
     }
 
-    /// Resolves when the daemon is gone, asked or not.
+    /// Resolves when the daemon is gone for good, asked or not.
     pub fn exited(&self) -> impl Future<Output = Exit> + Send + 'static {
         let mut status = self.strings.status.clone();
         async move {
@@ -156,9 +157,13 @@ impl Sandbox {
                 |status: &Status| matches!(status.phase, StatusPhase::Exited(_) | StatusPhase::Stopped(_));
             let exit = match status.wait_for(ended).await.map(|status| status.phase.clone()) {
                 Ok(StatusPhase::Exited(exit) | StatusPhase::Stopped(Some(exit))) => Some(exit),
-                Ok(StatusPhase::Serving | StatusPhase::Stopping | StatusPhase::Stopped(None)) | Err(_) => {
-                    None
-                }
+                Ok(
+                    StatusPhase::Serving
+                    | StatusPhase::Recovering { .. }
+                    | StatusPhase::Stopping
+                    | StatusPhase::Stopped(None),
+                )
+                | Err(_) => None,
             };
             exit.unwrap_or(Exit {
                 cause: ExitCause::Unknown,

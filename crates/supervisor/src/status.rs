@@ -20,6 +20,9 @@ pub struct Status {
     pub cgroup: Option<PathBuf>,
     /// The version the daemon names in its answers; `unknown` when it was built outside its repository.
     pub program_version: String,
+    /// Whether a VMM is connected to the vhost-user socket; `None` when that is not known. Of a stock nydusd it is
+    /// known that one has connected, not that it has left.
+    pub vmm_attached: Option<bool>,
     /// What is mounted, in the order in which it was.
     pub mounts: Vec<MountStatus>,
 }
@@ -33,7 +36,12 @@ pub enum StatusPhase {
     Serving,
     /// The sandbox is being stopped.
     Stopping,
-    /// The daemon ended without being asked to.
+    /// The daemon ended, and another one is being put in its place. Mounts and unmounts wait meanwhile.
+    Recovering {
+        /// The how manieth attempt in a row, from 1.
+        attempt: u32,
+    },
+    /// The daemon ended without being asked to, and is not replaced.
     Exited(Exit),
     /// Stopped; the directory is gone. `None` when the daemon was killed and would not end.
     Stopped(Option<Exit>),

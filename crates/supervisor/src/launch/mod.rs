@@ -1,13 +1,16 @@
 //! The start of a sandbox as a typestate: `Planned -> Spawned -> Answering -> Serving`.
 //!
 //! Each phase consumes the one before and has a `fail` that undoes what is there so far, waits for it, and makes
-//! the error. Dropping a phase undoes the same without waiting for the runtime: the fields are declared so that
-//! the process is killed and reaped before the directory goes. No phase spawns a task, so a start whose future is
-//! dropped has left nothing behind when `drop` returns. Next: [`crate::driver`].
+//! the error. Dropping a phase undoes the same without waiting for the runtime. The directory belongs to [`launch`]
+//! and goes last. A daemon that takes another one's place goes the same way up to `Answering`; its directory is the
+//! driver's. No phase spawns a task, so a start whose future is dropped has left nothing behind when `drop` returns.
+//! Next: [`crate::driver`].
 
 mod planned;
 mod spawned;
 mod watch;
+
+use std::os::fd::{AsFd, OwnedFd};
 
 use nydusbox_protocol::SandboxId;
 use tokio::time::{Instant, timeout_at};
@@ -16,33 +19,94 @@ use crate::binds::BindBook;
 use crate::client::ApiClient;
 use crate::config::SandboxConfig;
 use crate::daemon::Daemon;
-use crate::dir::SandboxDir;
+use crate::dir::{Leftover, SandboxDir};
 use crate::error::{StartCause, StartError, WaitingFor};
 use crate::events::EventSink;
 use crate::ledger::Ledger;
-use crate::preflight::{self, Translation};
+use crate::preflight::{self, Fitted, Translation};
 use crate::state::Journal;
 use planned::Planned;
+pub(crate) use planned::note_process;
 
 /// A daemon that serves.
 #[derive(Debug)]
 pub(crate) struct Serving {
-    pub(crate) daemon: Daemon,
-    pub(crate) client: ApiClient,
+    pub(crate) running: Running,
+    pub(crate) ledger: Ledger,
     pub(crate) journal: Journal,
     pub(crate) binds: BindBook,
     pub(crate) dir: SandboxDir,
-    pub(crate) ledger: Ledger,
     /// Someone else started it.
     pub(crate) adopted: bool,
 }
 
+/// A daemon that answers.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) daemon: Daemon,
+    pub(crate) client: ApiClient,
+}
+
 /// Starts a daemon and shares the configured directory. What could not be had as asked for is an event.
 pub(crate) async fn launch(config: &SandboxConfig, events: &EventSink) -> Result<Serving, StartError> {
-    let deadline = Deadline {
-        at: Instant::now() + config.start_deadline(),
-        after: config.start_deadline(),
-    };
+    let deadline = Deadline::of(config);
+    let extra = extra_arguments(config, events, deadline).await?;
+    let dir = SandboxDir::claim(config.dir()).map_err(|error| failed(config.id(), error.into()))?;
+    // When this future is dropped, what `serve` holds goes before the directory.
+    match serve(config, &extra, events, &dir, deadline).await {
+        Ok((running, ledger, journal)) => Ok(Serving {
+            running,
+            ledger,
+            journal,
+            binds: BindBook::default(),
+            dir,
+            adopted: false,
+        }),
+        Err(mut error) => {
+            match error.leftovers.iter().any(Leftover::needs_the_document) {
+                // A daemon that does not go keeps its sockets and the document, for the next attempt.
+                true => dir.leave(),
+                false => error.leftovers.extend(dir.remove()),
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn serve(
+    config: &SandboxConfig,
+    extra: &Fitted,
+    events: &EventSink,
+    dir: &SandboxDir,
+    deadline: Deadline,
+) -> Result<(Running, Ledger, Journal), StartError> {
+    let mut journal = planned::journal(config, dir).map_err(|cause| failed(config.id(), cause))?;
+    let spawned = Planned::plan(config, events)?.spawn(config, extra, events, dir.as_fd())?;
+    note_process(config, &mut journal, spawned.daemon());
+    let answering = spawned.answering(config, deadline).await?;
+    let (running, ledger) = answering.serving(config, deadline).await?;
+    // It executes its program by now, whatever it was spawned as.
+    note_process(config, &mut journal, &running.daemon);
+    Ok((running, ledger, journal))
+}
+
+/// Starts a daemon in the place of one that ended. What goes wrong leaves the directory as it is.
+pub(crate) async fn relaunch(
+    config: &SandboxConfig,
+    events: &EventSink,
+    dir: OwnedFd,
+) -> Result<Running, StartError> {
+    let deadline = Deadline::of(config);
+    let extra = extra_arguments(config, events, deadline).await?;
+    let spawned = Planned::plan(config, events)?.spawn(config, &extra, events, dir.as_fd())?;
+    Ok(spawned.answering(config, deadline).await?.running())
+}
+
+async fn extra_arguments(
+    config: &SandboxConfig,
+    events: &EventSink,
+    deadline: Deadline,
+) -> Result<Fitted, StartError> {
     let extra = timeout_at(deadline.at, preflight::arguments(config.program()))
         .await
         .unwrap_or_else(|_| Err(deadline.missed(WaitingFor::Preflight)))
@@ -50,10 +114,7 @@ pub(crate) async fn launch(config: &SandboxConfig, events: &EventSink) -> Result
     for Translation { argument, reason } in &extra.translations {
         events.degraded(argument, (*reason).to_owned());
     }
-    let planned = Planned::plan(config, events)?;
-    let spawned = planned.spawn(config, &extra, events)?;
-    let answering = spawned.answering(config, deadline).await?;
-    answering.serving(config, deadline).await
+    Ok(extra)
 }
 
 /// The one deadline of a start.
@@ -64,6 +125,13 @@ struct Deadline {
 }
 
 impl Deadline {
+    fn of(config: &SandboxConfig) -> Self {
+        Self {
+            at: Instant::now() + config.start_deadline(),
+            after: config.start_deadline(),
+        }
+    }
+
     fn missed(self, waiting_for: WaitingFor) -> StartCause {
         StartCause::Deadline {
             after: self.after,
@@ -73,7 +141,7 @@ impl Deadline {
 }
 
 /// The error of a start that has nothing (more) to undo.
-fn failed(sandbox: &SandboxId, cause: StartCause) -> StartError {
+pub(crate) fn failed(sandbox: &SandboxId, cause: StartCause) -> StartError {
     StartError {
         sandbox: sandbox.clone(),
         cause: Box::new(cause),

@@ -1,7 +1,7 @@
-//! Planned: the directory is ours, the sockets are bound or watched for; nothing runs yet.
+//! Planned: the sockets are bound or watched for; nothing runs yet.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -41,23 +41,17 @@ pub(super) struct Planned {
     sockets: Sockets,
     log: LogFile,
     environment: Prepared,
-    journal: Journal,
-    dir: SandboxDir,
 }
 
 impl Planned {
     pub(super) fn plan(config: &SandboxConfig, events: &EventSink) -> Result<Self, StartError> {
-        let dir = SandboxDir::claim(config.dir()).map_err(|error| failed(config.id(), error.into()))?;
-        match prepare(config, &dir, events) {
-            Ok((journal, environment, sockets, log)) => Ok(Self {
-                sockets,
-                log,
-                environment,
-                journal,
-                dir,
-            }),
-            Err(cause) => Err(undo(config, dir, cause)),
-        }
+        let (environment, sockets, log) =
+            prepare(config, events).map_err(|cause| failed(config.id(), cause))?;
+        Ok(Self {
+            sockets,
+            log,
+            environment,
+        })
     }
 
     pub(super) fn spawn(
@@ -65,39 +59,30 @@ impl Planned {
         config: &SandboxConfig,
         extra: &Fitted,
         events: &EventSink,
+        dir: BorrowedFd<'_>,
     ) -> Result<Spawned, StartError> {
         let Self {
             sockets,
             log,
             environment,
-            mut journal,
-            dir,
         } = self;
         let command = Invocation {
             config,
             extra,
             events,
         };
-        match command.start(&dir, environment, sockets, log) {
+        match command.start(dir, environment, sockets, log) {
             Ok((daemon, watch)) => {
                 tracing::debug!(sandbox = %config.id(), pid = daemon.id(), "daemon spawned");
-                note_process(config, &mut journal, &daemon);
-                Ok(Spawned::new(daemon, journal, dir, watch))
+                Ok(Spawned::new(daemon, watch))
             }
-            Err(cause) => Err(undo(config, dir, cause)),
+            Err(cause) => Err(failed(config.id(), cause)),
         }
     }
 }
 
-fn undo(config: &SandboxConfig, dir: SandboxDir, cause: StartCause) -> StartError {
-    StartError {
-        leftovers: dir.remove(),
-        ..failed(config.id(), cause)
-    }
-}
-
 /// The lock tells the daemon already; this makes it quicker to find, and is no reason to fail.
-pub(super) fn note_process(config: &SandboxConfig, journal: &mut Journal, daemon: &Daemon) {
+pub(crate) fn note_process(config: &SandboxConfig, journal: &mut Journal, daemon: &Daemon) {
     let noted = DaemonRecord::observe(daemon.id()).and_then(|mut record| {
         record.cgroup = daemon.cgroup().map(|path| OsText(path.into()));
         journal.write(|document| {
@@ -126,27 +111,31 @@ fn document(config: &SandboxConfig) -> StateDocument {
     document
 }
 
-fn prepare(
-    config: &SandboxConfig,
-    dir: &SandboxDir,
-    events: &EventSink,
-) -> Result<(Journal, Prepared, Sockets, LogFile), StartCause> {
+/// The document of a sandbox that is being started, written.
+pub(super) fn journal(config: &SandboxConfig, dir: &SandboxDir) -> Result<Journal, StartCause> {
+    let preparing = |action, path| move |source| StartCause::Prepare { action, path, source };
+    let mut journal =
+        Journal::new(dir, document(config)).map_err(preparing("open", config.dir().to_owned()))?;
+    journal
+        .write(|_| ())
+        .map_err(preparing("write", dir.file(STATE)))?;
+    Ok(journal)
+}
+
+fn prepare(config: &SandboxConfig, events: &EventSink) -> Result<(Prepared, Sockets, LogFile), StartCause> {
     let preparing = |action, path: &Path| {
         let path = path.to_owned();
         move |source| StartCause::Prepare { action, path, source }
     };
-    let mut journal = Journal::new(dir, document(config)).map_err(preparing("open", config.dir()))?;
-    journal
-        .write(|_| ())
-        .map_err(preparing("write", &dir.file(STATE)))?;
     let environment = Prepared::new(
         config.environment(),
         config.program().kind(),
         config.id(),
         &mut |what, reason| events.degraded(what, reason),
     )?;
-    let log_path = dir.file(LOG);
-    let log = LogFile::create(&log_path, &dir.file(LOG_OLD)).map_err(preparing("create", &log_path))?;
+    let log_path = config.dir().join(LOG);
+    let log =
+        LogFile::create(&log_path, &config.dir().join(LOG_OLD)).map_err(preparing("create", &log_path))?;
     let sockets = match config.program().kind() {
         ProgramKind::Embedded => {
             let bind = |path: &Path| {
@@ -164,7 +153,7 @@ fn prepare(
             Sockets::Awaited(watch)
         }
     };
-    Ok((journal, environment, sockets, log))
+    Ok((environment, sockets, log))
 }
 
 /// What the daemon is executed with.
@@ -177,7 +166,7 @@ struct Invocation<'a> {
 impl Invocation<'_> {
     fn start(
         self,
-        dir: &SandboxDir,
+        dir: BorrowedFd<'_>,
         mut environment: Prepared,
         sockets: Sockets,
         log: LogFile,

@@ -7,20 +7,17 @@ use std::time::Duration;
 use nydusbox_protocol::{BuildVersion, DaemonState, MountPoint, SandboxId};
 use tokio::time::{sleep, timeout, timeout_at};
 
-use super::planned::note_process;
 use super::watch::DirWatch;
-use super::{Deadline, Serving, failed};
-use crate::binds::BindBook;
+use super::{Deadline, Running, failed};
 use crate::client::{ApiClient, CallError, ConnectFailure};
 use crate::config::SandboxConfig;
 use crate::daemon::Daemon;
-use crate::dir::{Leftover, SandboxDir};
+use crate::dir::Leftover;
 use crate::driver::EXIT_SHOWS;
 use crate::error::{StartCause, StartError, WaitingFor};
 use crate::exit::Exit;
 use crate::ledger::Ledger;
 use crate::request::MountRequest;
-use crate::state::Journal;
 
 /// Between bind(2), which makes the name, and listen(2) a connection is refused, and no event tells when that is
 /// over. It is a matter of microseconds.
@@ -33,8 +30,6 @@ const STATE_RETRY: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Spawned {
     daemon: Daemon,
-    journal: Journal,
-    dir: SandboxDir,
     watch: Option<DirWatch>,
 }
 
@@ -43,18 +38,15 @@ pub(super) struct Spawned {
 pub(super) struct Answering {
     client: ApiClient,
     daemon: Daemon,
-    journal: Journal,
-    dir: SandboxDir,
 }
 
 impl Spawned {
-    pub(super) fn new(daemon: Daemon, journal: Journal, dir: SandboxDir, watch: Option<DirWatch>) -> Self {
-        Self {
-            daemon,
-            journal,
-            dir,
-            watch,
-        }
+    pub(super) fn new(daemon: Daemon, watch: Option<DirWatch>) -> Self {
+        Self { daemon, watch }
+    }
+
+    pub(super) fn daemon(&self) -> &Daemon {
+        &self.daemon
     }
 
     /// Waits for the first answer with state RUNNING.
@@ -83,8 +75,6 @@ impl Spawned {
                 Ok(Answering {
                     client,
                     daemon: self.daemon,
-                    journal: self.journal,
-                    dir: self.dir,
                 })
             }
             Err(cause) => Err(self.fail(config.id(), cause).await),
@@ -92,34 +82,32 @@ impl Spawned {
     }
 
     async fn fail(self, sandbox: &SandboxId, cause: StartCause) -> StartError {
-        undo(self.daemon, self.dir, sandbox, cause).await
+        undo(self.daemon, sandbox, cause).await
     }
 }
 
 impl Answering {
+    /// A daemon that is to get its mounts later.
+    pub(super) fn running(self) -> Running {
+        Running {
+            daemon: self.daemon,
+            client: self.client,
+        }
+    }
+
     /// Shares the configured directory, if any.
     pub(super) async fn serving(
         mut self,
         config: &SandboxConfig,
         deadline: Deadline,
-    ) -> Result<Serving, StartError> {
+    ) -> Result<(Running, Ledger), StartError> {
         let mut ledger = Ledger::default();
         if let Some(share) = config.share()
             && let Err(cause) = self.share(share, &mut ledger, deadline).await
         {
             return Err(self.fail(config.id(), cause).await);
         }
-        // It executes its program by now, whatever it was spawned as.
-        note_process(config, &mut self.journal, &self.daemon);
-        Ok(Serving {
-            daemon: self.daemon,
-            client: self.client,
-            journal: self.journal,
-            binds: BindBook::default(),
-            dir: self.dir,
-            ledger,
-            adopted: false,
-        })
+        Ok((self.running(), ledger))
     }
 
     async fn share(
@@ -153,12 +141,12 @@ impl Answering {
 
     async fn fail(self, sandbox: &SandboxId, cause: StartCause) -> StartError {
         drop(self.client);
-        undo(self.daemon, self.dir, sandbox, cause).await
+        undo(self.daemon, sandbox, cause).await
     }
 }
 
-/// Kills, reaps, removes. When the connection broke because the daemon was ending, its end is the cause.
-async fn undo(mut daemon: Daemon, dir: SandboxDir, sandbox: &SandboxId, cause: StartCause) -> StartError {
+/// Kills and reaps. When the connection broke because the daemon was ending, its end is the cause.
+async fn undo(mut daemon: Daemon, sandbox: &SandboxId, cause: StartCause) -> StartError {
     let broken = matches!(
         cause,
         StartCause::Api(CallError::Unreachable { .. })
@@ -178,18 +166,9 @@ async fn undo(mut daemon: Daemon, dir: SandboxDir, sandbox: &SandboxId, cause: S
     let killed = daemon.kill_and_reap().await;
     let stuck = killed.is_none().then(|| Leftover::Process { pid: daemon.id() });
     let last_lines = killed.map_or_else(|| daemon.last_lines(), |exit| exit.last_lines);
-    // A daemon that does not go keeps its sockets and the document, for the next attempt.
-    let mut leftovers = match stuck {
-        Some(stuck) => {
-            dir.leave();
-            vec![stuck]
-        }
-        None => dir.remove(),
-    };
-    leftovers.extend(daemon.take_left());
     StartError {
         last_lines,
-        leftovers,
+        leftovers: stuck.into_iter().chain(daemon.take_left()).collect(),
         ..failed(sandbox, cause)
     }
 }

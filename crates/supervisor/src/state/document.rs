@@ -14,6 +14,7 @@ use super::os_text::OsText;
 use crate::binds::Bind;
 use crate::environment::Environment;
 use crate::program::ProgramKind;
+use crate::recovery::OnExit;
 
 /// The version that is written.
 const VERSION: u32 = 1;
@@ -86,6 +87,8 @@ pub(crate) struct Settings {
     pub(crate) call_deadline_ms: u64,
     pub(crate) stop_grace_ms: u64,
     pub(crate) environment: Environment,
+    #[serde(default)]
+    pub(crate) on_exit: OnExit,
 }
 
 /// A mount that is there, or is being made or unmade.

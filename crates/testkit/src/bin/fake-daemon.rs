@@ -42,6 +42,9 @@ enum Behaviour {
     HelpHangs,
     /// `not-utf8`: prints bytes that are no text, then exits with status 3.
     NotUtf8,
+    /// `script:FILE`: what the first line of the file says, and takes it away if it is not the last. So each daemon
+    /// of a sandbox is another one.
+    Script { file: PathBuf },
     /// Serves, with a flaw in its answers.
     Flawed(Conduct),
 }
@@ -64,6 +67,7 @@ impl Behaviour {
             "flood" => Self::Flood,
             "help-hangs" => Self::HelpHangs,
             "not-utf8" => Self::NotUtf8,
+            "script" => Self::Script { file: next()?.into() },
             name => Self::Flawed(Conduct::parse(name)?),
         })
     }
@@ -191,6 +195,17 @@ fn run(behaviour: Behaviour, arguments: &Arguments) -> io::Result<ExitCode> {
                 while io::stdout().write_all(chunk.as_bytes()).is_ok() {}
             });
             serve(arguments, Conduct::Good)
+        }
+        Behaviour::Script { file } => {
+            let lines = std::fs::read_to_string(&file)?;
+            let (first, rest) = lines.split_once('\n').unwrap_or((&lines, ""));
+            if !rest.is_empty() {
+                std::fs::write(&file, rest)?;
+            }
+            match Behaviour::parse(first) {
+                Some(behaviour) => run(behaviour, arguments),
+                None => Err(io::Error::other(format!("no behaviour {first:?}"))),
+            }
         }
         Behaviour::NotUtf8 => {
             io::stderr().write_all(b"good\nbad \xff\xfe\x1b[31mred\x1b[0m\nunfinished")?;
