@@ -5,11 +5,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use nydusbox_fsd::LogControl;
 use nydusbox_protocol::LogLevel;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::PIPE_BUF;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
@@ -89,7 +92,7 @@ struct Output(Mutex<Box<dyn Write + Send>>);
 impl Output {
     fn open(file: Option<&Path>) -> Result<Self, Failure> {
         let out: Box<dyn Write + Send> = match file {
-            None => Box::new(io::stderr()),
+            None => Box::new(Unwaiting(io::stderr())),
             Some(path) => {
                 let path = with_suffix(path);
                 let file = OpenOptions::new()
@@ -101,6 +104,26 @@ impl Output {
             }
         };
         Ok(Self(Mutex::new(out)))
+    }
+}
+
+/// A log that is not waited for. Standard error may be a pipe that nobody reads for the time being: the daemon of a
+/// supervisor that was killed serves on until it is adopted, and must not stand still because its log is full. Then
+/// lines are dropped.
+struct Unwaiting<W>(W);
+
+impl<W: Write + AsFd> Write for Unwaiting<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let mut fds = [PollFd::new(&self.0, PollFlags::OUT)];
+        if poll(&mut fds, Some(&Timespec::default())) == Ok(0) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        // A pipe that is writable has room for so much.
+        self.0.write(&buf[..buf.len().min(PIPE_BUF)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -183,6 +206,20 @@ mod tests {
             without_userinfo(r#"proxy: "http://u:p@proxy:3128/x", ping: https://a/b mail me@x"#),
             r#"proxy: "http://proxy:3128/x", ping: https://a/b mail me@x"#
         );
+    }
+
+    /// If it waited, this would not end.
+    #[test]
+    #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    fn a_pipe_that_nobody_reads_is_not_waited_for() {
+        use std::io::Read;
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut log = Unwaiting(writer);
+        let line = [b'x'; 10_000];
+        let full = (0..1000).find_map(|_| log.write_all(&line).err());
+        assert_eq!(full.unwrap().kind(), io::ErrorKind::WouldBlock);
+        reader.read_exact(&mut [0; 20_000]).unwrap();
+        log.write_all(&line).unwrap();
     }
 
     #[test]

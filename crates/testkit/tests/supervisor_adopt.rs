@@ -120,6 +120,22 @@ async fn a_dead_daemon_is_cleaned_up() {
     scene.assert_clean();
 }
 
+/// Whether it is still about to end or has: the successor does not take it over.
+#[tokio::test]
+async fn a_daemon_that_was_to_end_with_its_supervisor_is_not_adopted() {
+    own_mounts_or_skip!();
+    for program in programs() {
+        let scene = Scene::new();
+        Supervised::after(&scene.place, &program, &["start-mortal", "mount"]).kill();
+        match adopt(&scene).await.unwrap() {
+            Adoption::CleanedUp { leftovers } => assert!(leftovers.is_empty(), "{leftovers:?}"),
+            Adoption::Running(_) => panic!("it was to end"),
+        }
+        scene.wait_until_alone();
+        scene.assert_clean();
+    }
+}
+
 #[tokio::test]
 async fn an_adopted_daemon_that_dies_is_noticed_with_its_last_lines() {
     own_mounts_or_skip!();

@@ -1,7 +1,8 @@
 //! A supervisor to be killed: a process of its own that takes one sandbox through the steps it is given.
 //!
 //! `supervised PLACE KIND EXE STEP…`: PLACE is a directory with `share`, `snapshot`, `bootstrap` and `config`, and
-//! gets `state`; KIND is `embedded` or `stock`. A step is `start`, `adopt`, `mount`, `unmount`, `stop`, or `hold`,
+//! gets `state`; KIND is `embedded` or `stock`. A step is `start` (the daemon
+//! is spared when this is killed), `start-mortal` (it is not), `adopt`, `mount`, `unmount`, `stop`, or `hold`,
 //! which waits to be killed. Each step that is done is a line on standard output. Everything but the library's own
 //! blocking threads runs on the main thread, so that a tracer can count what it does.
 
@@ -24,10 +25,10 @@ fn request(place: &Path) -> Outcome<MountRequest> {
     )?)
 }
 
-async fn start(place: &Path, program: Program) -> Outcome<Sandbox> {
+async fn start(place: &Path, program: Program, then: OnSupervisorDeath) -> Outcome<Sandbox> {
     let config = SandboxConfig::new(SandboxId::new("s1")?, place.join("state"), program)?
         .with_share(place.join("share"))?
-        .with_on_supervisor_death(OnSupervisorDeath::Spare);
+        .with_on_supervisor_death(then);
     Ok(Sandbox::start(config).await?)
 }
 
@@ -39,7 +40,8 @@ async fn step(
 ) -> Outcome<Option<Sandbox>> {
     let there = |sandbox: Option<Sandbox>| sandbox.ok_or("no sandbox yet");
     Ok(match name {
-        "start" => Some(start(place, program.clone()).await?),
+        "start" => Some(start(place, program.clone(), OnSupervisorDeath::Spare).await?),
+        "start-mortal" => Some(start(place, program.clone(), OnSupervisorDeath::Kill).await?),
         "adopt" => match Sandbox::adopt(place.join("state"), &SandboxId::new("s1")?).await? {
             Adoption::Running(sandbox) => Some(sandbox),
             Adoption::CleanedUp { .. } => return Err("the daemon was dead".into()),

@@ -104,6 +104,16 @@ impl Scene {
         }
     }
 
+    /// Waits for the end of what ends by itself: the guardian of a stock daemon.
+    pub(crate) fn wait_until_alone(&self) {
+        for line in self.place.processes() {
+            let number = line.split('"').nth(1).unwrap().parse().unwrap();
+            if let Ok(pidfd) = pidfd_open(Pid::from_raw(number).unwrap(), PidfdFlags::empty()) {
+                rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).unwrap();
+            }
+        }
+    }
+
     /// Asks the daemon for something it does not have.
     pub(crate) fn ask_the_daemon(&self, target: &str) {
         let mut stream = UnixStream::connect(self.place.path("state/s1/api.sock")).unwrap();
