@@ -107,6 +107,11 @@ behaviours! {
     }
     ours {
         api_takes_a_body_of_a_mebibyte
+        files_are_copied_on_the_host
+        files_are_synced_when_the_guest_syncs
+        files_without_a_name_get_one
+        files_are_made_where_a_group_of_their_creator_may
+        files_are_read_only_if_the_mount_says_so
         image_v5_reads_small_and_widened
         image_mounts_end_at_255_with_a_clear_message
         guest_reboots_without_destroy

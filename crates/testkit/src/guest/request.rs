@@ -38,6 +38,8 @@ pub struct Request {
     pub args: Vec<Vec<u8>>,
     /// Data after the arguments, in page-sized descriptors (WRITE).
     pub payload: Vec<u8>,
+    /// Extensions at the end (`fuse_ext_header`), a multiple of 8 bytes; not together with a payload.
+    pub extensions: Vec<u8>,
     /// Whether a reply header is expected (not for FORGET).
     pub answered: bool,
     /// Room for the fixed part of the reply's body, in one piece.
@@ -56,6 +58,7 @@ impl Request {
             caller: (0, 0, 1),
             args: Vec::new(),
             payload: Vec::new(),
+            extensions: Vec::new(),
             answered: true,
             reply_args: 0,
             reply_data: 0,
@@ -108,7 +111,10 @@ pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
 
 /// A `fuse_in_header`; its `len` is that of the whole readable part.
 pub(super) fn in_header(request: &Request, unique: u64) -> Vec<u8> {
-    let len = IN_HEADER + request.args.iter().map(Vec::len).sum::<usize>() + request.payload.len();
+    let len = IN_HEADER
+        + request.args.iter().map(Vec::len).sum::<usize>()
+        + request.payload.len()
+        + request.extensions.len();
     let mut out = Vec::with_capacity(IN_HEADER);
     out.extend(u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
     out.extend(request.opcode.to_le_bytes());
@@ -117,6 +123,7 @@ pub(super) fn in_header(request: &Request, unique: u64) -> Vec<u8> {
     out.extend(request.caller.0.to_le_bytes());
     out.extend(request.caller.1.to_le_bytes());
     out.extend(request.caller.2.to_le_bytes());
-    out.extend(0_u32.to_le_bytes());
+    let extensions = u16::try_from(request.extensions.len() / 8).unwrap_or(u16::MAX);
+    out.extend(u32::from(extensions).to_le_bytes());
     out
 }

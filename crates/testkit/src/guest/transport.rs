@@ -265,6 +265,7 @@ impl SimGuest {
         let header = in_header(request, ticket.0);
         let readable: Vec<&[u8]> = std::iter::once(header.as_slice())
             .chain(request.args.iter().map(Vec::as_slice))
+            .chain((!request.extensions.is_empty()).then_some(request.extensions.as_slice()))
             .collect();
         let room = [
             if request.answered { OUT_HEADER } else { 0 },

@@ -13,6 +13,7 @@ mod hostile;
 mod images;
 mod names;
 mod sessions;
+mod shares;
 
 use crate::daemon::Program;
 use crate::leak::LeakGuard;
@@ -61,6 +62,7 @@ const ONE_CONNECTION: &str = "it serves one vhost-user connection and then no ot
 const ONE_INIT: &str = "it answers EINVAL to a second FUSE_INIT without FUSE_DESTROY";
 const DIES: &str = "its queue worker ends at the first message it cannot answer, and the guest hangs";
 const ONE_WORKER: &str = "one worker holds one lock over the whole queue, backend reads included";
+const UNLISTED: &str = "its FUSE library answers ENOSYS";
 const HANGS_AT_STOP: &str = "it hangs at SIGTERM until its VMM has left, and for ever if none came";
 
 /// Every behaviour, and the differences between the two daemons.
@@ -113,6 +115,23 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     both("names_lead_to_the_right_errnos", names::errnos),
     both("names_are_listed_completely_and_resumably", names::listing),
     both("names_do_not_lead_out_of_the_share", names::no_way_out),
+    ours(
+        "files_are_copied_on_the_host",
+        UNLISTED,
+        shares::copied_on_the_host,
+    ),
+    ours("files_are_synced_when_the_guest_syncs", UNLISTED, shares::synced),
+    ours("files_without_a_name_get_one", UNLISTED, shares::nameless),
+    ours(
+        "files_are_made_where_a_group_of_their_creator_may",
+        "it takes no supplementary groups from the guest",
+        shares::supplementary_groups,
+    ),
+    ours(
+        "files_are_read_only_if_the_mount_says_so",
+        "it has no read-only shares",
+        shares::read_only,
+    ),
     both(
         "image_v5_has_every_file_of_its_source",
         images::v5_equals_its_source,
