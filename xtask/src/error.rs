@@ -49,6 +49,8 @@ pub(crate) enum TaskError {
     },
     #[error("apt-cache names no kernel package that {package} depends on")]
     NoKernelPackage { package: String },
+    #[error("rustc does not name its host")]
+    NoHost,
     #[error("cannot read the workspace's dependencies")]
     Metadata(#[source] cargo_metadata::Error),
     #[error("crate dependencies are not as designed:\n{}", .0.join("\n"))]

@@ -3,6 +3,7 @@
 mod bench;
 pub(crate) mod check_deps;
 mod demo;
+mod fuzz;
 pub(crate) mod guest;
 pub(crate) mod peers;
 mod test;
@@ -26,6 +27,8 @@ pub(crate) enum Task {
         #[arg(long)]
         full: bool,
     },
+    /// Fuzz the parsers of what others hand us, each for a while
+    Fuzz(fuzz::FuzzArgs),
     /// Install the genuine nydusd and virtiofsd, and suites of tests, below target/peers, once
     Peers,
     /// Unpack the microVM's kernel and busybox below target/guest, once
@@ -40,6 +43,7 @@ impl Task {
             Self::Demo => demo::run(workspace),
             Self::Bench(bench) => bench::run(workspace, &bench),
             Self::Test { full } => test::run(workspace, full),
+            Self::Fuzz(args) => fuzz::run(workspace, args),
             Self::Peers => peers::ensure(workspace).map(drop),
             Self::Guest => guest::ensure(workspace).map(drop),
             Self::CheckDeps => check_deps::run(workspace),

@@ -46,6 +46,11 @@ impl Workspace {
         self.target.join("tools")
     }
 
+    /// Fuzzing programs and what they found out.
+    pub(crate) fn fuzz(&self) -> PathBuf {
+        self.target.join("fuzz")
+    }
+
     /// The demo's image, share and cache.
     pub(crate) fn demo(&self) -> PathBuf {
         self.target.join("demo")

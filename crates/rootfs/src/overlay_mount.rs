@@ -160,6 +160,8 @@ impl OverlayMount {
             OverlayOption::Lowerdir(dirs) => self
                 .parts
                 .push(Part::Lower(split(dirs, ':').map(str::to_owned).collect())),
+            OverlayOption::Upperdir("") => return Err(no_directory(OverlayRole::Upper)),
+            OverlayOption::Workdir("") => return Err(no_directory(OverlayRole::Work)),
             OverlayOption::Upperdir(dir) => self.parts.push(Part::Upper(dir.to_owned())),
             OverlayOption::Workdir(dir) => self.parts.push(Part::Work(dir.to_owned())),
             OverlayOption::Other("") => {}
@@ -287,19 +289,28 @@ impl OverlayMount {
     /// The deepest directory that has all the others below it, without a trailing slash; none when it would be `/`.
     /// It ends before the first backslash, so that it is the same with and without escapes.
     fn common_directory(&self) -> Option<&str> {
-        let mut texts = self.texts().map(|(_, text)| text);
-        let first = texts.next()?;
+        let below = |dir: &str, text: &str| {
+            let rest = text.strip_prefix(dir).unwrap_or_default();
+            let name = rest.trim_start_matches('/');
+            // `\/` is a slash too, and a name that begins with one is no longer relative.
+            rest.starts_with('/') && !name.is_empty() && !name.starts_with("\\/")
+        };
+        let (_, first) = self.texts().next()?;
         let mut common = &first[..first.find('\\').unwrap_or(first.len())];
         common = &common[..common.rfind('/')?];
-        for text in texts {
-            while !(text
-                .strip_prefix(common)
-                .is_some_and(|rest| rest.starts_with('/') && rest.len() > 1))
-            {
+        for (_, text) in self.texts() {
+            while !below(common, text) {
                 common = &common[..common.rfind('/')?];
             }
         }
         (common.len() > 1 && common.starts_with('/')).then_some(common)
+    }
+}
+
+fn no_directory(role: OverlayRole) -> OverlayMountError {
+    OverlayMountError::Unfit {
+        option: role.as_str().to_owned(),
+        why: "names no directory",
     }
 }
 

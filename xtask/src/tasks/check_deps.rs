@@ -9,7 +9,7 @@ use crate::workspace::Workspace;
 ///
 /// Not in here for good: `nydusbox` with `nydusbox-fsd`. The library starts a program; that the program may be
 /// the one it is linked into is known to the command only.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("nydusbox-protocol", &[]),
     ("nydusbox-rootfs", &[]),
     ("nydusbox-image", &[]),
@@ -38,6 +38,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "nydusbox-vmm",
         ],
     ),
+    ("nydusbox-fuzz", &["nydusbox", "nydusbox-rootfs"]),
     ("xtask", &[]),
 ];
 

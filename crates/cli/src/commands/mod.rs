@@ -6,6 +6,7 @@ mod emit;
 mod events;
 mod image;
 mod images;
+mod kata_config;
 mod list;
 mod logs;
 mod manual;
@@ -80,6 +81,8 @@ enum Command {
     Image(image::ImageCommand),
     /// Mount an overlay, without the options that are meant for a runtime (mount type `fuse.nydus-overlayfs`)
     Overlayfs(overlayfs::OverlayfsArgs),
+    /// Print the section of Kata Containers' configuration that has it start this daemon
+    KataConfig(kata_config::KataConfigArgs),
     /// Say what this machine lacks for running microVMs, and how to mend it
     Doctor(doctor::DoctorArgs),
     /// Print a shell's completions for this command
@@ -121,6 +124,7 @@ pub(crate) fn main() -> ExitCode {
         },
         Command::Image(command) => image::main(command),
         Command::Overlayfs(args) => overlayfs::main(args),
+        Command::KataConfig(args) => done(kata_config::run(args)),
         Command::Doctor(args) => doctor::main(args),
         Command::Completions(args) => done(manual::completions(&args, Cli::command())),
         Command::Man(args) => done(manual::man(&args, Cli::command())),

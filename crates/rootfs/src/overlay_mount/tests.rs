@@ -58,7 +58,15 @@ fn what_is_no_new_overlay_is_refused_without_its_value() {
         error("lowerdir=/a,uidmap=0:1000:1").to_string(),
         "the mount option uidmap asks for an ID-mapped mount, which containerd makes itself for type overlay only"
     );
-    for option in ["bind", "remount", "rslave", "loop", "X-containerd.mkdir=1"] {
+    for option in [
+        "upperdir=",
+        "workdir=",
+        "bind",
+        "remount",
+        "rslave",
+        "loop",
+        "X-containerd.mkdir=1",
+    ] {
         assert!(
             matches!(
                 error(&format!("lowerdir=/a,{option}")),
@@ -137,6 +145,20 @@ fn nothing_is_relative_to_the_root_or_to_one_of_the_directories_itself() {
             &options[..20]
         );
     }
+    // A trailing slash names the directory itself, which has no name below itself.
+    for slashes in ["/", "//"] {
+        let mount = mount(&format!("lowerdir=/{long}/a{slashes}:/{long}/a/x"));
+        let MountPlan::Relative { dir, .. } = mount.plan() else {
+            panic!("not relative");
+        };
+        assert_eq!(dir.as_os_str().len(), 4001);
+    }
+    // An escaped slash is one.
+    let MountPlan::Relative { data, .. } = mount(&format!("lowerdir=/a/{long}/b/\\/c:/a/{long}/b/d")).plan()
+    else {
+        panic!("not relative");
+    };
+    assert_eq!(data, "lowerdir=b/\\/c:b/d");
     // /p/q is a layer itself, so the common directory is its parent.
     let MountPlan::Relative { dir, data } = mount(&format!(
         "lowerdir=/{long}/q:/{long}/q/r,upperdir=/{long}/u,workdir=/{long}/w"
