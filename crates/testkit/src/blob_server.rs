@@ -302,8 +302,8 @@ fn pass_gate(shared: &Shared) -> Option<Option<Fault>> {
     let number = state.counters.gets;
     let delay = state.conditions.delay + jitter(number, state.conditions.jitter);
     let mut state = shared.wait_until(state, Instant::now() + delay)?;
-    if let Some((fault, left)) = state.faults {
-        state.faults = (left > 1).then_some((fault, left - 1));
+    if let Some((fault, left)) = state.faults.filter(|(_, left)| *left > 0) {
+        state.faults = Some((fault, left - 1));
         return Some(Some(fault));
     }
     let every = state.conditions.fault_every;
