@@ -88,6 +88,9 @@ pub(crate) struct VirtiofsArgs {
     /// End when standard input ends: the other end of that pipe is the supervisor's
     #[arg(long, action = ArgAction::SetTrue)]
     pub(crate) exit_with_stdin: bool,
+    /// Microseconds a thread looks for a busy guest's next request before it sleeps; 0 to sleep at once
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub(crate) poll_us: u16,
     /// Accepted for nydusd's sake: images and directories can always be mixed
     #[arg(long, action = ArgAction::SetTrue)]
     pub(crate) hybrid_mode: bool,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use nydusbox_protocol::{BuildVersion, LogLevel, MountCommand, MountPoint, SocketPath};
 
@@ -30,11 +31,21 @@ pub struct WorkerLimits {
     pub base: usize,
     /// Threads at the most, when all others wait for slow blobs.
     pub max: usize,
+    /// How long a worker looks for the next request before it sleeps, at the most; a guest that is idle is never
+    /// polled. Zero to sleep at once.
+    pub poll: Duration,
 }
+
+/// The default of [`WorkerLimits::poll`]; see docs/bench for what it was measured with.
+pub const DEFAULT_POLL: Duration = Duration::from_micros(50);
 
 impl Default for WorkerLimits {
     fn default() -> Self {
-        Self { base: 0, max: 64 }
+        Self {
+            base: 0,
+            max: 64,
+            poll: DEFAULT_POLL,
+        }
     }
 }
 

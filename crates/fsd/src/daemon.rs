@@ -65,6 +65,7 @@ impl Daemon {
         let pool = PoolConfig {
             base,
             max: config.workers.max,
+            poll: config.workers.poll,
         };
         let device = Device::new(fuse, config.request_queues, pool).map_err(StartError::Device)?;
         let context = Arc::new(Context {

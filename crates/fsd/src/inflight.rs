@@ -76,14 +76,6 @@ impl Inflight {
             .saturating_add(1)
     }
 
-    /// How many requests are being served.
-    pub(crate) fn busy(&self) -> usize {
-        self.cells
-            .iter()
-            .filter(|c| c.since.load(Ordering::Relaxed) != 0)
-            .count()
-    }
-
     /// How many requests have been served for at least this long.
     pub(crate) fn busy_for(&self, age: Duration) -> usize {
         let before = self
@@ -157,14 +149,13 @@ mod tests {
     fn only_what_is_being_served_is_listed() {
         let table = Inflight::new(2);
         let slot = table.claim().unwrap();
-        assert_eq!(table.busy(), 0);
+        assert_eq!(table.busy_for(Duration::ZERO), 0);
         slot.begin(7, 15, 42);
-        assert_eq!(table.busy(), 1);
         assert_eq!(table.busy_for(Duration::from_secs(3600)), 0);
         assert_eq!(table.busy_for(Duration::ZERO), 1);
         let op = table.list()[0];
         assert_eq!((op.inode, op.opcode, op.unique), (7, 15, 42));
         slot.end();
-        assert_eq!((table.busy(), table.list().len()), (0, 0));
+        assert_eq!((table.busy_for(Duration::ZERO), table.list().len()), (0, 0));
     }
 }

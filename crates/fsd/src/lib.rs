@@ -20,7 +20,7 @@ mod socket;
 pub mod sys;
 mod transport;
 
-pub use config::{DaemonConfig, InitialMount, LogControl, SocketSource, WorkerLimits};
+pub use config::{DEFAULT_POLL, DaemonConfig, InitialMount, LogControl, SocketSource, WorkerLimits};
 pub use daemon::{Daemon, StartError};
 pub use limits::{NofileOutcome, raise_nofile};
 pub use namespace::{MAX_MOUNTS, MountError};

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use nydusbox_fsd::{
     Daemon, DaemonConfig, InitialMount, NofileOutcome, SocketSource, WorkerLimits, raise_nofile, sys,
@@ -50,6 +51,7 @@ fn run(global: GlobalArgs, args: &VirtiofsArgs) -> Result<(), Failure> {
         workers: WorkerLimits {
             base: 0,
             max: usize::from(args.threads_max),
+            poll: Duration::from_micros(args.poll_us.into()),
         },
         id: global.id,
         supervisor: global.supervisor,

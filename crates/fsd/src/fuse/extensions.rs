@@ -19,7 +19,7 @@ const GROUPS: u32 = 32;
 const MOST_GROUPS: usize = 1024;
 
 /// Whether this FUSE_INIT offers to send supplementary groups.
-pub(super) fn guest_sends_groups(chain: &Chain) -> bool {
+pub(super) fn guest_sends_groups(chain: &Chain<'_>) -> bool {
     let mut raw = [0; 8];
     // `flags` and `flags2` of `fuse_init_in`.
     if read_at(chain, u64::from(IN_HEADER_LEN) + 12, &mut raw).is_none() {
@@ -29,12 +29,12 @@ pub(super) fn guest_sends_groups(chain: &Chain) -> bool {
 }
 
 /// Adds to the answer to FUSE_INIT that groups are wanted.
-pub(super) fn ask_for_groups(chain: &Chain) {
+pub(super) fn ask_for_groups(chain: &Chain<'_>) {
     reply::set_bits(chain, OUT_FLAGS2, CREATE_SUPP_GROUP);
 }
 
 /// The supplementary groups of whoever makes a request.
-pub(super) fn groups(header: &InHeader, chain: &Chain) -> Vec<u32> {
+pub(super) fn groups(header: &InHeader, chain: &Chain<'_>) -> Vec<u32> {
     let Some(from) = header
         .len
         .checked_sub(header.extensions)

@@ -9,7 +9,10 @@ pub(super) const IN_HEADER_LEN: u32 = 40;
 
 /// Opcodes this module has to know by name (`enum fuse_opcode`).
 pub(super) mod opcode {
+    pub(in crate::fuse) const LOOKUP: u32 = 1;
     pub(in crate::fuse) const FORGET: u32 = 2;
+    pub(in crate::fuse) const GETATTR: u32 = 3;
+    pub(in crate::fuse) const READ: u32 = 15;
     pub(in crate::fuse) const GETXATTR: u32 = 22;
     pub(in crate::fuse) const LISTXATTR: u32 = 23;
     pub(in crate::fuse) const INIT: u32 = 26;
@@ -23,7 +26,7 @@ pub(super) mod opcode {
     pub(in crate::fuse) const TMPFILE: u32 = 51;
 }
 
-/// What is needed of `fuse_in_header`.
+/// `fuse_in_header`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct InHeader {
     pub(super) len: u32,
@@ -38,37 +41,45 @@ pub(super) struct InHeader {
 }
 
 impl InHeader {
-    pub(super) fn read(chain: &Chain) -> Option<Self> {
+    pub(super) fn read(chain: &Chain<'_>) -> Option<Self> {
         let mut raw = [0; IN_HEADER_LEN as usize];
         read_at(chain, 0, &mut raw)?;
-        let u32_at = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
-        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
         Some(Self {
-            len: u32_at(0),
-            opcode: u32_at(4),
-            unique: u64_at(8),
-            nodeid: u64_at(16),
-            uid: u32_at(24),
-            gid: u32_at(28),
-            pid: u32_at(32),
-            extensions: (u32_at(36) & 0xffff) * 8,
+            len: u32_at(&raw, 0),
+            opcode: u32_at(&raw, 4),
+            unique: u64_at(&raw, 8),
+            nodeid: u64_at(&raw, 16),
+            uid: u32_at(&raw, 24),
+            gid: u32_at(&raw, 28),
+            pid: u32_at(&raw, 32),
+            extensions: (u32_at(&raw, 36) & 0xffff) * 8,
         })
     }
 }
 
+/// A field of a request; the caller knows that it is there.
+pub(super) fn u32_at(raw: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]])
+}
+
+/// A field of a request; the caller knows that it is there.
+pub(super) fn u64_at(raw: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(raw, at)) | u64::from(u32_at(raw, at + 4)) << 32
+}
+
 /// Fills `buf` from offset `skip` of the readable part of the chain; `None` when it is shorter or lies outside
 /// the guest's memory.
-pub(super) fn read_at(chain: &Chain, skip: u64, buf: &mut [u8]) -> Option<()> {
+pub(super) fn read_at(chain: &Chain<'_>, skip: u64, buf: &mut [u8]) -> Option<()> {
     let mut skip = skip;
     let mut filled = 0;
-    for desc in chain.clone().readable() {
-        let len = u64::from(desc.len());
+    for segment in chain.readable() {
+        let len = u64::from(segment.len);
         if skip >= len {
             skip -= len;
             continue;
         }
         let here = usize::try_from(len - skip).ok()?.min(buf.len() - filled);
-        let from = GuestAddress(desc.addr().0.checked_add(skip)?);
+        let from = GuestAddress(segment.addr.checked_add(skip)?);
         chain
             .memory()
             .read_slice(&mut buf[filled..filled + here], from)

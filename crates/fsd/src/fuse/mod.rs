@@ -1,15 +1,18 @@
 //! From a descriptor chain to a FUSE request and its answer.
 //!
-//! fuse-backend-rs decodes and dispatches; this module stands between it and a guest that may send anything. It
-//! reads the header itself, refuses what must not get further (`screen.rs`), makes sure that every request that
-//! expects an answer gets one (`reply.rs`), that a panic costs one request, and that a guest may start over with
-//! FUSE_INIT. FUSE protocol: Linux's `include/uapi/linux/fuse.h`, 7.33.
+//! `direct.rs` answers what guests ask most, `unlisted.rs` what the library has no case for; fuse-backend-rs decodes
+//! and dispatches the rest. This module stands between them and a guest that may send anything. It reads the header
+//! itself, refuses what must not get further (`screen.rs`), makes sure that every request that expects an answer gets
+//! one (`reply.rs`), that a panic costs one request, and that a guest may start over with FUSE_INIT. FUSE protocol:
+//! Linux's `include/uapi/linux/fuse.h`, 7.33.
 
+mod direct;
 mod extensions;
 mod header;
 mod reply;
 mod screen;
 mod unlisted;
+mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -77,7 +80,7 @@ impl FuseServer {
     }
 
     /// Runs one request and returns the number of bytes written for the guest.
-    pub(crate) fn serve(&self, chain: &Chain, slot: &Slot<'_>) -> u32 {
+    pub(crate) fn serve(&self, chain: &Chain<'_>, slot: &Slot<'_>) -> u32 {
         let Some(header) = InHeader::read(chain) else {
             // Not even a header: there is no `unique` to answer to.
             return reply::error(chain, 0, Errno::IO);
@@ -92,7 +95,7 @@ impl FuseServer {
         written
     }
 
-    fn dispatch(&self, header: &InHeader, chain: &Chain) -> u32 {
+    fn dispatch(&self, header: &InHeader, chain: &Chain<'_>) -> u32 {
         if header.opcode == opcode::INIT {
             // A guest that reboots without DESTROY starts over on the same connection.
             if self.vfs.initialized() {
@@ -114,7 +117,7 @@ impl FuseServer {
         self.handle(header, chain)
     }
 
-    fn handle(&self, header: &InHeader, chain: &Chain) -> u32 {
+    fn handle(&self, header: &InHeader, chain: &Chain<'_>) -> u32 {
         // The state behind `server` is guarded by its own locks; a request that panicked is answered with EIO.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             if header.extensions == 0 {
@@ -137,13 +140,17 @@ impl FuseServer {
         }
     }
 
-    fn call(&self, header: &InHeader, chain: &Chain) -> Option<usize> {
+    fn call(&self, header: &InHeader, chain: &Chain<'_>) -> Option<usize> {
+        if let Some(written) = direct::serve(&*self.vfs, header, chain) {
+            return usize::try_from(written).ok();
+        }
         if let Some(written) = unlisted::serve(&self.shares, header, chain) {
             return usize::try_from(written).ok();
         }
+        let descriptors = chain.descriptors()?;
         let mem = chain.memory();
-        let reader = Reader::from_descriptor_chain(mem, chain.clone()).ok()?;
-        let writer = VirtioFsWriter::new(mem, chain.clone()).ok()?;
+        let reader = Reader::from_descriptor_chain(mem, descriptors.clone()).ok()?;
+        let writer = VirtioFsWriter::new(mem, descriptors).ok()?;
         self.server.handle_message(reader, writer.into(), None, None).ok()
     }
 

@@ -9,17 +9,17 @@ use crate::transport::Chain;
 pub(super) const HEADER_LEN: u32 = 16;
 
 /// Answers with an error. Returns the number of bytes written: none where the guest left no room.
-pub(super) fn error(chain: &Chain, unique: u64, errno: Errno) -> u32 {
+pub(super) fn error(chain: &Chain<'_>, unique: u64, errno: Errno) -> u32 {
     write(chain, unique, -errno.raw_os_error())
 }
 
 /// Answers with success and no payload.
-pub(super) fn ok(chain: &Chain, unique: u64) -> u32 {
+pub(super) fn ok(chain: &Chain<'_>, unique: u64) -> u32 {
     write(chain, unique, 0)
 }
 
 /// Answers with success and a payload.
-pub(super) fn payload(chain: &Chain, unique: u64, payload: &[u8]) -> u32 {
+pub(super) fn payload(chain: &Chain<'_>, unique: u64, payload: &[u8]) -> u32 {
     let len = HEADER_LEN.saturating_add(u32::try_from(payload.len()).unwrap_or(u32::MAX));
     let mut raw = Vec::with_capacity(len as usize);
     raw.extend_from_slice(&header(len, unique, 0));
@@ -27,11 +27,12 @@ pub(super) fn payload(chain: &Chain, unique: u64, payload: &[u8]) -> u32 {
     put(chain, &raw)
 }
 
-fn write(chain: &Chain, unique: u64, error: i32) -> u32 {
+fn write(chain: &Chain<'_>, unique: u64, error: i32) -> u32 {
     put(chain, &header(HEADER_LEN, unique, error))
 }
 
-fn header(len: u32, unique: u64, error: i32) -> [u8; HEADER_LEN as usize] {
+/// A `fuse_out_header`.
+pub(super) fn header(len: u32, unique: u64, error: i32) -> [u8; HEADER_LEN as usize] {
     let mut raw = [0; HEADER_LEN as usize];
     raw[..4].copy_from_slice(&len.to_le_bytes());
     raw[4..8].copy_from_slice(&error.to_le_bytes());
@@ -39,7 +40,8 @@ fn header(len: u32, unique: u64, error: i32) -> [u8; HEADER_LEN as usize] {
     raw
 }
 
-fn put(chain: &Chain, raw: &[u8]) -> u32 {
+/// Writes the beginning of an answer; how much that is, or nothing where the guest left no room for all of it.
+pub(super) fn put(chain: &Chain<'_>, raw: &[u8]) -> u32 {
     let done = each_writable(chain, raw.len(), |at, addr, len| {
         chain.memory().write_slice(&raw[at..at + len], addr).is_ok()
     });
@@ -51,7 +53,7 @@ fn put(chain: &Chain, raw: &[u8]) -> u32 {
 }
 
 /// Sets bits of a word of an answer that stands in the guest's buffer already.
-pub(super) fn set_bits(chain: &Chain, at: usize, bits: u32) {
+pub(super) fn set_bits(chain: &Chain<'_>, at: usize, bits: u32) {
     let end = at + 4;
     let mut raw = vec![0; end];
     let read = each_writable(chain, end, |at, addr, len| {
@@ -66,7 +68,7 @@ pub(super) fn set_bits(chain: &Chain, at: usize, bits: u32) {
 
 /// Whether an error answer to this request already stands in the guest's buffer. A guest that forges one fools
 /// only itself.
-pub(super) fn is_answered(chain: &Chain, unique: u64) -> bool {
+pub(super) fn is_answered(chain: &Chain<'_>, unique: u64) -> bool {
     let mut raw = [0; HEADER_LEN as usize];
     let done = each_writable(chain, HEADER_LEN as usize, |at, addr, len| {
         chain.memory().read_slice(&mut raw[at..at + len], addr).is_ok()
@@ -78,14 +80,14 @@ pub(super) fn is_answered(chain: &Chain, unique: u64) -> bool {
 
 /// Walks the first `len` bytes of the writable part; false when it is shorter or a step fails.
 fn each_writable(
-    chain: &Chain,
+    chain: &Chain<'_>,
     len: usize,
     mut step: impl FnMut(usize, GuestAddress, usize) -> bool,
 ) -> bool {
     let mut at = 0;
-    for desc in chain.clone().writable() {
-        let here = usize::try_from(desc.len()).unwrap_or(usize::MAX).min(len - at);
-        if here > 0 && !step(at, desc.addr(), here) {
+    for segment in chain.writable() {
+        let here = usize::try_from(segment.len).unwrap_or(usize::MAX).min(len - at);
+        if here > 0 && !step(at, GuestAddress(segment.addr), here) {
             return false;
         }
         at += here;

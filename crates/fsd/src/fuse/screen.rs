@@ -22,7 +22,7 @@ pub(super) enum Verdict {
     Drop,
 }
 
-pub(super) fn screen(header: &InHeader, chain: &Chain) -> Verdict {
+pub(super) fn screen(header: &InHeader, chain: &Chain<'_>) -> Verdict {
     if header.len < IN_HEADER_LEN {
         return refuse(header.opcode, Errno::IO);
     }

@@ -17,7 +17,7 @@ use crate::transport::Chain;
 const MOST_COPIED: u64 = 1 << 30;
 
 /// Serves a request of these kinds; `None` for any other.
-pub(super) fn serve(shares: &Shares, header: &InHeader, chain: &Chain) -> Option<u32> {
+pub(super) fn serve(shares: &Shares, header: &InHeader, chain: &Chain<'_>) -> Option<u32> {
     let done = match header.opcode {
         opcode::COPY_FILE_RANGE => copy_file_range(shares, header, chain),
         opcode::SYNCFS => sync(shares, header).map(|()| Vec::new()),
@@ -31,7 +31,7 @@ pub(super) fn serve(shares: &Shares, header: &InHeader, chain: &Chain) -> Option
 }
 
 /// `fuse_copy_file_range_in`, answered with `fuse_write_out`.
-fn copy_file_range(shares: &Shares, header: &InHeader, chain: &Chain) -> Result<Vec<u8>> {
+fn copy_file_range(shares: &Shares, header: &InHeader, chain: &Chain<'_>) -> Result<Vec<u8>> {
     let mut raw = [0; 56];
     read_at(chain, IN_HEADER_LEN.into(), &mut raw).ok_or(Errno::IO)?;
     let mut fields = [0; 7];
@@ -79,7 +79,7 @@ fn sync(shares: &Shares, header: &InHeader) -> Result<()> {
 }
 
 /// `fuse_create_in` and a name that says nothing, answered as CREATE.
-fn tmpfile(shares: &Shares, header: &InHeader, chain: &Chain) -> Result<Vec<u8>> {
+fn tmpfile(shares: &Shares, header: &InHeader, chain: &Chain<'_>) -> Result<Vec<u8>> {
     let mut raw = [0; 16];
     read_at(chain, IN_HEADER_LEN.into(), &mut raw).ok_or(Errno::IO)?;
     let word = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);

@@ -32,7 +32,7 @@ impl Device {
         request_queues: usize,
         pool: PoolConfig,
     ) -> std::io::Result<Arc<Self>> {
-        let rings: Arc<[Ring]> = (0..=request_queues).map(|_| Ring::new()).collect();
+        let rings: Arc<[Ring]> = (0..=request_queues).map(|_| Ring::default()).collect();
         let pool = Pool::new(Arc::clone(&rings), Arc::clone(&fuse), pool)?;
         Ok(Arc::new(Self {
             session: Mutex::new(Session::new(rings.len(), fuse.negotiated())),

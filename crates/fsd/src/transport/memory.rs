@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vhost::vhost_user::message::{VhostUserMemoryRegion, VhostUserSingleMemoryRegion};
 use vhost::vhost_user::{Error, Result};
@@ -27,18 +28,40 @@ struct Extent {
     size: u64,
 }
 
+/// The mapped memory, shared by the session thread and the rings.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory {
+    map: GuestMemoryAtomic<GuestMemoryMmap>,
+    generation: Arc<AtomicU64>,
+}
+
+impl Memory {
+    /// Counts the changes of the table.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The table as it is now.
+    pub(super) fn snapshot(&self) -> Guard {
+        self.map.memory()
+    }
+}
+
 /// The memory table of one session.
 #[derive(Debug)]
 pub(crate) struct MemoryTable {
     extents: Vec<Extent>,
-    map: GuestMemoryAtomic<GuestMemoryMmap>,
+    memory: Memory,
 }
 
 impl Default for MemoryTable {
     fn default() -> Self {
         Self {
             extents: Vec::new(),
-            map: GuestMemoryAtomic::new(GuestMemoryMmap::new()),
+            memory: Memory {
+                map: GuestMemoryAtomic::new(GuestMemoryMmap::new()),
+                generation: Arc::default(),
+            },
         }
     }
 }
@@ -94,8 +117,8 @@ impl MemoryTable {
             file,
         )?;
         let map = self
-            .map
-            .memory()
+            .memory
+            .snapshot()
             .insert_region(mapped)
             .map_err(|e| Error::ReqHandlerError(std::io::Error::other(e)))?;
         self.publish(map);
@@ -118,8 +141,8 @@ impl MemoryTable {
             return Err(refused("no such memory region"));
         };
         let (map, _removed) = self
-            .map
-            .memory()
+            .memory
+            .snapshot()
             .remove_region(GuestAddress(region.guest_phys_addr), region.memory_size)
             .map_err(|e| Error::ReqHandlerError(std::io::Error::other(e)))?;
         self.publish(map);
@@ -139,15 +162,16 @@ impl MemoryTable {
     }
 
     /// The shared handle from which workers take their snapshots.
-    pub(crate) fn handle(&self) -> GuestMemoryAtomic<GuestMemoryMmap> {
-        self.map.clone()
+    pub(crate) fn handle(&self) -> Memory {
+        self.memory.clone()
     }
 
     fn publish(&self, map: GuestMemoryMmap) {
-        match self.map.lock() {
+        match self.memory.map.lock() {
             Ok(exclusive) => exclusive.replace(map),
             // Another thread panicked while it held the lock; the table itself is an atomic pointer and is whole.
             Err(poisoned) => poisoned.into_inner().replace(map),
         }
+        self.memory.generation.fetch_add(1, Ordering::AcqRel);
     }
 }

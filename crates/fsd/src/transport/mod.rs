@@ -4,15 +4,22 @@
 //! the guest's memory, and the workers of `pool` take requests off the rings and give them to the FUSE server.
 //! Specifications: vhost-user (QEMU interop documents), virtio 1.2 section 2.7 and 5.11.
 
+mod chain;
 mod device;
 mod handler;
 mod listener;
 mod memory;
+mod monitor;
+mod polling;
 mod pool;
 mod ring;
 mod session;
+mod split;
+mod worker;
 
+#[cfg(test)]
+pub(crate) use chain::testing;
+pub(crate) use chain::{Chain, Segment};
 pub(crate) use device::Device;
 pub(crate) use listener::Listener;
 pub(crate) use pool::PoolConfig;
-pub(crate) use ring::Chain;

@@ -1,35 +1,31 @@
-//! The workers that serve the rings.
+//! The workers that serve the rings: how many there are, and what they share.
 //!
-//! All workers wait in one epoll set; a kick wakes one of them. It takes a request, wakes a colleague if more are
-//! waiting, and runs the request itself: no hand-off on the way. A worker may block in its request for as long as
-//! a blob takes to arrive. So that it never holds up the others, the monitor adds a worker whenever all of them
-//! have been at the same requests for a tick, up to a limit; workers beyond the base number leave when idle.
+//! All workers wait in one epoll set; a kick wakes one of them, which serves every ring until all are empty, and runs
+//! each request itself: no hand-off on the way (`worker.rs`). It may block in a request for as long as a blob takes to
+//! arrive. So that it never holds up the others, the monitor (`monitor.rs`) looks every millisecond while there is
+//! work: it wakes or adds a colleague where all who are awake are stuck. Workers beyond the base number leave when
+//! idle.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{EventfdFlags, epoll, eventfd};
 
-use super::ring::{Popped, Ring};
+use super::ring::Ring;
+use super::{monitor, worker};
 use crate::fuse::FuseServer;
-use crate::inflight::{Inflight, Slot};
+use crate::inflight::Inflight;
 
-/// How long all workers must be busy with the same requests before one is added. Long against a warm request
-/// (tens of µs), short against what a guest feels.
-const STALL_TICK: Duration = Duration::from_millis(1);
-/// After this many ticks without work the monitor sleeps until a worker wakes it.
-const IDLE_TICKS: u32 = 50;
-/// How long a worker above the base number stays without work.
-const RETIRE_AFTER: Timespec = Timespec {
-    tv_sec: 10,
-    tv_nsec: 0,
-};
+/// Stack of a worker, in bytes: what RAFS' deepest call takes, tenfold. Only what is used is ever backed by memory.
+const WORKER_STACK: usize = 1 << 20;
+/// Stack of the monitor, in bytes.
+const MONITOR_STACK: usize = 128 << 10;
 
-const WAKE: u64 = u64::MAX;
-const STOP: u64 = u64::MAX - 1;
+pub(super) const WAKE: u64 = u64::MAX;
+pub(super) const STOP: u64 = u64::MAX - 1;
 
 /// How many workers serve a device.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +34,8 @@ pub(crate) struct PoolConfig {
     pub(crate) base: usize,
     /// Workers when all others block.
     pub(crate) max: usize,
+    /// How long a worker looks for the next request before it sleeps, at the most.
+    pub(crate) poll: Duration,
 }
 
 /// The workers of one device.
@@ -47,20 +45,28 @@ pub(crate) struct Pool {
 }
 
 #[derive(Debug)]
-struct Shared {
-    epoll: OwnedFd,
+pub(super) struct Shared {
+    pub(super) epoll: OwnedFd,
     wake: OwnedFd,
     stop: OwnedFd,
     /// The kick descriptors being watched; epoll does not keep them open.
     kicks: Mutex<Vec<Option<OwnedFd>>>,
-    rings: Arc<[Ring]>,
-    fuse: Arc<FuseServer>,
-    inflight: Inflight,
-    base: usize,
-    threads: AtomicUsize,
-    idle: AtomicUsize,
-    stopped: AtomicBool,
-    monitor_asleep: AtomicBool,
+    pub(super) rings: Arc<[Ring]>,
+    pub(super) fuse: Arc<FuseServer>,
+    pub(super) inflight: Inflight,
+    pub(super) base: usize,
+    pub(super) poll: Duration,
+    pub(super) threads: AtomicUsize,
+    /// Workers that sleep, or are about to and will look once more.
+    pub(super) idle: AtomicUsize,
+    /// Somebody polls; a second one would only take a processor away.
+    pub(super) polling: AtomicBool,
+    /// A worker was woken to help and has not come yet.
+    pub(super) helper_called: AtomicBool,
+    /// Requests have blocked lately: each is run with a colleague watching.
+    pub(super) wary: AtomicBool,
+    pub(super) stopped: AtomicBool,
+    pub(super) monitor_asleep: AtomicBool,
     monitor: Mutex<Option<Thread>>,
 }
 
@@ -81,8 +87,12 @@ impl Pool {
             fuse,
             inflight: Inflight::new(config.max.max(base)),
             base,
+            poll: config.poll,
             threads: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
+            polling: AtomicBool::new(false),
+            helper_called: AtomicBool::new(false),
+            wary: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             monitor_asleep: AtomicBool::new(true),
             monitor: Mutex::new(None),
@@ -104,7 +114,8 @@ impl Pool {
         let weak = Arc::downgrade(&pool.shared);
         let monitor = thread::Builder::new()
             .name("fs-monitor".into())
-            .spawn(move || monitor(&weak))?;
+            .stack_size(MONITOR_STACK)
+            .spawn(move || monitor::run(&weak))?;
         *pool.shared.monitor.lock().unwrap_or_else(PoisonError::into_inner) = Some(monitor.thread().clone());
         Ok(pool)
     }
@@ -162,90 +173,19 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn wake_one(&self) {
+    pub(super) fn wake_one(&self) {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    fn wake_monitor(&self) {
+    pub(super) fn wake_monitor(&self) {
         if let Some(thread) = &*self.monitor.lock().unwrap_or_else(PoisonError::into_inner) {
             self.monitor_asleep.store(false, Ordering::SeqCst);
             thread.unpark();
         }
     }
 
-    /// Takes and runs requests until ring `index` is empty.
-    fn drain(&self, index: usize, slot: &Slot) {
-        let ring = &self.rings[index];
-        while let Popped::Request { chain, more } = ring.pop() {
-            if more && self.idle.load(Ordering::SeqCst) > 0 {
-                self.wake_one();
-            }
-            if self.monitor_asleep.load(Ordering::Relaxed) {
-                self.wake_monitor();
-            }
-            let head = chain.head_index();
-            let written = self.fuse.serve(&chain, slot);
-            ring.complete(head, written);
-            if self.stopped.load(Ordering::Relaxed) {
-                return;
-            }
-        }
-    }
-
-    fn drain_all(&self, slot: &Slot) {
-        // Requests before forgets: nobody waits for a forget.
-        for index in (0..self.rings.len()).rev() {
-            self.drain(index, slot);
-        }
-    }
-
-    fn run_worker(&self, slot: &Slot) {
-        let mut events = [epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        }];
-        // The worker may have been started because others left requests behind.
-        self.drain_all(slot);
-        while !self.stopped.load(Ordering::SeqCst) {
-            // Idle first, then the look: whoever leaves requests behind stores the backlog first and then looks
-            // for the idle, so one of the two sees the other.
-            self.idle.fetch_add(1, Ordering::SeqCst);
-            if self.rings.iter().any(Ring::has_backlog) {
-                self.idle.fetch_sub(1, Ordering::SeqCst);
-                self.drain_all(slot);
-                continue;
-            }
-            let surplus = self.threads.load(Ordering::Relaxed) > self.base;
-            let timeout = surplus.then_some(&RETIRE_AFTER);
-            let got = epoll::wait(&self.epoll, &mut events, timeout);
-            self.idle.fetch_sub(1, Ordering::SeqCst);
-            match got {
-                Ok(0) => {
-                    if self.retire() {
-                        return;
-                    }
-                }
-                Ok(_) => match events[0].data.u64() {
-                    STOP => break,
-                    WAKE => self.drain_all(slot),
-                    index => {
-                        if let Ok(index) = usize::try_from(index) {
-                            self.drain(index, slot);
-                        }
-                    }
-                },
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => {
-                    tracing::error!(error = %e, "worker cannot wait for requests and ends");
-                    break;
-                }
-            }
-        }
-        self.threads.fetch_sub(1, Ordering::SeqCst);
-    }
-
     /// Gives up this worker's place if there are more than the base number.
-    fn retire(&self) -> bool {
+    pub(super) fn retire(&self) -> bool {
         self.threads
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
                 (n > self.base).then(|| n - 1)
@@ -254,7 +194,8 @@ impl Shared {
     }
 }
 
-fn spawn_worker(shared: &Arc<Shared>) -> std::io::Result<()> {
+/// Adds a worker, unless there are as many as there may be.
+pub(super) fn spawn_worker(shared: &Arc<Shared>) -> std::io::Result<()> {
     let Some(slot) = shared.inflight.claim() else {
         return Ok(());
     };
@@ -263,8 +204,9 @@ fn spawn_worker(shared: &Arc<Shared>) -> std::io::Result<()> {
     let for_thread = Arc::clone(shared);
     let spawned = thread::Builder::new()
         .name(format!("fs-worker-{number}"))
+        .stack_size(WORKER_STACK)
         .spawn(move || {
-            for_thread.run_worker(&for_thread.inflight.slot(number));
+            worker::run(&for_thread, &for_thread.inflight.slot(number));
             for_thread.inflight.give_back(number);
         });
     if let Err(e) = spawned {
@@ -273,38 +215,4 @@ fn spawn_worker(shared: &Arc<Shared>) -> std::io::Result<()> {
         return Err(e);
     }
     Ok(())
-}
-
-/// Adds a worker whenever all of them are stuck. Holds the pool weakly: it ends with it.
-fn monitor(pool: &Weak<Shared>) {
-    let mut quiet_ticks = 0;
-    loop {
-        let nap = {
-            let Some(shared) = pool.upgrade() else { return };
-            if shared.stopped.load(Ordering::SeqCst) {
-                return;
-            }
-            if shared.inflight.busy() > 0 {
-                quiet_ticks = 0;
-                shared.monitor_asleep.store(false, Ordering::SeqCst);
-                let stuck = shared.inflight.busy_for(STALL_TICK);
-                if stuck >= shared.threads.load(Ordering::SeqCst)
-                    && let Err(e) = spawn_worker(&shared)
-                {
-                    tracing::warn!(error = %e, "no worker could be added although all are blocked");
-                }
-            } else {
-                quiet_ticks += 1;
-            }
-            if quiet_ticks > IDLE_TICKS {
-                shared.monitor_asleep.store(true, Ordering::SeqCst);
-                // A worker wakes it with its first request. Should that be missed, because the flag was set at
-                // the same moment, this look finds it.
-                Duration::from_secs(1)
-            } else {
-                STALL_TICK
-            }
-        };
-        thread::park_timeout(nap);
-    }
 }

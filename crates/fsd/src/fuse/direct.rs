@@ -1,0 +1,152 @@
+//! The requests guests send most, decoded and answered here: GETATTR, LOOKUP and READ.
+//!
+//! fuse-backend-rs' server walks a chain twice and allocates several times for a request, which takes longer than
+//! answering it does; here nothing is allocated and data goes from the file system straight into guest memory. What
+//! is answered is the same, byte for byte (the tests compare). Whatever is unusual about a request is left to the
+//! server.
+
+use std::ffi::CStr;
+use std::io;
+
+use fuse_backend_rs::abi::fuse_abi::{AttrOut, EntryOut, READ_LOCKOWNER};
+use fuse_backend_rs::api::filesystem::{Context, FileSystem};
+use rustix::io::Errno;
+use vm_memory::ByteValued;
+
+use super::header::{IN_HEADER_LEN, InHeader, opcode, read_at, u32_at, u64_at};
+use super::reply::{self, HEADER_LEN};
+use super::writer::GuestWriter;
+use crate::transport::Chain;
+
+/// Room for a name: `NAME_MAX` and its end. A longer one is unusual.
+const NAME_ROOM: usize = 256;
+/// `fuse_getattr_in.getattr_flags`: the handle counts.
+const GETATTR_FH: u32 = 1;
+/// The longest request that may be one of these; the server refuses much longer ones.
+const USUAL_LEN: u32 = 4096;
+
+const HEADER: usize = HEADER_LEN as usize;
+
+/// Answers a request, if it is one of those; the number of bytes written for the guest.
+pub(super) fn serve<F>(fs: &F, header: &InHeader, chain: &Chain<'_>) -> Option<u32>
+where
+    F: FileSystem,
+    F::Inode: From<u64>,
+    F::Handle: From<u64>,
+{
+    if header.len > USUAL_LEN {
+        return None;
+    }
+    let answered = match header.opcode {
+        opcode::GETATTR => getattr(fs, header, chain),
+        opcode::LOOKUP => {
+            let len = usize::try_from(header.len - IN_HEADER_LEN).ok()?;
+            if len > NAME_ROOM {
+                return None;
+            }
+            lookup(fs, header, chain, len)
+        }
+        opcode::READ => read(fs, header, chain),
+        _ => return None,
+    };
+    Some(answered.unwrap_or_else(|errno| reply::error(chain, header.unique, errno)))
+}
+
+fn context(header: &InHeader) -> Context {
+    Context {
+        uid: header.uid,
+        gid: header.gid,
+        pid: header.pid.cast_signed(),
+    }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+fn argument<const N: usize>(chain: &Chain<'_>) -> Result<[u8; N], Errno> {
+    let mut raw = [0; N];
+    read_at(chain, u64::from(IN_HEADER_LEN), &mut raw).ok_or(Errno::IO)?;
+    Ok(raw)
+}
+
+/// Answers with a body of fixed size.
+fn answer<T: ByteValued>(chain: &Chain<'_>, unique: u64, body: &T) -> Result<u32, Errno> {
+    // `fuse_entry_out` is the largest.
+    let mut raw = [0; HEADER + size_of::<EntryOut>()];
+    let len = HEADER + size_of::<T>();
+    let len_u32 = u32::try_from(len).map_err(|_| Errno::IO)?;
+    raw[..HEADER].copy_from_slice(&reply::header(len_u32, unique, 0));
+    raw[HEADER..len].copy_from_slice(body.as_slice());
+    match reply::put(chain, &raw[..len]) {
+        0 => Err(Errno::IO),
+        written => Ok(written),
+    }
+}
+
+fn getattr<F>(fs: &F, header: &InHeader, chain: &Chain<'_>) -> Result<u32, Errno>
+where
+    F: FileSystem,
+    F::Inode: From<u64>,
+    F::Handle: From<u64>,
+{
+    let raw: [u8; 16] = argument(chain)?;
+    let handle = (u32_at(&raw, 0) & GETATTR_FH != 0).then(|| u64_at(&raw, 8).into());
+    let (attr, timeout) = fs
+        .getattr(&context(header), header.nodeid.into(), handle)
+        .map_err(|e| errno(&e))?;
+    let body = AttrOut {
+        attr_valid: timeout.as_secs(),
+        attr_valid_nsec: timeout.subsec_nanos(),
+        dummy: 0,
+        attr: attr.into(),
+    };
+    answer(chain, header.unique, &body)
+}
+
+fn lookup<F>(fs: &F, header: &InHeader, chain: &Chain<'_>, len: usize) -> Result<u32, Errno>
+where
+    F: FileSystem,
+    F::Inode: From<u64>,
+{
+    let mut raw = [0; NAME_ROOM];
+    let raw = &mut raw[..len];
+    read_at(chain, u64::from(IN_HEADER_LEN), raw).ok_or(Errno::IO)?;
+    let name = CStr::from_bytes_until_nul(raw).map_err(|_| Errno::INVAL)?;
+    let entry = fs
+        .lookup(&context(header), header.nodeid.into(), name)
+        .map_err(|e| errno(&e))?;
+    answer(chain, header.unique, &EntryOut::from(entry))
+}
+
+fn read<F>(fs: &F, header: &InHeader, chain: &Chain<'_>) -> Result<u32, Errno>
+where
+    F: FileSystem,
+    F::Inode: From<u64>,
+    F::Handle: From<u64>,
+{
+    let raw: [u8; 40] = argument(chain)?;
+    let lock_owner = (u32_at(&raw, 20) & READ_LOCKOWNER != 0).then(|| u64_at(&raw, 24));
+    let mut writer = GuestWriter::new(chain, HEADER).ok_or(Errno::IO)?;
+    let count = fs
+        .read(
+            &context(header),
+            header.nodeid.into(),
+            u64_at(&raw, 0).into(),
+            &mut writer,
+            u32_at(&raw, 16),
+            u64_at(&raw, 8),
+            lock_owner,
+            u32_at(&raw, 32),
+        )
+        .map_err(|e| errno(&e))?;
+    let len = u32::try_from(HEADER + count).map_err(|_| Errno::IO)?;
+    match reply::put(chain, &reply::header(len, header.unique, 0)) {
+        0 => Err(Errno::IO),
+        _ => Ok(len),
+    }
+}
+
+#[cfg(test)]
+#[path = "direct_tests.rs"]
+mod tests;

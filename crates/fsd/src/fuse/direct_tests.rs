@@ -1,0 +1,156 @@
+//! What is answered here is what fuse-backend-rs' server answers, byte for byte, whatever the guest sends.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::ffi::CStr;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuse_backend_rs::abi::fuse_abi::stat64;
+use fuse_backend_rs::api::filesystem::{Entry, ZeroCopyWriter};
+use fuse_backend_rs::api::server::Server;
+use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+
+use super::*;
+use crate::transport::testing::{Buffer, with_chain};
+
+/// Answers with something that depends on everything it was asked.
+struct Echo;
+
+fn attributes(seed: u64) -> stat64 {
+    // Plain numbers: every field that is sent is filled.
+    let attr = fuse_backend_rs::abi::fuse_abi::Attr {
+        ino: seed,
+        size: seed ^ 0x1111,
+        blocks: seed ^ 0x2222,
+        mode: 0o100_644,
+        nlink: 3,
+        uid: 7,
+        gid: 8,
+        blksize: 4096,
+        ..Default::default()
+    };
+    attr.into()
+}
+
+impl FileSystem for Echo {
+    type Inode = u64;
+    type Handle = u64;
+
+    fn lookup(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        let length = name.to_bytes().len() as u64;
+        if length == 0 {
+            return Err(io::Error::from_raw_os_error(2));
+        }
+        Ok(Entry {
+            inode: parent.wrapping_add(length),
+            generation: u64::from(ctx.uid),
+            attr: attributes(parent ^ length),
+            attr_flags: 1,
+            attr_timeout: Duration::from_millis(1500),
+            entry_timeout: Duration::from_millis(2500),
+        })
+    }
+
+    fn getattr(&self, ctx: &Context, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)> {
+        if inode == 13 {
+            return Err(io::Error::from_raw_os_error(116));
+        }
+        let seed = inode ^ handle.unwrap_or(0) ^ u64::from(ctx.gid);
+        Ok((attributes(seed), Duration::from_millis(700)))
+    }
+
+    fn read(
+        &self,
+        _ctx: &Context,
+        inode: u64,
+        handle: u64,
+        w: &mut dyn ZeroCopyWriter,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        flags: u32,
+    ) -> io::Result<usize> {
+        let seed = inode ^ handle ^ offset ^ lock_owner.unwrap_or(0) ^ u64::from(flags);
+        let content: Vec<u8> = (0..size.min(6000))
+            .map(|i| (seed ^ u64::from(i)).to_le_bytes()[0])
+            .collect();
+        w.write(&content)
+    }
+}
+
+/// What a guest has in its buffers after a request, and what the used ring says.
+fn outcome(buffers: &[Buffer], request: &[u8], ours: bool) -> (u32, Vec<u8>) {
+    let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+    map.write_slice(request, GuestAddress(0x8000)).unwrap();
+    let memory = GuestMemoryAtomic::new(map).memory();
+    let written = with_chain(&memory, buffers, |chain| {
+        if ours {
+            let header = InHeader::read(chain)?;
+            return serve(&Echo, &header, chain);
+        }
+        let server = Server::new(Arc::new(Echo));
+        let descriptors = chain.descriptors()?;
+        let reader = Reader::from_descriptor_chain(chain.memory(), descriptors.clone()).ok()?;
+        let writer = VirtioFsWriter::new(chain.memory(), descriptors).ok()?;
+        let outcome = server.handle_message(reader, writer.into(), None, None);
+        u32::try_from(outcome.ok()?).ok()
+    });
+    let mut answer = vec![0; 0x6000];
+    memory.read_slice(&mut answer, GuestAddress(0x2000)).unwrap();
+    (written.unwrap_or(0), answer)
+}
+
+proptest! {
+    #[test]
+    fn answers_are_those_of_the_server(
+        code in prop::sample::select(vec![opcode::GETATTR, opcode::LOOKUP, opcode::READ]),
+        nodeid in prop_oneof![Just(13_u64), any::<u64>()],
+        ids in any::<[u32; 2]>(),
+        argument in prop::collection::vec(any::<u8>(), 40),
+        name in "[a-z]{0,20}",
+        size in 0_u32..5000,
+        cut in 1_usize..39,
+        pages in prop::collection::vec(1_u32..2000, 0..6),
+    ) {
+        let mut argument = argument;
+        if code == opcode::LOOKUP {
+            argument = [name.as_bytes(), &[0]].concat();
+        } else if code == opcode::READ {
+            argument[16..20].copy_from_slice(&size.to_le_bytes());
+        }
+        let len = 40 + argument.len();
+        let mut request = Vec::new();
+        request.extend(u32::try_from(len).unwrap().to_le_bytes());
+        request.extend(code.to_le_bytes());
+        request.extend(42_u64.to_le_bytes());
+        request.extend(nodeid.to_le_bytes());
+        request.extend(ids[0].to_le_bytes());
+        request.extend(ids[1].to_le_bytes());
+        request.extend([0; 8]);
+        request.extend(&argument);
+        // The request in two pieces, anywhere; room for the answer in pieces, too, but for 200 bytes at least.
+        let mut buffers = vec![
+            Buffer { addr: 0x8000, len: u32::try_from(cut).unwrap(), write: false },
+            Buffer { addr: 0x8000 + cut as u64, len: u32::try_from(len - cut).unwrap(), write: false },
+            Buffer { addr: 0x2000, len: 200, write: true },
+        ];
+        let mut at = 0x2000 + 200;
+        for page in pages {
+            buffers.push(Buffer { addr: at, len: page, write: true });
+            at += u64::from(page);
+        }
+        let (ours, theirs) = (outcome(&buffers, &request, true), outcome(&buffers, &request, false));
+        // Data that did not fit is EIO here and there; the server leaves that answer to its caller.
+        if theirs.0 != 0 {
+            prop_assert_eq!(ours.0, theirs.0);
+            let len = usize::try_from(ours.0).unwrap();
+            prop_assert_eq!(&ours.1[..len], &theirs.1[..len]);
+        } else {
+            prop_assert_eq!(ours.0, HEADER_LEN);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The thread that sees to it that no request waits behind another one's backend.
+//!
+//! A worker that serves a ring has told the guest not to kick. If its request blocks, nobody looks at the ring: the
+//! monitor notices within a tick and has a colleague look, who is woken or, if all are blocked, added. When requests
+//! go on blocking, workers are told to have a colleague watch before each. It sleeps without a timer when nobody
+//! works.
+
+use std::sync::Weak;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use super::pool::{Shared, spawn_worker};
+use super::ring::Ring;
+
+/// How often it looks. Long against a warm request (tens of µs), short against what a guest feels.
+const TICK: Duration = Duration::from_millis(1);
+/// A request that takes so long waits for something slow; the kernel preempts a thread for less.
+const SLOW: Duration = Duration::from_millis(8);
+/// Ticks without a slow request after which workers are no longer wary.
+const CALM: u32 = 100;
+/// Ticks without anybody working after which it sleeps.
+const QUIET: u32 = 50;
+
+/// What a tick has to do something about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    threads: usize,
+    idle: usize,
+    /// Workers in the same request for a tick.
+    stuck: usize,
+    /// Whether a guest was told not to kick.
+    quiet: bool,
+}
+
+/// What is done about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relief {
+    None,
+    Wake,
+    Add,
+}
+
+fn relief(seen: Seen) -> Relief {
+    let awake = seen.threads.saturating_sub(seen.idle);
+    if seen.stuck == 0 || awake > seen.stuck {
+        // Whoever is awake and not stuck serves all rings before it sleeps.
+        Relief::None
+    } else if seen.idle == 0 {
+        Relief::Add
+    } else if seen.quiet {
+        Relief::Wake
+    } else {
+        // The next kick wakes one of those who sleep.
+        Relief::None
+    }
+}
+
+/// Runs until the pool ends. Holds it weakly: it ends with it.
+pub(super) fn run(pool: &Weak<Shared>) {
+    let (mut quiet_ticks, mut calm_ticks) = (0, 0);
+    loop {
+        let sleep = {
+            let Some(shared) = pool.upgrade() else { return };
+            if shared.stopped.load(Ordering::SeqCst) {
+                return;
+            }
+            tick(&shared, &mut calm_ticks);
+            let awake =
+                |shared: &Shared| shared.threads.load(Ordering::SeqCst) > shared.idle.load(Ordering::SeqCst);
+            quiet_ticks = if awake(&shared) { 0 } else { quiet_ticks + 1 };
+            // First the flag, then the look; a worker that wakes does it the other way round.
+            quiet_ticks > QUIET && {
+                shared.monitor_asleep.store(true, Ordering::SeqCst);
+                !awake(&shared)
+            }
+        };
+        if sleep {
+            thread::park();
+            quiet_ticks = 0;
+        } else {
+            thread::park_timeout(TICK);
+        }
+    }
+}
+
+fn tick(shared: &std::sync::Arc<Shared>, calm_ticks: &mut u32) {
+    shared.monitor_asleep.store(false, Ordering::SeqCst);
+    let stuck = shared.inflight.busy_for(TICK);
+    if stuck > 0 {
+        // What was done before the request that blocks must not wait for it.
+        shared.rings.iter().for_each(Ring::show);
+    }
+    if stuck > 0 && shared.inflight.busy_for(SLOW) > 0 {
+        *calm_ticks = 0;
+        shared.wary.store(true, Ordering::Relaxed);
+    } else if *calm_ticks < CALM {
+        *calm_ticks += 1;
+    } else {
+        shared.wary.store(false, Ordering::Relaxed);
+    }
+    match relief(Seen {
+        threads: shared.threads.load(Ordering::SeqCst),
+        idle: shared.idle.load(Ordering::SeqCst),
+        stuck,
+        quiet: shared.rings.iter().any(Ring::is_quiet),
+    }) {
+        Relief::None => {}
+        Relief::Wake => shared.wake_one(),
+        Relief::Add => {
+            if let Err(e) = spawn_worker(shared) {
+                tracing::warn!(error = %e, "no worker could be added although all are blocked");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_colleague_is_added_only_when_all_are_stuck_and_woken_only_when_no_kick_would() {
+        let seen = |threads, idle, stuck, quiet| Seen {
+            threads,
+            idle,
+            stuck,
+            quiet,
+        };
+        assert_eq!(relief(seen(2, 0, 2, true)), Relief::Add);
+        assert_eq!(relief(seen(2, 0, 2, false)), Relief::Add);
+        assert_eq!(relief(seen(2, 1, 1, true)), Relief::Wake);
+        assert_eq!(relief(seen(2, 1, 1, false)), Relief::None);
+        assert_eq!(
+            relief(seen(3, 1, 1, true)),
+            Relief::None,
+            "one is awake and moves on"
+        );
+        assert_eq!(relief(seen(2, 2, 0, true)), Relief::None);
+    }
+}
