@@ -65,6 +65,15 @@ pub(crate) struct Scene {
     pub(crate) place: Place,
 }
 
+impl Drop for Scene {
+    /// A test that fails leaves its processes to nobody else.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.kill_daemon();
+        }
+    }
+}
+
 impl Scene {
     pub(crate) fn new() -> Self {
         let place = Place::new();
@@ -97,10 +106,10 @@ impl Scene {
     pub(crate) fn kill_daemon(&self) {
         for line in self.place.processes() {
             let number = line.split('"').nth(1).unwrap().parse().unwrap();
-            let pid = Pid::from_raw(number).unwrap();
-            let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
-            pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
-            rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).unwrap();
+            if let Ok(pidfd) = pidfd_open(Pid::from_raw(number).unwrap(), PidfdFlags::empty()) {
+                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+                rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).unwrap();
+            }
         }
     }
 
