@@ -2,16 +2,22 @@
 //!
 //! `supervised PLACE KIND EXE STEP…`: PLACE is a directory with `share`, `snapshot`, `bootstrap` and `config`, and
 //! gets `state`; KIND is `embedded` or `stock`. A step is `start` (the daemon
-//! is spared when this is killed), `start-mortal` (it is not), `adopt`, `mount`, `unmount`, `stop`, or `hold`,
+//! is spared when this is killed), `start-mortal` (it is not), `start-replacing` (it is
+//! replaced when it ends), `crash` (it is killed, and replaced), `adopt`, `mount`, `unmount`, `stop`, or `hold`,
 //! which waits to be killed. Each step that is done is a line on standard output. Everything but the library's own
 //! blocking threads runs on the main thread, so that a tracer can count what it does.
 
 use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nydusbox::protocol::{ContainerId, SandboxId};
-use nydusbox::{Adoption, MountRequest, OnSupervisorDeath, Program, Sandbox, SandboxConfig};
+use nydusbox::{
+    Adoption, MountRequest, OnExit, OnSupervisorDeath, Program, RestartPolicy, Sandbox, SandboxConfig,
+    Status, StatusPhase,
+};
+use rustix::process::{Pid, Signal, kill_process};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -25,10 +31,11 @@ fn request(place: &Path) -> Outcome<MountRequest> {
     )?)
 }
 
-async fn start(place: &Path, program: Program, then: OnSupervisorDeath) -> Outcome<Sandbox> {
+async fn start(place: &Path, program: Program, then: OnSupervisorDeath, on_exit: OnExit) -> Outcome<Sandbox> {
     let config = SandboxConfig::new(SandboxId::new("s1")?, place.join("state"), program)?
         .with_share(place.join("share"))?
-        .with_on_supervisor_death(then);
+        .with_on_supervisor_death(then)
+        .with_on_exit(on_exit);
     Ok(Sandbox::start(config).await?)
 }
 
@@ -40,8 +47,23 @@ async fn step(
 ) -> Outcome<Option<Sandbox>> {
     let there = |sandbox: Option<Sandbox>| sandbox.ok_or("no sandbox yet");
     Ok(match name {
-        "start" => Some(start(place, program.clone(), OnSupervisorDeath::Spare).await?),
-        "start-mortal" => Some(start(place, program.clone(), OnSupervisorDeath::Kill).await?),
+        "start" => Some(start(place, program.clone(), OnSupervisorDeath::Spare, OnExit::Stop).await?),
+        "start-mortal" => Some(start(place, program.clone(), OnSupervisorDeath::Kill, OnExit::Stop).await?),
+        "start-replacing" => {
+            let policy = RestartPolicy::default().with_delays(Duration::ZERO, Duration::ZERO);
+            let on_exit = OnExit::Restart(policy);
+            Some(start(place, program.clone(), OnSupervisorDeath::Spare, on_exit).await?)
+        }
+        "crash" => {
+            let sandbox = there(sandbox)?;
+            let mut status = sandbox.status();
+            let pid = status.borrow().pid;
+            let number = Pid::from_raw(i32::try_from(pid)?).ok_or("no daemon")?;
+            kill_process(number, Signal::KILL)?;
+            let replaced = |status: &Status| status.phase == StatusPhase::Serving && status.pid != pid;
+            status.wait_for(replaced).await?;
+            Some(sandbox)
+        }
         "adopt" => match Sandbox::adopt(place.join("state"), &SandboxId::new("s1")?).await? {
             Adoption::Running(sandbox) => Some(sandbox),
             Adoption::CleanedUp { .. } => return Err("the daemon was dead".into()),

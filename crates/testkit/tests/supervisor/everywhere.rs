@@ -21,6 +21,9 @@ const FAKE: &str = env!("CARGO_BIN_EXE_fake-daemon");
 /// The whole way, with a bind that is undone by an unmount and one that is undone by the stop.
 const STEPS: [&str; 5] = ["start", "mount", "unmount", "mount", "stop"];
 
+/// The same with a daemon that dies in between and is replaced.
+const REPLACED: [&str; 4] = ["start-replacing", "mount", "crash", "stop"];
+
 /// Calls with an effect outside the process, or that wait for one.
 const EFFECTS: &[&str] = &[
     "mkdir",
@@ -77,8 +80,8 @@ fn strace() -> Option<()> {
 
 /// Runs the steps and kills the process as it enters the n-th `call` (of any of its threads). False when there were
 /// not so many. The daemon is let go when it is executed, and is not touched.
-fn killed_at(scene: &Scene, program: &Program, call: &str, n: usize) -> bool {
-    let steps = killed::command(&scene.place, program, "serve", &STEPS);
+fn killed_at(scene: &Scene, program: &Program, steps: &[&str], call: &str, n: usize) -> bool {
+    let steps = killed::command(&scene.place, program, "serve", steps);
     let status = Command::new("strace")
         .args(["-f", "-b", "execve", "-qq", "-o", "/dev/null"])
         .args(["-e", &format!("trace={call}")])
@@ -140,11 +143,11 @@ fn sweep_away(scene: &Scene) {
 }
 
 /// Kills at every one of these calls; adopts and sweeps in turns. Says how often it killed.
-async fn kill_everywhere(scene: &Scene, program: &Program, calls: &[&str]) -> usize {
+async fn kill_everywhere(scene: &Scene, program: &Program, steps: &[&str], calls: &[&str]) -> usize {
     let mut kills = 0;
     for call in calls {
         for n in 1.. {
-            let killed = killed_at(scene, program, call, n);
+            let killed = killed_at(scene, program, steps, call, n);
             match killed && kills % 2 == 0 {
                 true => adopt_and_stop(scene).await,
                 false => sweep_away(scene),
@@ -166,7 +169,7 @@ async fn killed_at_every_effect_nothing_leaks() {
     let Some(()) = strace() else { return };
     for program in [Program::embedded(FAKE).unwrap(), Program::stock(FAKE).unwrap()] {
         let scene = Scene::new();
-        let kills = kill_everywhere(&scene, &program, EFFECTS).await;
+        let kills = kill_everywhere(&scene, &program, &STEPS, EFFECTS).await;
         assert!(kills >= 60, "only {kills} calls were met");
     }
 }
@@ -176,8 +179,18 @@ async fn killed_at_every_other_call_nothing_leaks() {
     own_mounts_or_skip!();
     let Some(()) = strace() else { return };
     let scene = Scene::new();
-    let kills = kill_everywhere(&scene, &Program::embedded(FAKE).unwrap(), OTHERS).await;
+    let kills = kill_everywhere(&scene, &Program::embedded(FAKE).unwrap(), &STEPS, OTHERS).await;
     assert!(kills >= 60, "only {kills} calls were met");
+}
+
+#[tokio::test]
+async fn killed_while_a_daemon_is_replaced_nothing_leaks() {
+    own_mounts_or_skip!();
+    let Some(()) = strace() else { return };
+    let scene = Scene::new();
+    let program = Program::embedded(FAKE).unwrap();
+    let kills = kill_everywhere(&scene, &program, &REPLACED, MILESTONES).await;
+    assert!(kills >= 40, "only {kills} calls were met");
 }
 
 /// The calls that change something for the daemon or on the host, with a genuine image.
@@ -203,7 +216,7 @@ async fn killed_with_a_genuine_nydusd_nothing_leaks() {
         return;
     };
     let scene = with_an_image(&nydus_image);
-    kill_everywhere(&scene, &Program::stock(nydusd).unwrap(), MILESTONES).await;
+    kill_everywhere(&scene, &Program::stock(nydusd).unwrap(), &STEPS, MILESTONES).await;
 }
 
 #[tokio::test]
@@ -223,7 +236,7 @@ async fn killed_with_our_daemon_nothing_leaks() {
         return;
     }
     let scene = with_an_image(&nydus_image);
-    kill_everywhere(&scene, &Program::embedded(ours).unwrap(), MILESTONES).await;
+    kill_everywhere(&scene, &Program::embedded(ours).unwrap(), &STEPS, MILESTONES).await;
 }
 
 fn peer(name: &str) -> Option<PathBuf> {
