@@ -147,7 +147,8 @@ async fn take_over(
     document: StateDocument,
 ) -> Result<Serving, AdoptError> {
     let failed = |action| move |source| take(action, config.dir(), source);
-    let mut client = ApiClient::new(config.api_socket().clone(), config.call_deadline());
+    let mut client =
+        ApiClient::new(config.api_socket().clone(), config.call_deadline()).with_secrets(config.secrets());
     let info = client.daemon_info_with_mounts().await;
     if let Err(error) = &info {
         tracing::warn!(
@@ -166,7 +167,8 @@ async fn take_over(
     };
     let pipe = outlet::reopen(&dir).map_err(failed("open the daemon's output in"))?;
     let log = LogFile::resume(&dir.file(LOG), &dir.file(LOG_OLD)).map_err(failed("go on with the log in"))?;
-    let output = Output::resume(pipe, log, config.id().clone()).map_err(failed("go on with the log in"))?;
+    let output = Output::resume(pipe, log, config.id().clone(), config.secrets().clone())
+        .map_err(failed("go on with the log in"))?;
     let journal = Journal::new(&dir, document.clone()).map_err(failed("open"))?;
     let record = document.daemon.as_ref();
     let cgroup = record

@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::environment::{Environment, Limits, Netns, OnSupervisorDeath};
 use crate::program::Program;
 use crate::recovery::OnExit;
+use crate::secrets::Secrets;
 use crate::state::{Settings, StateDocument};
 
 /// Where sandboxes keep their directories unless told otherwise.
@@ -21,6 +22,8 @@ pub const DEFAULT_STATE_DIR: &str = "/run/nydusbox";
 pub const DEFAULT_START_DEADLINE: Duration = Duration::from_secs(10);
 /// How long one call to the daemon may take, headers and body.
 pub const DEFAULT_CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// How often a sandbox's health is observed. A round costs a fraction of a millisecond of processor time.
+pub const DEFAULT_HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the daemon may take to end after SIGTERM before it is killed.
 pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -82,6 +85,8 @@ pub struct SandboxConfig {
     stop_grace: Duration,
     environment: Environment,
     on_exit: OnExit,
+    health_interval: Option<Duration>,
+    secrets: Secrets,
 }
 
 impl SandboxConfig {
@@ -104,6 +109,13 @@ impl SandboxConfig {
                 source,
             })
         };
+        let secrets = Secrets::default();
+        for (name, value) in program.env() {
+            // The one credential nydusd takes from its environment.
+            if let Some(auth) = value.to_str().filter(|_| name == "IMAGE_PULL_AUTH") {
+                secrets.learn(auth);
+            }
+        }
         Ok(Self {
             vhost_socket: socket(crate::dir::VHOST_SOCKET)?,
             successor_vhost_socket: socket(crate::dir::VHOST_SUCCESSOR)?,
@@ -118,6 +130,8 @@ impl SandboxConfig {
             stop_grace: DEFAULT_STOP_GRACE,
             environment: Environment::default(),
             on_exit: OnExit::default(),
+            health_interval: Some(DEFAULT_HEALTH_INTERVAL),
+            secrets,
         })
     }
 
@@ -133,6 +147,10 @@ impl SandboxConfig {
             environment,
             on_exit,
         } = document.settings.clone();
+        let plain = Self::new(document.sandbox.clone(), state_dir, program)?;
+        for mount in &document.mounts {
+            plain.secrets.learn_config(&mount.command.config);
+        }
         Ok(Self {
             share,
             log_level,
@@ -141,7 +159,7 @@ impl SandboxConfig {
             stop_grace: Duration::from_millis(stop_grace_ms),
             environment,
             on_exit,
-            ..Self::new(document.sandbox.clone(), state_dir, program)?
+            ..plain
         })
     }
 
@@ -161,6 +179,9 @@ impl SandboxConfig {
             stop_grace,
             environment,
             on_exit,
+            // The successor's own affair.
+            health_interval: _,
+            secrets: _,
         } = self;
         let ms = |duration: &Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Settings {
@@ -261,6 +282,14 @@ impl SandboxConfig {
         self.on_exit
     }
 
+    /// How often health is observed, `None` for never; [`DEFAULT_HEALTH_INTERVAL`] unless set. Each call of a round
+    /// may take a second.
+    #[must_use]
+    pub fn with_health_interval(mut self, interval: Option<Duration>) -> Self {
+        self.health_interval = interval;
+        self
+    }
+
     /// The sandbox's id.
     #[must_use]
     pub fn id(&self) -> &SandboxId {
@@ -295,6 +324,15 @@ impl SandboxConfig {
             vhost_socket: self.successor_vhost_socket.clone(),
             ..self.clone()
         }
+    }
+
+    pub(crate) fn health_interval(&self) -> Option<Duration> {
+        self.health_interval
+    }
+
+    /// The credentials given to the sandbox's daemon. Clones of this configuration share them.
+    pub(crate) fn secrets(&self) -> &Secrets {
+        &self.secrets
     }
 
     pub(crate) fn program(&self) -> &Program {

@@ -2,9 +2,7 @@
 //!
 //! Asked on a connection of its own: reading counters never waits for a mount, and changes nothing.
 
-use std::time::Duration;
-
-use nydusbox_protocol::{Endpoint, MountPoint, SocketPath};
+use nydusbox_protocol::{Endpoint, MountPoint};
 use serde::Deserialize;
 
 use crate::client::{ApiClient, CallError};
@@ -28,12 +26,7 @@ struct BackendCounters {
     read_amount_total: u64,
 }
 
-pub(crate) async fn read(
-    socket: SocketPath,
-    deadline: Duration,
-    at: &MountPoint,
-) -> Result<ImageCounters, CallError> {
-    let mut client = ApiClient::new(socket, deadline);
+pub(crate) async fn read(mut client: ApiClient, at: &MountPoint) -> Result<ImageCounters, CallError> {
     let fs: FsCounters = client.counters(Endpoint::Metrics, at).await?;
     let backend: BackendCounters = client.counters(Endpoint::MetricsBackend, at).await?;
     Ok(ImageCounters {

@@ -130,7 +130,13 @@ mod tests {
             .stdin(Stdio::null())
             .stdout(writer.try_clone().unwrap())
             .stderr(writer);
-        let output = Output::new(reader.into(), log, SandboxId::new("s1").unwrap()).unwrap();
+        let output = Output::new(
+            reader.into(),
+            log,
+            SandboxId::new("s1").unwrap(),
+            crate::secrets::Secrets::default(),
+        )
+        .unwrap();
         let process = Process::spawn(&mut command).unwrap();
         drop(command);
         let begun = Instant::now();

@@ -22,6 +22,7 @@ use crate::daemon::{Daemon, REAP};
 use crate::dir::{Leftover, SandboxDir};
 use crate::error::{MountError, RemountError, StartCause, StartError, UnmountError, chain};
 use crate::events::{EventSink, SandboxEvent};
+use crate::health::{Health, HealthReport, Watch};
 use crate::launch::{self, Running, Serving};
 use crate::ledger::{Knowledge, UnmountOutcome};
 use crate::lifecycle::{Action, Call, Event, Lifecycle, MountOutcome, Phase, Reply, Request, Timer};
@@ -156,9 +157,17 @@ impl Driver {
 
     /// Runs to the sandbox's end.
     pub(crate) async fn run(mut self) -> StopOutcome {
+        let mut health = Watch::new(&self.config, self.status.subscribe());
         self.expect_vmm();
         loop {
-            let event = self.next_event().await;
+            let event = tokio::select! {
+                biased;
+                event = self.next_event() => event,
+                (report, worse) = health.report() => {
+                    self.take_health(report, worse);
+                    continue;
+                }
+            };
             if matches!(event, Event::Exited(_)) {
                 self.last_look_for_vmm();
             }
@@ -182,6 +191,33 @@ impl Driver {
         }
     }
 
+    fn take_health(&mut self, report: HealthReport, worse: Vec<SandboxEvent>) {
+        // The embedded daemon is asked; with another program this is what was known before.
+        let attached = match report.vmm {
+            Health::Ok => Some(true),
+            Health::Degraded { .. } => Some(false),
+            Health::Failed { .. } | Health::Unknown { .. } => None,
+        };
+        if let (Some(attached), Phase::Serving) = (attached, self.lifecycle.phase()) {
+            for action in self.lifecycle.step(Event::Vmm(attached)) {
+                self.perform(action);
+            }
+            self.publish();
+        }
+        for event in worse {
+            self.events.emit(event);
+        }
+        self.status.send_if_modified(|status| {
+            let changed = status.health != report;
+            if changed {
+                status.health = report;
+                status.generation += 1;
+            }
+            changed
+        });
+    }
+
+    /// Cancel safe.
     async fn next_event(&mut self) -> Event {
         let gone = match self.lifecycle.phase() {
             Phase::Waiting(_) | Phase::Launching(_) | Phase::Exited(_) | Phase::Ended(_) => true,
@@ -401,12 +437,15 @@ impl Driver {
     }
 
     fn begin(&mut self, call: Call) {
+        if let Call::Mount(_, command) | Call::Remount(_, command) | Call::Restore(_, command) = &call {
+            self.config.secrets().learn_config(&command.config);
+        }
         let prepared = self.prepare(&call);
         let nothing = self.dir.nothing();
-        let mut client = self
-            .client
-            .take()
-            .unwrap_or_else(|| ApiClient::new(self.config.api_socket().clone(), self.config.call_deadline()));
+        let mut client = self.client.take().unwrap_or_else(|| {
+            ApiClient::new(self.config.api_socket().clone(), self.config.call_deadline())
+                .with_secrets(self.config.secrets())
+        });
         self.call = Some(Box::pin(async move {
             let answer = match (prepared, &call) {
                 (Err(source), _) => Err(CallError::NotAsked { source }),
@@ -451,7 +490,10 @@ impl Driver {
     fn publish(&self) {
         let pid = self.daemon.id();
         self.status.send_if_modified(|status| {
-            let next = snapshot(status.generation, &self.lifecycle, &self.binds, &self.daemon);
+            let mut next = snapshot(status.generation, &self.lifecycle, &self.binds, &self.daemon);
+            if next.phase == StatusPhase::Serving && next.pid == status.pid {
+                next.health = status.health.clone();
+            }
             let changed = next != *status;
             if changed {
                 if let StatusPhase::Exited(exit) = &next.phase {
@@ -489,6 +531,7 @@ impl Driver {
             status.generation += 1;
             status.pid = pid;
             status.mounts.clear();
+            status.health = HealthReport::unknown("the daemon is gone");
             status.phase = status_phase(&phase);
         });
         tracing::debug!(sandbox = %self.config.id(), ?step, "stopped");
@@ -540,6 +583,7 @@ fn snapshot(generation: u64, lifecycle: &Lifecycle, binds: &BindBook, daemon: &D
         cgroup: daemon.cgroup().map(Path::to_owned),
         program_version: daemon.version().to_owned(),
         vmm_attached: lifecycle.vmm(),
+        health: HealthReport::unknown("not observed yet"),
         mounts: mounts.collect(),
     }
 }

@@ -43,6 +43,7 @@ mod environment;
 mod error;
 mod events;
 mod exit;
+mod health;
 mod launch;
 mod ledger;
 mod lifecycle;
@@ -58,6 +59,7 @@ mod request;
 mod requests;
 mod restoration;
 mod sandbox;
+mod secrets;
 mod slots;
 mod state;
 mod status;
@@ -68,8 +70,8 @@ pub use adopt::{AdoptError, Adoption, adopt_all};
 pub use binds::BindError;
 pub use client::CallError;
 pub use config::{
-    ConfigError, DEFAULT_CALL_DEADLINE, DEFAULT_START_DEADLINE, DEFAULT_STATE_DIR, DEFAULT_STOP_GRACE,
-    SandboxConfig,
+    ConfigError, DEFAULT_CALL_DEADLINE, DEFAULT_HEALTH_INTERVAL, DEFAULT_START_DEADLINE, DEFAULT_STATE_DIR,
+    DEFAULT_STOP_GRACE, SandboxConfig,
 };
 pub use counters::ImageCounters;
 pub use dir::{
@@ -80,6 +82,7 @@ pub use environment::{EnvironmentError, LimitError, Limits, Netns, OnSupervisorD
 pub use error::{MountError, RemountError, StartCause, StartError, UnmountError, WaitingFor};
 pub use events::{EventItem, EventRecord, Events, GuestOutlook, SandboxEvent};
 pub use exit::{Exit, ExitCause};
+pub use health::{Health, HealthReport};
 pub use ledger::UnmountOutcome;
 pub use lifecycle::MountOutcome;
 pub use nydusbox_protocol as protocol;

@@ -1,26 +1,28 @@
 //! What the daemon prints: read without ever making it wait, kept as a log file and as the last few lines.
 //!
 //! The pipe is read in chunks, so no line is too long; bytes that are not UTF-8 or would disturb a terminal are
-//! replaced in the kept lines, the file has them as they came. Nothing here interprets a line. Driven by
+//! replaced in the kept lines, the file (`log_file`) has them as they came. Credentials of the sandbox are masked in
+//! both. Each line is also an event of this process' own log, with the level the daemon gave it (`line`). Driven by
 //! [`crate::daemon`].
 
+mod line;
+mod log_file;
+
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 
 use nydusbox_protocol::SandboxId;
-use rustix::fs::{Mode, OFlags};
 use tokio::net::unix::pipe::Receiver;
+use tracing::Level;
+
+use crate::secrets::Secrets;
+pub(crate) use log_file::LogFile;
 
 /// How many lines are kept for an error.
 pub(crate) const LAST_LINES: usize = 20;
 /// How much of one line is kept, in bytes; the file has all of it.
 const LINE_KEPT_BYTES: usize = 4096;
-/// Size at which the log file is set aside and begun anew. The state directory is usually in memory.
-const LOG_FILE_BYTES: u64 = 4 << 20;
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// The reading end of a daemon's standard output and error.
@@ -31,25 +33,32 @@ pub(crate) struct Output {
     tail: Tail,
     log: LogFile,
     sandbox: SandboxId,
+    secrets: Secrets,
 }
 
 impl Output {
     /// Takes the reading end of a pipe. Must be called within a runtime.
-    pub(crate) fn new(pipe: OwnedFd, log: LogFile, sandbox: SandboxId) -> io::Result<Self> {
+    pub(crate) fn new(pipe: OwnedFd, log: LogFile, sandbox: SandboxId, secrets: Secrets) -> io::Result<Self> {
         Ok(Self {
             pipe: Some(Receiver::from_owned_fd(pipe)?),
             chunk: vec![0; CHUNK_BYTES].into_boxed_slice(),
             tail: Tail::default(),
             log,
             sandbox,
+            secrets,
         })
     }
 
     /// As [`Output::new`], with the last lines of the log that was kept so far.
-    pub(crate) fn resume(pipe: OwnedFd, log: LogFile, sandbox: SandboxId) -> io::Result<Self> {
-        let kept = log.end()?;
-        let mut output = Self::new(pipe, log, sandbox)?;
-        output.tail.push(&kept, |_| ());
+    pub(crate) fn resume(
+        pipe: OwnedFd,
+        log: LogFile,
+        sandbox: SandboxId,
+        secrets: Secrets,
+    ) -> io::Result<Self> {
+        let kept = log.last()?;
+        let mut output = Self::new(pipe, log, sandbox, secrets)?;
+        output.tail.push(&kept, &output.secrets, |_| ());
         Ok(output)
     }
 
@@ -68,28 +77,49 @@ impl Output {
             return std::future::pending().await;
         }
         match pipe.try_read(&mut self.chunk) {
-            Ok(0) => self.pipe = None,
+            Ok(0) => self.end(),
             Ok(n) => {
                 let bytes = &self.chunk[..n];
                 // A plain write: the file is in the sandbox directory, by default in memory, and handing every
                 // chunk to a thread would let the pipe fill up meanwhile.
-                self.log.append(bytes);
+                self.log.take(bytes, &self.secrets);
                 let sandbox = &self.sandbox;
-                self.tail.push(bytes, |line| {
-                    tracing::debug!(target: "nydusbox::daemon", %sandbox, "{line}");
-                });
+                self.tail.push(bytes, &self.secrets, |text| tell(sandbox, text));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 tracing::warn!(sandbox = %self.sandbox, %error, "cannot read the daemon's output");
-                self.pipe = None;
+                self.end();
             }
         }
     }
 
+    fn end(&mut self) {
+        self.pipe = None;
+        self.log.finish(&self.secrets);
+    }
+
     /// The last lines so far, oldest first, an unfinished one included.
     pub(crate) fn last_lines(&self) -> Vec<String> {
-        self.tail.lines()
+        self.tail.lines(&self.secrets)
+    }
+}
+
+/// Passes a line on to this process' log.
+fn tell(sandbox: &SandboxId, text: &str) {
+    macro_rules! tell {
+        ($level:expr, $line:expr) => {
+            tracing::event!(target: "nydusbox::daemon", $level, %sandbox, origin = $line.origin, "{}", $line.message)
+        };
+    }
+    let line = line::parse(text);
+    // The level of an event is fixed where it is written.
+    match line.level {
+        Level::ERROR => tell!(Level::ERROR, line),
+        Level::WARN => tell!(Level::WARN, line),
+        Level::INFO => tell!(Level::INFO, line),
+        Level::DEBUG => tell!(Level::DEBUG, line),
+        Level::TRACE => tell!(Level::TRACE, line),
     }
 }
 
@@ -101,11 +131,11 @@ struct Tail {
 }
 
 impl Tail {
-    fn push(&mut self, mut bytes: &[u8], mut finished: impl FnMut(&str)) {
+    fn push(&mut self, mut bytes: &[u8], secrets: &Secrets, mut finished: impl FnMut(&str)) {
         while let Some(end) = bytes.iter().position(|&b| b == b'\n') {
             self.extend(&bytes[..end]);
             bytes = &bytes[end + 1..];
-            let line = readable(&self.partial);
+            let line = secrets.mask(&readable(&self.partial)).into_owned();
             self.partial.clear();
             if line.is_empty() {
                 continue;
@@ -124,8 +154,9 @@ impl Tail {
         self.partial.extend_from_slice(&bytes[..room.min(bytes.len())]);
     }
 
-    fn lines(&self) -> Vec<String> {
-        let unfinished = Some(readable(&self.partial)).filter(|l| !l.is_empty());
+    fn lines(&self, secrets: &Secrets) -> Vec<String> {
+        let unfinished = secrets.mask(&readable(&self.partial)).into_owned();
+        let unfinished = Some(unfinished).filter(|l| !l.is_empty());
         let skip = (self.lines.len() + usize::from(unfinished.is_some())).saturating_sub(LAST_LINES);
         self.lines.iter().skip(skip).cloned().chain(unfinished).collect()
     }
@@ -152,76 +183,6 @@ fn readable(bytes: &[u8]) -> String {
     out
 }
 
-/// `daemon.log`, with one predecessor, bounded in size.
-#[derive(Debug)]
-pub(crate) struct LogFile {
-    path: PathBuf,
-    set_aside: PathBuf,
-    /// `None` after a failed write: a full disk must not stop the daemon, and one warning is enough.
-    file: Option<File>,
-    len: u64,
-}
-
-impl LogFile {
-    /// Begins a new log.
-    pub(crate) fn create(path: &Path, set_aside: &Path) -> io::Result<Self> {
-        Ok(Self {
-            file: Some(open_new(path)?),
-            path: path.to_owned(),
-            set_aside: set_aside.to_owned(),
-            len: 0,
-        })
-    }
-
-    /// Goes on with the log of a predecessor.
-    pub(crate) fn resume(path: &Path, set_aside: &Path) -> io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
-        Ok(Self {
-            path: path.to_owned(),
-            set_aside: set_aside.to_owned(),
-            len: file.metadata()?.len(),
-            file: Some(file),
-        })
-    }
-
-    /// Its end, enough for the last lines.
-    fn end(&self) -> io::Result<Vec<u8>> {
-        let begin = self.len.saturating_sub(CHUNK_BYTES as u64);
-        let mut kept = vec![0; usize::try_from(self.len - begin).unwrap_or(0)];
-        if let Some(file) = &self.file {
-            file.read_exact_at(&mut kept, begin)?;
-        }
-        Ok(kept)
-    }
-
-    fn append(&mut self, bytes: &[u8]) {
-        if let Err(error) = self.write(bytes) {
-            tracing::warn!(path = %self.path.display(), %error, "the daemon's log is not kept any more");
-            self.file = None;
-        }
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Some(file) = &mut self.file else {
-            return Ok(());
-        };
-        file.write_all(bytes)?;
-        self.len += bytes.len() as u64;
-        if self.len >= LOG_FILE_BYTES {
-            std::fs::rename(&self.path, &self.set_aside)?;
-            *file = open_new(&self.path)?;
-            self.len = 0;
-        }
-        Ok(())
-    }
-}
-
-fn open_new(path: &Path) -> io::Result<File> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
@@ -231,9 +192,9 @@ mod tests {
     fn tail(chunks: &[&[u8]]) -> Vec<String> {
         let mut tail = Tail::default();
         for chunk in chunks {
-            tail.push(chunk, |_| ());
+            tail.push(chunk, &Secrets::default(), |_| ());
         }
-        tail.lines()
+        tail.lines(&Secrets::default())
     }
 
     #[test]
@@ -262,19 +223,6 @@ mod tests {
             tail(&[b"\x1b[31mred\x1b[0m\x07 \xff\tend\n"]),
             ["red\u{fffd} \u{fffd}\tend"]
         );
-    }
-
-    #[test]
-    fn the_log_is_bounded() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, aside) = (dir.path().join("log"), dir.path().join("log.old"));
-        let mut log = LogFile::create(&path, &aside).unwrap();
-        let chunk = vec![b'x'; 1 << 20];
-        for _ in 0..10 {
-            log.append(&chunk);
-        }
-        let len = |p: &Path| std::fs::metadata(p).unwrap().len();
-        assert_eq!((len(&aside), len(&path)), (LOG_FILE_BYTES, 2 << 20));
     }
 
     proptest! {

@@ -5,11 +5,12 @@
 
 use std::future::Future;
 
-use nydusbox_protocol::{MountPoint, SandboxId, SocketPath};
+use nydusbox_protocol::{ConfigureCommand, LogLevel, MountPoint, SandboxId, SocketPath};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
-use crate::client::CallError;
+use crate::client::{ApiClient, CallError};
 use crate::config::{DEFAULT_CALL_DEADLINE, SandboxConfig};
 use crate::counters::{self, ImageCounters};
 use crate::driver::{Driver, Strings};
@@ -21,6 +22,7 @@ use crate::ledger::UnmountOutcome;
 use crate::lifecycle::MountOutcome;
 use crate::request::MountRequest;
 use crate::requests::Envelope;
+use crate::secrets::Secrets;
 use crate::status::{Status, StatusPhase};
 use crate::stop::{StopOutcome, StopStep};
 
@@ -34,6 +36,7 @@ pub struct Sandbox {
     id: SandboxId,
     vhost_socket: SocketPath,
     api_socket: SocketPath,
+    secrets: Secrets,
     strings: Strings,
     events: Events,
     task: JoinHandle<StopOutcome>,
@@ -53,7 +56,14 @@ impl Sandbox {
     /// Outside a tokio runtime with I/O and time enabled.
     pub async fn start(config: SandboxConfig) -> Result<Self, StartError> {
         let events = EventSink::new(config.id().clone());
-        let serving = Box::pin(launch::launch(&config, &events)).await?;
+        let span = tracing::info_span!(
+            "start",
+            sandbox = %config.id(),
+            program = %config.program().exe().display(),
+            error = tracing::field::Empty,
+        );
+        let launch = async { noted(launch::launch(&config, &events).await) };
+        let serving = Box::pin(launch.instrument(span)).await?;
         Ok(Self::supervise(serving, config, events))
     }
 
@@ -65,11 +75,13 @@ impl Sandbox {
             config.vhost_socket().clone(),
             config.api_socket().clone(),
         );
+        let secrets = config.secrets().clone();
         let (driver, strings) = Driver::new(serving, config, events);
         Self {
             id,
             vhost_socket,
             api_socket,
+            secrets,
             strings,
             events: from_the_start,
             task: tokio::spawn(driver.run()),
@@ -85,10 +97,15 @@ impl Sandbox {
     /// A request whose future is dropped is carried out all the same, and entered in the books.
     pub async fn mount(&self, request: MountRequest) -> Result<MountOutcome, MountError> {
         let at = request.at().clone();
-        let (reply, answer) = oneshot::channel();
-        // Either end is closed only while the driver ends; what it did not take was not done.
-        let _ = self.strings.requests.send(Envelope::Mount(request, reply)).await;
-        answer.await.unwrap_or(Err(MountError::Stopping { at }))
+        let span = tracing::info_span!("mount", sandbox = %self.id, %at, error = tracing::field::Empty);
+        async {
+            let (reply, answer) = oneshot::channel();
+            // Either end is closed only while the driver ends; what it did not take was not done.
+            let _ = self.strings.requests.send(Envelope::Mount(request, reply)).await;
+            noted(answer.await.unwrap_or(Err(MountError::Stopping { at })))
+        }
+        .instrument(span)
+        .await
     }
 
     /// Gives a mounted image a new configuration (fresh credentials, another backend) or a new bootstrap of the same
@@ -102,13 +119,15 @@ impl Sandbox {
     /// As for [`Sandbox::mount`].
     pub async fn remount(&self, request: MountRequest) -> Result<(), RemountError> {
         let at = request.at().clone();
-        let (reply, answer) = oneshot::channel();
-        let _ = self
-            .strings
-            .requests
-            .send(Envelope::Remount(request, reply))
-            .await;
-        answer.await.unwrap_or(Err(RemountError::Stopping { at }))
+        let span = tracing::info_span!("remount", sandbox = %self.id, %at, error = tracing::field::Empty);
+        async {
+            let (reply, answer) = oneshot::channel();
+            let envelope = Envelope::Remount(request, reply);
+            let _ = self.strings.requests.send(envelope).await;
+            noted(answer.await.unwrap_or(Err(RemountError::Stopping { at })))
+        }
+        .instrument(span)
+        .await
     }
 
     /// Unmounts what is at a place. Nothing there is a success of its own kind.
@@ -119,13 +138,15 @@ impl Sandbox {
     /// # Cancel safety
     /// As for [`Sandbox::mount`].
     pub async fn unmount(&self, at: MountPoint) -> Result<UnmountOutcome, UnmountError> {
-        let (reply, answer) = oneshot::channel();
-        let _ = self
-            .strings
-            .requests
-            .send(Envelope::Unmount(at.clone(), reply))
-            .await;
-        answer.await.unwrap_or(Err(UnmountError::Stopping { at }))
+        let span = tracing::info_span!("unmount", sandbox = %self.id, %at, error = tracing::field::Empty);
+        async {
+            let (reply, answer) = oneshot::channel();
+            let envelope = Envelope::Unmount(at.clone(), reply);
+            let _ = self.strings.requests.send(envelope).await;
+            noted(answer.await.unwrap_or(Err(UnmountError::Stopping { at })))
+        }
+        .instrument(span)
+        .await
     }
 
     /// How much of the image mounted at a place was read.
@@ -133,7 +154,22 @@ impl Sandbox {
     /// # Errors
     /// [`CallError`] when the daemon has no counters for it or cannot be asked.
     pub async fn image_counters(&self, at: &MountPoint) -> Result<ImageCounters, CallError> {
-        counters::read(self.api_socket.clone(), DEFAULT_CALL_DEADLINE, at).await
+        counters::read(self.client(), at).await
+    }
+
+    /// Changes how much the daemon logs, until it is started again.
+    ///
+    /// # Errors
+    /// [`CallError`] when the daemon refuses or cannot be asked.
+    pub async fn set_log_level(&self, level: LogLevel) -> Result<(), CallError> {
+        let command = ConfigureCommand { log_level: level };
+        let span = tracing::info_span!("set_log_level", sandbox = %self.id, %level);
+        self.client().configure(command).instrument(span).await
+    }
+
+    /// A connection of its own: what changes no mount waits for none.
+    fn client(&self) -> ApiClient {
+        ApiClient::new(self.api_socket.clone(), DEFAULT_CALL_DEADLINE).with_secrets(&self.secrets)
     }
 
     /// The sandbox's state, now and whenever it changes.
@@ -199,7 +235,8 @@ impl Sandbox {
         let Strings { stop, alive, .. } = self.strings;
         // Refused only when the task is over already, and its outcome is waiting.
         let _ = stop.send(());
-        let outcome = self.task.await;
+        let span = tracing::info_span!("stop", sandbox = %self.id);
+        let outcome = self.task.instrument(span).await;
         drop(alive);
         outcome.unwrap_or(StopOutcome {
             step: StopStep::Interrupted,
@@ -207,6 +244,14 @@ impl Sandbox {
             leftovers: Vec::new(),
         })
     }
+}
+
+/// Enters an error in the span of the operation that failed.
+fn noted<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<T, E> {
+    if let Err(error) = &result {
+        tracing::Span::current().record("error", tracing::field::display(error));
+    }
+    result
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use nydusbox_protocol::{FsType, MountPoint};
 use serde::Serialize;
 
 use crate::exit::Exit;
+use crate::health::HealthReport;
 
 /// The state of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -23,6 +24,8 @@ pub struct Status {
     /// Whether a VMM is connected to the vhost-user socket; `None` when that is not known. Of a stock nydusd it is
     /// known that one has connected, not that it has left.
     pub vmm_attached: Option<bool>,
+    /// How well it is, as observed last.
+    pub health: HealthReport,
     /// What is mounted, in the order in which it was.
     pub mounts: Vec<MountStatus>,
 }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use hyper::body::Bytes;
-use nydusbox_protocol::{DaemonInfo, Endpoint, MountCommand, MountPoint, SocketPath};
+use nydusbox_protocol::{ConfigureCommand, DaemonInfo, Endpoint, MountCommand, MountPoint, SocketPath};
 use tokio::time::timeout;
 
 pub(crate) mod classify;
@@ -18,6 +18,8 @@ pub use error::CallError;
 pub(crate) use transport::ConnectFailure;
 use transport::Connection;
 
+use crate::secrets::Secrets;
+
 /// The largest answer that is read. `GET /api/v1/daemon` with 255 mounts and long configurations stays below 1 MiB.
 pub(crate) const BODY_LIMIT_BYTES: usize = 4 << 20;
 
@@ -27,6 +29,7 @@ pub(crate) struct ApiClient {
     socket: SocketPath,
     deadline: Duration,
     connection: Option<Connection>,
+    secrets: Secrets,
 }
 
 impl ApiClient {
@@ -36,7 +39,20 @@ impl ApiClient {
             socket,
             deadline,
             connection: None,
+            secrets: Secrets::default(),
         }
+    }
+
+    /// Masks these in whatever the daemon says in refusing.
+    pub(crate) fn with_secrets(mut self, secrets: &Secrets) -> Self {
+        self.secrets = secrets.clone();
+        self
+    }
+
+    /// A body as it may be shown.
+    fn masked(&self, body: &[u8]) -> Vec<u8> {
+        let text = String::from_utf8_lossy(body);
+        self.secrets.mask(&text).into_owned().into_bytes()
     }
 
     /// Connects, if not connected.
@@ -60,9 +76,9 @@ impl ApiClient {
     async fn info(&mut self, endpoint: Endpoint) -> Result<DaemonInfo, CallError> {
         let (status, body) = self.call(endpoint, endpoint.path(), Bytes::new()).await?;
         if status != 200 {
-            return Err(classify::refusal(status, &body));
+            return Err(classify::refusal(status, &self.masked(&body)));
         }
-        serde_json::from_slice(&body).map_err(|_| classify::unexpected(status, &body))
+        serde_json::from_slice(&body).map_err(|_| classify::unexpected(status, &self.masked(&body)))
     }
 
     /// The counters an endpoint keeps for a mount.
@@ -79,9 +95,32 @@ impl ApiClient {
         );
         let (status, body) = self.call(endpoint, &target, Bytes::new()).await?;
         if status != 200 {
-            return Err(classify::refusal(status, &body));
+            return Err(classify::refusal(status, &self.masked(&body)));
         }
-        serde_json::from_slice(&body).map_err(|_| classify::unexpected(status, &body))
+        serde_json::from_slice(&body).map_err(|_| classify::unexpected(status, &self.masked(&body)))
+    }
+
+    /// The requests being served now; empty as nydusd says it, without content.
+    pub(crate) async fn in_flight<T: serde::de::DeserializeOwned>(&mut self) -> Result<Vec<T>, CallError> {
+        let endpoint = Endpoint::MetricsInflight;
+        let (status, body) = self.call(endpoint, endpoint.path(), Bytes::new()).await?;
+        match status {
+            204 => Ok(Vec::new()),
+            200 => {
+                serde_json::from_slice(&body).map_err(|_| classify::unexpected(status, &self.masked(&body)))
+            }
+            status => Err(classify::refusal(status, &self.masked(&body))),
+        }
+    }
+
+    /// Changes how much the daemon logs.
+    pub(crate) async fn configure(&mut self, command: ConfigureCommand) -> Result<(), CallError> {
+        let endpoint = Endpoint::Configure;
+        let body = serde_json::to_vec(&command).map_err(|source| CallError::Unencodable { source })?;
+        match self.call(endpoint, endpoint.path(), body.into()).await? {
+            (204, _) => Ok(()),
+            (status, body) => Err(classify::refusal(status, &self.masked(&body))),
+        }
     }
 
     /// Mounts a file system.
@@ -107,7 +146,7 @@ impl ApiClient {
         match status {
             // 204 is what nydusd answers; nothing else may pass for "done".
             204 => Ok(()),
-            status => Err(classify::refusal(status, &body)),
+            status => Err(classify::refusal(status, &self.masked(&body))),
         }
     }
 

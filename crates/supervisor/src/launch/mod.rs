@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nydusbox_protocol::SandboxId;
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
 
 use crate::binds::BindBook;
 use crate::client::ApiClient;
@@ -83,8 +84,10 @@ async fn serve(
     let mut journal = planned::journal(config, dir).map_err(|cause| failed(config.id(), cause))?;
     let spawned = Planned::plan(config, events)?.spawn(config, extra, events, dir.as_fd())?;
     note_process(config, &mut journal, spawned.daemon());
-    let answering = spawned.answering(config, deadline).await?;
-    let (running, ledger) = answering.serving(config, deadline).await?;
+    let ready = tracing::info_span!("ready");
+    let answering = spawned.answering(config, deadline).instrument(ready).await?;
+    let sharing = tracing::info_span!("share");
+    let (running, ledger) = answering.serving(config, deadline).instrument(sharing).await?;
     // It executes its program by now, whatever it was spawned as.
     note_process(config, &mut journal, &running.daemon);
     Ok((running, ledger, journal))

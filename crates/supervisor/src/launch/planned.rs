@@ -202,7 +202,8 @@ impl Invocation<'_> {
         command
             .fd_mappings(mappings)
             .map_err(|error| failed(io::Error::other(error)))?;
-        let output = Output::new(reader, log, self.config.id().clone()).map_err(failed)?;
+        let secrets = self.config.secrets().clone();
+        let output = Output::new(reader, log, self.config.id().clone(), secrets).map_err(failed)?;
         let events = self.events;
         let process = Process::spawn_in(environment, &mut command, &mut |what, reason| {
             events.degraded(what, reason);

@@ -55,7 +55,8 @@ impl Spawned {
         config: &SandboxConfig,
         deadline: Deadline,
     ) -> Result<Answering, StartError> {
-        let mut client = ApiClient::new(config.api_socket().clone(), config.call_deadline());
+        let mut client = ApiClient::new(config.api_socket().clone(), config.call_deadline())
+            .with_secrets(config.secrets());
         let mut waiting_for = WaitingFor::Socket;
         let answer = timeout_at(
             deadline.at,

@@ -33,6 +33,10 @@ pub(crate) enum Conduct {
     Html,
     /// `huge-body`: an answer of 10 MiB.
     HugeBody,
+    /// `echo`: prints what it is asked to mount, and refuses with it.
+    Echo,
+    /// `wedge-later`: says once that it runs, and answers no GET after that.
+    WedgeLater,
     /// `refuse-mount`: no such directory.
     RefuseMount,
     /// `refuse-image`: mounts directories, and no image.
@@ -55,6 +59,8 @@ impl Conduct {
             "garbage" => Self::Garbage,
             "html" => Self::Html,
             "huge-body" => Self::HugeBody,
+            "echo" => Self::Echo,
+            "wedge-later" => Self::WedgeLater,
             "refuse-mount" => Self::RefuseMount,
             "refuse-image" => Self::RefuseImage,
             "die-after-image" => Self::DieAfterImage,
@@ -88,6 +94,7 @@ pub(crate) fn serve(api: &UnixListener, conduct: Conduct) -> io::Result<ExitCode
 struct Request {
     method: String,
     target: String,
+    body: String,
 }
 
 fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
@@ -111,10 +118,11 @@ fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
             length = value.trim().parse().map_err(io::Error::other)?;
         }
     }
-    io::copy(&mut reader.take(length), &mut io::sink())?;
+    let mut body = String::new();
+    reader.take(length).read_to_string(&mut body)?;
     Ok(method
         .zip(target)
-        .map(|(method, target)| Request { method, target }))
+        .map(|(method, target)| Request { method, target, body }))
 }
 
 fn answer(stream: &mut UnixStream, status: u16, body: &str) -> io::Result<()> {
@@ -150,6 +158,12 @@ fn other(text: &str) -> String {
     format!(r#"{{"code":"UNDEFINED","message":"Mount(MountFilesystem(Other(\"{text}\")))"}}"#)
 }
 
+/// Whether this is the first time; the set of mounts remembers.
+fn first_of(mounts: &Mounts) -> bool {
+    let mut held = mounts.lock().unwrap_or_else(PoisonError::into_inner);
+    held.insert("once".to_owned())
+}
+
 /// Answers one connection's requests; `Some` is the status the daemon is to exit with.
 fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Result<Option<u8>> {
     let mut reader = BufReader::new(stream.try_clone()?);
@@ -171,6 +185,16 @@ fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Re
             Conduct::WedgeMount if is_mount => loop {
                 std::thread::park();
             },
+            Conduct::WedgeLater if request.method == "GET" && !first_of(mounts) => loop {
+                std::thread::park();
+            },
+            Conduct::Echo if is_mount => {
+                println!("[2026-01-01 00:00:00.0 +00:00] INFO mount {}", request.body);
+                eprint!("{:?} unfinished {}", request.body, request.body);
+                let message = serde_json::Value::String(format!("LoadConfig {}", request.body));
+                let body = format!(r#"{{"code":"UNDEFINED","message":{message}}}"#);
+                answer(&mut stream, 500, &body)?;
+            }
             Conduct::DieInMount if is_mount => return Ok(Some(5)),
             Conduct::Half => {
                 stream.write_all(b"HTTP/1.1 200 \r\nContent-Length: 400\r\n\r\n{\"version\":")?;

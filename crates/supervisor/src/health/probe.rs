@@ -1,0 +1,168 @@
+//! Observes a daemon, round after round, on a connection of its own.
+//!
+//! Every call has a short deadline and only reads; a round that is dropped leaves nothing but a closed connection.
+//! What it finds is judged in [`super::judge`].
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nydusbox_protocol::{Endpoint, FsType, MountPoint, SocketPath};
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::HealthReport;
+use super::judge::{InFlight, Judge, Observed, Reads};
+use crate::client::{ApiClient, CallError};
+use crate::config::SandboxConfig;
+use crate::events::SandboxEvent;
+use crate::secrets::Secrets;
+use crate::status::{Status, StatusPhase};
+
+/// How long one call of a round may take: an API that is well answers in a fraction of a millisecond.
+const CALL: Duration = Duration::from_secs(1);
+
+/// What a round finds.
+type Round = Pin<Box<dyn Future<Output = Observed> + Send>>;
+
+/// Observes one sandbox for as long as it serves.
+pub(crate) struct Watch {
+    /// `None`: never.
+    interval: Option<Duration>,
+    socket: SocketPath,
+    secrets: Secrets,
+    /// Says what is mounted, and whether the daemon serves.
+    status: watch::Receiver<Status>,
+    due: Instant,
+    round: Option<Round>,
+    judge: Judge,
+}
+
+impl Watch {
+    /// The first round is due at once.
+    pub(crate) fn new(config: &SandboxConfig, status: watch::Receiver<Status>) -> Self {
+        Self {
+            interval: config.health_interval(),
+            socket: config.api_socket().clone(),
+            secrets: config.secrets().clone(),
+            status,
+            due: Instant::now(),
+            round: None,
+            judge: Judge::default(),
+        }
+    }
+
+    /// The next round's report, and what has become worse; never while the daemon does not serve. Cancel safe: a
+    /// round that has begun goes on with the next call.
+    pub(crate) async fn report(&mut self) -> (HealthReport, Vec<SandboxEvent>) {
+        let Some(interval) = self.interval else {
+            return std::future::pending().await;
+        };
+        if self.round.is_none() {
+            sleep_until(self.due).await;
+            let serving = |status: &Status| status.phase == StatusPhase::Serving;
+            let Ok(images) = self.status.wait_for(serving).await.map(|status| images(&status)) else {
+                return std::future::pending().await;
+            };
+            let client = ApiClient::new(self.socket.clone(), CALL).with_secrets(&self.secrets);
+            self.round = Some(Box::pin(round(client, images)));
+        }
+        let Some(round) = &mut self.round else {
+            return std::future::pending().await;
+        };
+        let mut observed = round.await;
+        self.round = None;
+        self.due = Instant::now() + interval;
+        {
+            let status = self.status.borrow();
+            observed.busy = status.mounts.iter().any(|mount| !mount.confirmed);
+            observed.vmm = observed.vmm.or(status.vmm_attached);
+        }
+        self.judge.judge(&observed)
+    }
+}
+
+/// The images the daemon has mounted.
+fn images(status: &Status) -> Vec<MountPoint> {
+    let mounts = status.mounts.iter();
+    let images = mounts.filter(|mount| mount.fs_type == FsType::Rafs && mount.confirmed);
+    images.map(|mount| mount.at.clone()).collect()
+}
+
+async fn round(mut client: ApiClient, images: Vec<MountPoint>) -> Observed {
+    let mut observed = Observed {
+        api: Err(String::new()),
+        busy: false,
+        vmm: None,
+        backends: BTreeMap::new(),
+        in_flight: InFlight::Untold,
+    };
+    match client.daemon_info().await {
+        Ok(info) => {
+            observed.api = Ok(info.state);
+            observed.vmm = info.vmm_attached;
+        }
+        Err(error) => {
+            observed.api = Err(reason(&error));
+            return observed;
+        }
+    }
+    for at in images {
+        let counters = client.counters(Endpoint::MetricsBackend, &at).await;
+        let reads = counters.ok().map(|counters: BackendCounters| Reads {
+            all: counters.read_count,
+            failed: counters.read_errors,
+        });
+        observed.backends.insert(at, reads);
+    }
+    observed.in_flight = match client.in_flight::<Request>().await {
+        Err(_) => InFlight::Untold,
+        Ok(requests) => longest(&requests, SystemTime::now()),
+    };
+    observed
+}
+
+#[derive(Debug, Deserialize)]
+struct BackendCounters {
+    read_count: u64,
+    read_errors: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Request {
+    /// Its start, in whole seconds since the Unix epoch.
+    timestamp_secs: u64,
+}
+
+fn longest(requests: &[Request], now: SystemTime) -> InFlight {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    match requests.iter().map(|r| r.timestamp_secs).min() {
+        None => InFlight::None,
+        Some(first) => InFlight::Longest(now.saturating_sub(Duration::from_secs(first))),
+    }
+}
+
+/// Why there was no answer, in a word that does not change from round to round.
+fn reason(error: &CallError) -> String {
+    match error {
+        CallError::Unreachable { source } => format!("{error}: {}", source.kind()),
+        error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_request_counts_and_a_clock_that_went_back_does_not() {
+        let request = |timestamp_secs| Request { timestamp_secs };
+        let now = UNIX_EPOCH + Duration::from_millis(100_500);
+        assert_eq!(longest(&[], now), InFlight::None);
+        let oldest = longest(&[request(99), request(90), request(100)], now);
+        assert_eq!(oldest, InFlight::Longest(Duration::from_millis(10_500)));
+        assert_eq!(longest(&[request(200)], now), InFlight::Longest(Duration::ZERO));
+    }
+}
