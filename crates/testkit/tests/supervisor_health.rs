@@ -81,7 +81,9 @@ async fn nothing_is_known_of_a_daemon_that_is_gone_or_not_observed() {
             .unwrap()
             .with_env("FAKE_DAEMON", "die-after-mount")
     };
-    let sandbox = started(&place, program()).await;
+    // It dies after its first mount, so it has no share.
+    let config = place.config("s1", program()).with_health_interval(Some(OFTEN));
+    let sandbox = Sandbox::start(config).await.unwrap();
     health(&sandbox, observed).await;
     let exited = sandbox.exited();
     let _ = sandbox.mount(place.request("/m")).await;
