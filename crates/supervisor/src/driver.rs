@@ -24,14 +24,15 @@ use crate::error::{MountError, RemountError, StartCause, StartError, UnmountErro
 use crate::events::{EventSink, SandboxEvent};
 use crate::health::{Health, HealthReport, Watch};
 use crate::launch::{self, Running, Serving};
-use crate::ledger::{Knowledge, UnmountOutcome};
+use crate::ledger::UnmountOutcome;
 use crate::lifecycle::{Action, Call, Event, Lifecycle, MountOutcome, Phase, Reply, Request, Timer};
 use crate::program::ProgramKind;
 use crate::recovery::{OnExit, Recovery};
 use crate::request::{MountRequest, Snapshotdir};
 use crate::requests::{Envelope, Requests};
+use crate::snapshot::{snapshot, status_phase};
 use crate::state::{Journal, OsText, PhaseRecord};
-use crate::status::{MountStatus, Status, StatusPhase};
+use crate::status::{Status, StatusPhase};
 use crate::stop::{StopOutcome, StopStep, ending, frontend_seen};
 
 /// How long a broken connection may precede the end of the process that caused it.
@@ -562,43 +563,5 @@ fn body_limit_bytes(kind: ProgramKind) -> usize {
     match kind {
         ProgramKind::Embedded => 1 << 20,
         ProgramKind::Stock => 51_200,
-    }
-}
-
-fn snapshot(generation: u64, lifecycle: &Lifecycle, binds: &BindBook, daemon: &Daemon) -> Status {
-    let mounts = lifecycle
-        .ledger()
-        .iter()
-        .map(|(at, command, knowledge)| MountStatus {
-            at: at.clone(),
-            fs_type: command.fs_type,
-            source: command.source.clone(),
-            snapshotdir: binds.find(at).map(|bind| bind.source.clone()),
-            confirmed: knowledge == Knowledge::Confirmed,
-        });
-    Status {
-        generation,
-        phase: status_phase(lifecycle.phase()),
-        pid: daemon.id(),
-        cgroup: daemon.cgroup().map(Path::to_owned),
-        program_version: daemon.version().to_owned(),
-        vmm_attached: lifecycle.vmm(),
-        health: HealthReport::unknown("not observed yet"),
-        mounts: mounts.collect(),
-    }
-}
-
-fn status_phase(phase: &Phase) -> StatusPhase {
-    match phase {
-        Phase::Serving => StatusPhase::Serving,
-        Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing => StatusPhase::Stopping,
-        Phase::Waiting(recovering) | Phase::Launching(recovering) => StatusPhase::Recovering {
-            attempt: recovering.attempt,
-        },
-        Phase::Restoring(restoring) => StatusPhase::Recovering {
-            attempt: restoring.recovering.attempt,
-        },
-        Phase::Exited(exit) => StatusPhase::Exited(exit.clone()),
-        Phase::Ended(exit) => StatusPhase::Stopped(exit.clone()),
     }
 }

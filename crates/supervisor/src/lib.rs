@@ -61,6 +61,7 @@ mod restoration;
 mod sandbox;
 mod secrets;
 mod slots;
+mod snapshot;
 mod state;
 mod status;
 mod stop;
