@@ -174,7 +174,7 @@ impl BlobServer {
 
     /// The next `count` requests for data go wrong.
     pub fn fail_next(&self, fault: Fault, count: u64) {
-        self.shared.state().faults = Some((fault, count));
+        self.shared.state().faults = (count > 0).then_some((fault, count));
     }
 }
 
