@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 
 use rustix::fs::Mode;
-use rustix::io::Result;
+use rustix::io::{Errno, Result};
 use rustix::process::{Gid, Uid, getegid, geteuid, umask};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups, set_thread_res_gid,
@@ -65,7 +65,7 @@ impl Acting {
             groups: false,
         };
         if uid == u32::MAX || gid == u32::MAX {
-            return Err(rustix::io::Errno::INVAL);
+            return Err(Errno::INVAL);
         }
         if uid == 0 && gid == 0 {
             return Ok(acting);
@@ -78,8 +78,13 @@ impl Acting {
             if groups.is_empty() {
                 return Ok(());
             }
-            acting.groups = true;
-            set_thread_groups(groups)
+            match set_thread_groups(groups) {
+                Ok(()) => acting.groups = true,
+                // We are not root, have our own groups and keep them; the kernel judges what they are worth.
+                Err(Errno::PERM) => {}
+                Err(error) => return Err(error),
+            }
+            Ok(())
         })?;
         if gid != Gid::ROOT && gid != our_gid {
             acting.gid = Some(our_gid);
@@ -110,7 +115,7 @@ impl Drop for Acting {
             if self.groups {
                 set_thread_groups(&[])?;
             }
-            Ok::<_, rustix::io::Errno>(())
+            Ok::<_, Errno>(())
         };
         if let Err(error) = own(self.uid, self.gid) {
             // The kernel has no reason to refuse. If it does, this thread would serve everybody as that user.
@@ -195,6 +200,26 @@ mod tests {
         assert_eq!((geteuid(), getegid()), (Uid::ROOT, Gid::ROOT));
         assert!(rustix::process::getgroups().unwrap().is_empty());
         assert!(GROUPS.with_borrow(Vec::is_empty));
+    }
+
+    #[test]
+    fn one_who_is_not_root_stays_himself_and_nobody_else() {
+        if !is_root() {
+            return;
+        }
+        let thread = std::thread::spawn(|| {
+            let (uid, gid) = (Uid::from_raw(1234), Gid::from_raw(1234));
+            set_thread_res_gid(gid, gid, gid).unwrap();
+            set_thread_res_uid(uid, uid, uid).unwrap();
+            with_groups(&[77], || {
+                drop(Acting::of(1234, 1234, true).unwrap());
+                drop(Acting::of(0, 0, true).unwrap());
+                assert_eq!(Acting::of(5678, 1234, true).err(), Some(Errno::PERM));
+                assert_eq!(Acting::of(1234, 5678, true).err(), Some(Errno::PERM));
+            });
+            assert_eq!((geteuid(), getegid()), (uid, gid));
+        });
+        thread.join().unwrap();
     }
 
     #[test]
