@@ -55,14 +55,9 @@ fn a_whole_life_by_commands() {
         assert_eq!(info["daemon"]["program"], text(program));
         assert!(info["daemon"]["version"].is_string(), "{info}");
         assert_eq!(info["health"]["api_answers"], true);
-        assert_eq!(
-            info["vmm"]["attached"],
-            if daemon.is_some() {
-                Value::Null
-            } else {
-                false.into()
-            }
-        );
+        // A stock nydusd does not tell.
+        assert_ne!(info["vmm"]["attached"], true);
+        assert!(daemon.is_some() || info["vmm"]["attached"] == false, "{info}");
         assert_eq!(
             info["mounts"],
             json!([{"at": "/containers", "fs_type": "passthrough_fs", "source": text(&s.share()), "snapshotdir": null, "confirmed": true}])

@@ -1,10 +1,12 @@
-//! After a supervisor was killed: `adopt` and `sweep`.
+//! After a supervisor was killed: `adopt` and `sweep`; after a daemon was: `--on-exit`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use common::peer;
 use common::sandboxes::{Sandboxes, kill, pid, runs, text, until};
@@ -35,7 +37,7 @@ fn an_adopted_sandbox_is_as_it_was_and_takes_commands() {
         );
         let after = s.json(&["status", "s1"]);
         assert_eq!(adopted["sandbox"], after);
-        for field in ["state", "daemon", "mounts", "vmm", "sockets"] {
+        for field in ["state", "daemon", "mounts", "sockets"] {
             assert_eq!(after[field], before[field], "{field}");
         }
         assert_ne!(after["supervisor"], before["supervisor"]);
@@ -109,4 +111,58 @@ fn sweep_removes_what_is_abandoned_and_nothing_else() {
         "{out}"
     );
     assert!(foreign.exists());
+}
+
+#[test]
+fn on_exit_stop_ends_the_sandbox_and_tells_followers_why() {
+    let s = Sandboxes::new();
+    let args = s.start_args("s1", None);
+    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+    args.extend(["--on-exit", "stop"]);
+    let info = s.json(&args);
+    let mut command = s.command(&["events", "s1", "--follow", "--json"]);
+    let mut follow = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("started"));
+    kill(pid(&info, "daemon"), Signal::KILL);
+    let out: String = lines.map(Result::unwrap).collect();
+    assert!(follow.wait().unwrap().success());
+    assert!(
+        out.contains(r#""event":"exited""#) && out.contains(r#""event":"stopped""#),
+        "{out}"
+    );
+    s.assert_nothing_left();
+}
+
+#[test]
+fn on_exit_restart_puts_another_daemon_in_its_place_with_the_same_mounts() {
+    let s = Sandboxes::new();
+    let (bootstrap, config) = s.image();
+    let args = s.start_args("s1", None);
+    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+    args.extend(["--on-exit", "restart"]);
+    s.json(&args);
+    s.ok(&[
+        "mount",
+        "s1",
+        "c1",
+        "--bootstrap",
+        &bootstrap,
+        "--config",
+        &config,
+    ]);
+    let before = s.json(&["status", "s1"]);
+    kill(pid(&before, "daemon"), Signal::KILL);
+    until("another daemon serves", || {
+        let now = s.json(&["status", "s1"]);
+        now["state"] == "serving" && now["daemon"]["pid"] != before["daemon"]["pid"]
+    });
+    assert_eq!(s.json(&["status", "s1"])["mounts"], before["mounts"]);
+    let events = s.ok(&["events", "s1"]);
+    assert!(
+        events.contains("  recovering  ") && events.contains("  recovered  "),
+        "{events}"
+    );
+    s.ok(&["stop", "s1"]);
+    s.assert_nothing_left();
 }

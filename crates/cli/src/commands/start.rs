@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use nydusbox::{OnExit, RestartPolicy};
 use nydusbox_protocol::{LogLevel, SandboxId};
 
 use super::output::OutputArgs;
@@ -33,6 +34,9 @@ pub(crate) struct StartArgs {
     /// Further argument for the daemon (may be repeated)
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     extra_arg: Vec<OsString>,
+    /// What is done when the daemon ends without being asked to
+    #[arg(long, value_enum, default_value_t = OnExitArg::Report)]
+    on_exit: OnExitArg,
     /// Network namespace of the daemon, from which it reaches registries: host's, this command's, or one by path
     #[arg(long, value_name = "host|current|PATH", default_value = "current")]
     netns: String,
@@ -54,6 +58,27 @@ pub(crate) struct StartArgs {
     output: OutputArgs,
 }
 
+/// `--on-exit`. Every one of them is an event, with how the daemon ended and its last lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnExitArg {
+    /// Stop the sandbox: nothing is left; whoever follows the events ends the VM
+    Stop,
+    /// Put another daemon in its place with the same mounts; after five exits within a minute, as `stop`
+    Restart,
+    /// Leave the sandbox as it is, for `status` to show, until it is stopped
+    Report,
+}
+
+impl From<OnExitArg> for OnExit {
+    fn from(arg: OnExitArg) -> Self {
+        match arg {
+            OnExitArg::Stop => Self::Stop,
+            OnExitArg::Restart => Self::Restart(RestartPolicy::default()),
+            OnExitArg::Report => Self::Report,
+        }
+    }
+}
+
 pub(crate) fn run(args: StartArgs, state_dir: &StateDir) -> Result<(), Failure> {
     let order = Order {
         id: args.id,
@@ -64,6 +89,7 @@ pub(crate) fn run(args: StartArgs, state_dir: &StateDir) -> Result<(), Failure> 
             path => DaemonChoice::Stock(absolute(Path::new(path))?),
         },
         extra_args: args.extra_arg,
+        on_exit: args.on_exit.into(),
         netns: match args.netns.as_str() {
             "host" => NetnsChoice::Host,
             "current" => NetnsChoice::Current,
@@ -78,7 +104,7 @@ pub(crate) fn run(args: StartArgs, state_dir: &StateDir) -> Result<(), Failure> 
         start_deadline: Duration::from_secs(args.timeout.into()),
     };
     let share = order.share.clone();
-    let info = match block_on(supervise::begin(&Task::Start(order)))? {
+    let info = match block_on(supervise::begin(&Task::Start(Box::new(order))))? {
         Begun::Serving(info) => info,
         Begun::CleanedUp(_) => return Err(Failure::plain("the supervisor cleaned up instead of starting")),
     };

@@ -40,6 +40,8 @@ pub(crate) enum State {
     Serving,
     /// The sandbox is being stopped.
     Stopping,
+    /// The daemon ended, and another one is being put in its place.
+    Recovering,
     /// The daemon ended without being asked to.
     Exited,
     /// Someone owns it who has no control socket: it is starting or ending, or another program's.
@@ -56,6 +58,7 @@ impl fmt::Display for State {
         f.pad(match self {
             Self::Serving => "serving",
             Self::Stopping => "stopping",
+            Self::Recovering => "recovering",
             Self::Exited => "exited",
             Self::Busy => "busy",
             Self::Abandoned => "abandoned",

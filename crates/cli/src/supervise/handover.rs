@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nydusbox::Limits;
+use nydusbox::{Limits, OnExit};
 use nydusbox_protocol::{LogLevel, SandboxId};
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ pub(super) const ARRIVED: u8 = b'\n';
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) enum Task {
     /// A new sandbox.
-    Start(Order),
+    Start(Box<Order>),
     /// One whose supervisor is gone.
     Adopt {
         id: SandboxId,
@@ -39,19 +39,22 @@ pub(crate) enum Task {
 impl Task {
     pub(super) fn id(&self) -> &SandboxId {
         match self {
-            Self::Start(Order { id, .. }) | Self::Adopt { id, .. } => id,
+            Self::Start(order) => &order.id,
+            Self::Adopt { id, .. } => id,
         }
     }
 
     pub(super) fn state_dir(&self) -> &Path {
         match self {
-            Self::Start(Order { state_dir, .. }) | Self::Adopt { state_dir, .. } => state_dir,
+            Self::Start(order) => &order.state_dir,
+            Self::Adopt { state_dir, .. } => state_dir,
         }
     }
 
     pub(super) fn log_level(&self) -> LogLevel {
         match self {
-            Self::Start(Order { log_level, .. }) | Self::Adopt { log_level, .. } => *log_level,
+            Self::Start(order) => order.log_level,
+            Self::Adopt { log_level, .. } => *log_level,
         }
     }
 }
@@ -65,6 +68,7 @@ pub(crate) struct Order {
     pub(crate) share: PathBuf,
     pub(crate) daemon: DaemonChoice,
     pub(crate) extra_args: Vec<OsString>,
+    pub(crate) on_exit: OnExit,
     pub(crate) netns: NetnsChoice,
     pub(crate) limits: LimitsChoice,
     pub(crate) log_level: LogLevel,

@@ -21,8 +21,8 @@ use std::sync::{Arc, OnceLock};
 
 use clap::Args;
 use nydusbox::{
-    AdoptError, Adoption, CONTROL_SOCKET, DirError, Netns, OnSupervisorDeath, Program, SUPERVISOR_LOG,
-    Sandbox, SandboxConfig, StartCause, StartError,
+    AdoptError, Adoption, CONTROL_SOCKET, DirError, Netns, OnExit, OnSupervisorDeath, Program,
+    SUPERVISOR_LOG, Sandbox, SandboxConfig, StartCause, StartError, Status, StatusPhase,
 };
 use nydusbox_protocol::{SandboxId, SocketPath};
 use rustix::fs::{Mode, OFlags};
@@ -30,6 +30,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::control::wire::{Code, ControlError};
 use crate::control::{self};
@@ -161,7 +162,12 @@ async fn supervise(stream: StdStream) -> Result<(), Failure> {
         subject,
     } = served;
     let adopted = matches!(task, Task::Adopt { .. });
-    let (status, events) = (sandbox.status(), sandbox.events());
+    let (status, events, end) = (sandbox.status(), sandbox.events(), sandbox.status());
+    let ends_with_daemon = match &task {
+        Task::Start(order) => order.on_exit != OnExit::Report,
+        // Whoever adopts a sandbox wants to see what becomes of it.
+        Task::Adopt { .. } => false,
+    };
     let (owner, desk) = Owner::new(sandbox);
     let requests = Arc::new(Requests::new(subject, status, events, desk));
     let asked = {
@@ -173,7 +179,10 @@ async fn supervise(stream: StdStream) -> Result<(), Failure> {
             // A daemon that was there before outlives a command that is interrupted.
             if starter.arrived().await || adopted {
                 drop(starter);
-                signals.any().await;
+                tokio::select! {
+                    () = signals.any() => {}
+                    () = given_up(end, ends_with_daemon) => {}
+                }
             }
         }
     };
@@ -181,6 +190,14 @@ async fn supervise(stream: StdStream) -> Result<(), Failure> {
     match outcome.leftovers.is_empty() {
         true => Ok(()),
         false => Err(Failure::plain("the sandbox could not be removed whole")),
+    }
+}
+
+/// Resolves when the daemon has ended and is not replaced, if that is the sandbox's end.
+async fn given_up(mut status: watch::Receiver<Status>, ends_with_daemon: bool) {
+    let ended = |status: &Status| matches!(status.phase, StatusPhase::Exited(_));
+    if !ends_with_daemon || status.wait_for(ended).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -261,6 +278,7 @@ impl Served {
             .and_then(|config| config.with_share(&order.share))
             .map_err(|e| refused(Failure::of(&e)))?
             .with_log_level(order.log_level)
+            .with_on_exit(order.on_exit)
             .with_netns(match &order.netns {
                 NetnsChoice::Host => Netns::Host,
                 NetnsChoice::Current => Netns::Current,

@@ -29,6 +29,7 @@ pub(super) fn info(subject: &Subject, status: &Status, answer: Option<&Answer>) 
         StatusPhase::Exited(exit) => (State::Exited, Some(exit)),
         StatusPhase::Stopped(exit) => (State::Stopping, exit.as_ref()),
         StatusPhase::Stopping => (State::Stopping, None),
+        StatusPhase::Recovering { .. } => (State::Recovering, None),
         _ => (State::Unknown, None),
     };
     SandboxInfo {
@@ -43,7 +44,8 @@ pub(super) fn info(subject: &Subject, status: &Status, answer: Option<&Answer>) 
             version: answer.map(|a| a.version.package_ver.clone()),
         },
         vmm: VmmInfo {
-            attached: answer.and_then(|a| a.vmm_attached),
+            // The daemon knows at once; a stock one does not tell.
+            attached: answer.and_then(|a| a.vmm_attached).or(status.vmm_attached),
         },
         mounts: status
             .mounts
