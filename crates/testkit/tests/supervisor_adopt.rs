@@ -16,8 +16,8 @@ use killed::{Scene, Supervised};
 use mounts::own_mounts_or_skip;
 use nydusbox::protocol::SandboxId;
 use nydusbox::{
-    AdoptError, Adoption, DirError, EventItem, ExitCause, MountOutcome, Program, Sandbox, SandboxEvent,
-    StartCause, StateError, StatusPhase, SweepVerdict, UnmountOutcome, adopt_all, sweep,
+    AdoptError, Adoption, DirError, EventItem, ExitCause, GuestOutlook, MountOutcome, Program, Sandbox,
+    SandboxEvent, StartCause, StateError, StatusPhase, SweepVerdict, UnmountOutcome, adopt_all, sweep,
 };
 
 const FAKE: &str = env!("CARGO_BIN_EXE_fake-daemon");
@@ -147,6 +147,60 @@ async fn an_adopted_daemon_that_dies_is_noticed_with_its_last_lines() {
     assert_eq!(exit.cause, ExitCause::Unknown, "it is not our child");
     assert!(!exit.last_lines.is_empty());
     assert!(sandbox.stop().await.leftovers.is_empty());
+    scene.assert_clean();
+}
+
+#[tokio::test]
+async fn an_adopted_daemon_that_dies_is_replaced_if_the_sandbox_wants_that() {
+    own_mounts_or_skip!();
+    for program in programs() {
+        let scene = Scene::new();
+        Supervised::after(&scene.place, &program, &["start-replacing", "mount"]).kill();
+        let sandbox = adopted(&scene).await;
+        let mut events = sandbox.events();
+        scene.kill_daemon();
+        loop {
+            match events.next().await {
+                Some(EventItem::Record(record)) => match record.event {
+                    // Which slots its mounts had was known to the supervisor before only.
+                    SandboxEvent::Recovered { mounts, guest, .. } => {
+                        assert_ne!(guest, GuestOutlook::ImagesIfVmmReconnects);
+                        assert_eq!(mounts, 2);
+                        break;
+                    }
+                    SandboxEvent::GaveUp { .. } => panic!("given up"),
+                    _ => {}
+                },
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(scene.binds().len(), 1);
+        let image = scene.request("c1").at().clone();
+        assert_eq!(sandbox.unmount(image).await.unwrap(), UnmountOutcome::Unmounted);
+        assert!(sandbox.stop().await.leftovers.is_empty());
+        scene.assert_clean();
+    }
+}
+
+/// The successor that was being started is found by its lock, and goes with all the rest.
+#[tokio::test]
+async fn a_sandbox_whose_supervisor_was_killed_in_a_recovery_is_cleaned_up() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    let script = scene.place.path("script");
+    fs::write(&script, "serve\nnever-binds").unwrap();
+    let behaviour = format!("script:{}", script.display());
+    let steps = ["start-replacing", "mount", "lose-daemon"];
+    let supervised = Supervised::with_a(&scene.place, &programs()[1], &behaviour, &steps);
+    // The supervisor and the daemon that does not answer.
+    while scene.place.processes().len() < 2 {
+        std::thread::yield_now();
+    }
+    supervised.kill();
+    match adopt(&scene).await.unwrap() {
+        Adoption::CleanedUp { leftovers } => assert!(leftovers.is_empty(), "{leftovers:?}"),
+        Adoption::Running(_) => panic!("it lacks its mounts"),
+    }
     scene.assert_clean();
 }
 

@@ -225,6 +225,26 @@ async fn after_the_frontend_left_it_ends_by_itself() {
 }
 
 #[tokio::test]
+async fn a_vmm_that_connects_is_told_and_shown() {
+    let program = nydusd_or_skip!();
+    let place = Place::new();
+    let sandbox = Sandbox::start(place.config("s1", program)).await.unwrap();
+    let (mut events, mut status) = (sandbox.events(), sandbox.status());
+    status.wait_for(|s| s.vmm_attached == Some(false)).await.unwrap();
+    let frontend = connect(&sandbox).await;
+    status.wait_for(|s| s.vmm_attached == Some(true)).await.unwrap();
+    let mut told = Vec::new();
+    while let Some(EventItem::Record(record)) = events.try_next() {
+        told.push(record.event);
+    }
+    let connected = told.iter().filter(|e| **e == SandboxEvent::VmmConnected).count();
+    assert_eq!(connected, 1, "{told:?}");
+    drop(frontend);
+    assert!(sandbox.stop().await.leftovers.is_empty());
+    place.assert_clean();
+}
+
+#[tokio::test]
 async fn while_the_frontend_is_connected_it_costs_the_grace() {
     let program = nydusd_or_skip!();
     let place = Place::new();

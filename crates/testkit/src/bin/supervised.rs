@@ -3,7 +3,8 @@
 //! `supervised PLACE KIND EXE STEP…`: PLACE is a directory with `share`, `snapshot`, `bootstrap` and `config`, and
 //! gets `state`; KIND is `embedded` or `stock`. A step is `start` (the daemon
 //! is spared when this is killed), `start-mortal` (it is not), `start-replacing` (it is
-//! replaced when it ends), `crash` (it is killed, and replaced), `adopt`, `mount`, `unmount`, `stop`, or `hold`,
+//! replaced when it ends), `crash` (it is killed, and replaced), `lose-daemon` (it is
+//! killed, and about to be replaced), `adopt`, `mount`, `unmount`, `stop`, or `hold`,
 //! which waits to be killed. Each step that is done is a line on standard output. Everything but the library's own
 //! blocking threads runs on the main thread, so that a tracer can count what it does.
 
@@ -62,6 +63,15 @@ async fn step(
             kill_process(number, Signal::KILL)?;
             let replaced = |status: &Status| status.phase == StatusPhase::Serving && status.pid != pid;
             status.wait_for(replaced).await?;
+            Some(sandbox)
+        }
+        "lose-daemon" => {
+            let sandbox = there(sandbox)?;
+            let mut status = sandbox.status();
+            let number = Pid::from_raw(i32::try_from(status.borrow().pid)?).ok_or("no daemon")?;
+            kill_process(number, Signal::KILL)?;
+            let recovering = |status: &Status| matches!(status.phase, StatusPhase::Recovering { .. });
+            status.wait_for(recovering).await?;
             Some(sandbox)
         }
         "adopt" => match Sandbox::adopt(place.join("state"), &SandboxId::new("s1")?).await? {
