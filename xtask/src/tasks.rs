@@ -1,6 +1,7 @@
 //! The tasks, by name.
 
 mod bench;
+mod chaos;
 pub(crate) mod check_deps;
 mod demo;
 mod fuzz;
@@ -29,6 +30,8 @@ pub(crate) enum Task {
     },
     /// Fuzz the parsers of what others hand us, each for a while
     Fuzz(fuzz::FuzzArgs),
+    /// Read a cold image while its backend, its cache and its daemons fail, and compare every byte
+    Chaos(chaos::ChaosArgs),
     /// Install the genuine nydusd and virtiofsd, and suites of tests, below target/peers, once
     Peers,
     /// Unpack the microVM's kernel and busybox below target/guest, once
@@ -44,6 +47,7 @@ impl Task {
             Self::Bench(bench) => bench::run(workspace, &bench),
             Self::Test { full } => test::run(workspace, full),
             Self::Fuzz(args) => fuzz::run(workspace, args),
+            Self::Chaos(args) => chaos::run(workspace, &args),
             Self::Peers => peers::ensure(workspace).map(drop),
             Self::Guest => guest::ensure(workspace).map(drop),
             Self::CheckDeps => check_deps::run(workspace),

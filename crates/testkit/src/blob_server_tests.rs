@@ -80,6 +80,13 @@ fn faults_are_injected_as_often_as_asked() {
         head.contains("Content-Length: 10\r\n") && body == b"01234",
         "{head}"
     );
+    server.fail_next(Fault::Truncate, 3);
+    server.fail_next(Fault::Truncate, 0);
+    assert_eq!(
+        ask(&server, "GET /abc HTTP/1.1").1,
+        b"0123456789",
+        "none any more"
+    );
     server.fail_next(Fault::Short, 1);
     let (head, body) = ask(&server, "GET /abc HTTP/1.1");
     assert!(

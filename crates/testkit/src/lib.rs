@@ -7,6 +7,7 @@
 //! - [`machine`]: real machines under QEMU;
 //! - [`bench`]: daemons side by side under load, measured;
 //! - [`bench_supervisor`]: what starts, mounts, stops and sandboxes cost;
+//! - [`chaos`]: everything that can happen to a cold image, at once;
 //! - [`leak`]: what a test must not leave behind;
 //! - [`suite`]: one set of behaviours that runs against our daemon and the genuine one.
 //!
@@ -18,6 +19,7 @@
 pub mod bench;
 pub mod bench_supervisor;
 pub mod blob_server;
+pub mod chaos;
 pub mod daemon;
 pub mod guest;
 pub mod http;

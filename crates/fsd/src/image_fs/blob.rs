@@ -85,13 +85,19 @@ pub(super) struct BlobParts {
 pub(super) struct Generation {
     files: CacheFiles,
     ready: Ready,
+    /// The files were damaged: whatever their map says, nothing is here.
+    abandoned: AtomicBool,
 }
 
 impl Generation {
     fn open(parts: &BlobParts) -> io::Result<Self> {
         let files = CacheFiles::open(&parts.dir, &parts.id, parts.size, parts.chunks)?;
         let ready = Ready::new(parts.chunks, &files.ready_bits()?);
-        Ok(Self { files, ready })
+        Ok(Self {
+            files,
+            ready,
+            abandoned: AtomicBool::new(false),
+        })
     }
 
     /// Whether a chunk is known to be here.
@@ -109,9 +115,17 @@ impl Generation {
         &self.files
     }
 
+    /// The files were damaged; true if that is new.
+    fn abandon(&self) -> bool {
+        let new = !self.abandoned.swap(true, Ordering::AcqRel);
+        self.ready.clear_all();
+        new
+    }
+
     /// Whether a chunk is here, perhaps because of another process.
     fn look(&self, chunk: u32) -> bool {
-        if !self.ready.get(chunk) && self.files.is_ready(chunk).unwrap_or(false) {
+        let abandoned = self.abandoned.load(Ordering::Acquire);
+        if !abandoned && !self.ready.get(chunk) && self.files.is_ready(chunk).unwrap_or(false) {
             self.ready.set(chunk);
         }
         self.ready.get(chunk)
@@ -305,17 +319,21 @@ impl Blob {
                 self.refusing.store(false, Ordering::Relaxed);
                 Landing::Stored
             }
-            Err(error) => {
-                let truncated = matches!(error, WriteError::Truncated);
-                // A full disk is full for each chunk; it is said once, until it takes one again.
-                if truncated || !self.refusing.swap(true, Ordering::Relaxed) {
-                    self.cache_failed(error);
-                }
-                if truncated {
-                    self.replace(generation);
-                }
+            Err(WriteError::Truncated) => {
+                self.replace(generation);
                 Landing::Held(Arc::new(content))
             }
+            Err(error) => {
+                self.refused(error);
+                Landing::Held(Arc::new(content))
+            }
+        }
+    }
+
+    /// A full disk is full for each chunk; that is said once, until it takes one again.
+    fn refused(&self, source: impl Into<WriteError>) {
+        if !self.refusing.swap(true, Ordering::Relaxed) {
+            self.cache_failed(source);
         }
     }
 
@@ -339,7 +357,6 @@ impl Blob {
                 self.cache_failed(error);
             }
         } else {
-            self.cache_failed(WriteError::Truncated);
             self.replace(generation);
         }
     }
@@ -350,12 +367,15 @@ impl Blob {
         if !Arc::ptr_eq(damaged, &self.generation()) {
             return;
         }
+        if damaged.abandon() {
+            self.cache_failed(WriteError::Truncated);
+        }
         match Generation::open(&self.parts) {
             Ok(generation) => {
                 *self.present.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(generation);
             }
-            // Chunks are then served without being kept.
-            Err(error) => self.cache_failed(error),
+            // Chunks are served without being kept, and the next one tries again.
+            Err(error) => self.refused(error),
         }
     }
 }

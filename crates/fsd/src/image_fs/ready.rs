@@ -57,6 +57,14 @@ impl Ready {
         }
     }
 
+    /// Nothing is there after all.
+    pub(super) fn clear_all(&self) {
+        for word in &self.words {
+            let was = word.swap(0, Ordering::AcqRel);
+            self.missing.fetch_add(was.count_ones(), Ordering::AcqRel);
+        }
+    }
+
     /// Whether all chunks are there.
     pub(super) fn all(&self) -> bool {
         self.missing.load(Ordering::Acquire) == 0
@@ -85,5 +93,9 @@ mod tests {
         assert!(ready.all() && !ready.get(70) && !ready.get(1000));
         ready.clear(3);
         assert!(!ready.all());
+        ready.clear_all();
+        assert!((0..70).all(|c| !ready.get(c)));
+        (0..70).for_each(|c| ready.set(c));
+        assert!(ready.all(), "the count is right");
     }
 }

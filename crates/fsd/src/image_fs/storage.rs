@@ -5,6 +5,7 @@
 //! other as a whole.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
@@ -57,12 +58,9 @@ impl Storage {
         };
         for info in infos {
             // Before nydus sees them: it would make a truncated file longer and believe its map.
-            CacheFiles::open(
-                &dir,
-                &info.blob_id(),
-                info.uncompressed_size(),
-                info.chunk_count(),
-            )?;
+            let id = info.blob_id();
+            CacheFiles::open(&dir, &id, info.uncompressed_size(), info.chunk_count())?;
+            remove_damaged_table(&dir, &id, info)?;
         }
         let device = BlobDevice::new(config, infos)?;
         let counters = counters(&config.id, &dir);
@@ -139,6 +137,21 @@ fn plain_cache(config: &ConfigV2, infos: &[Arc<BlobInfo>]) -> io::Result<Option<
     }
     files.get_work_dir().map(|dir| Some(Path::new(dir).to_owned()))
 }
+
+/// A cached table of chunks that is not as long as it is made was truncated. nydus would refuse it for ever.
+fn remove_damaged_table(dir: &Path, blob: &str, info: &BlobInfo) -> io::Result<()> {
+    let path = dir.join(format!("{blob}.blob.meta"));
+    let whole = TABLE_HEADER + info.meta_ci_uncompressed_size().next_multiple_of(TABLE_HEADER);
+    match fs::metadata(&path) {
+        // Empty while it is made.
+        Ok(meta) if meta.len() != 0 && meta.len() != whole => fs::remove_file(&path),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// The header of a cached table of chunks, and what it is rounded up to, in bytes.
+const TABLE_HEADER: u64 = 4096;
 
 /// nydus' counters of a cache, which go by the configuration's id. nydus makes a set of its own for each cache,
 /// which no reader of ours would fill; this one takes its place in `/api/v1/metrics/blobcache`.

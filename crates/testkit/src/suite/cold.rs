@@ -5,12 +5,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-
 use super::fixture::{Fixture, done, guest};
+use super::small_disk::SmallDisk;
 use crate::blob_server::BlobServer;
 use crate::daemon::DaemonProcess;
 use crate::guest::FuseClient;
@@ -167,36 +166,12 @@ pub(super) fn killed_daemon_holds_nobody_up(fx: &Fixture) -> Outcome {
     Ok(())
 }
 
-/// A file system with little room, for as long as it lives.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: PathBuf, size: &str) -> Option<Self> {
-        fs::create_dir(&at).unwrap();
-        let options = std::ffi::CString::new(format!("size={size}")).unwrap();
-        match mount("tmpfs", &at, "tmpfs", MountFlags::empty(), options.as_c_str()) {
-            Ok(()) => Some(Self(at)),
-            Err(e) => {
-                eprintln!("skipped: no tmpfs can be mounted here: {e}");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a daemon that fails the test may still have files there.
-        let _unmounted = unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
 pub(super) fn cache_without_room_does_not_fail_reads(fx: &Fixture) -> Outcome {
     let cold = cold(fx, RafsVersion::V6)?;
     let Some(disk) = SmallDisk::mount(fx.path("small"), "3m") else {
         return Ok(());
     };
-    let daemon = cold.daemon(fx, &cold.config(fx, &disk.0));
+    let daemon = cold.daemon(fx, &cold.config(fx, disk.path()));
     let (mut fs, _) = cold.guest(&daemon);
     for _pass in 0..2 {
         cold.assert_reads_right(&mut fs);

@@ -14,6 +14,7 @@ mod images;
 mod names;
 mod sessions;
 mod shares;
+pub mod small_disk;
 
 use crate::daemon::Program;
 use crate::leak::LeakGuard;

@@ -1,0 +1,47 @@
+//! A file system with little room, for as long as it lives.
+
+use std::ffi::CString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+/// A tmpfs of a given size.
+#[derive(Debug)]
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Makes one at a path that is not there yet; `size` as in `mount -o size=`. `None`, with the reason printed,
+    /// where that is not permitted.
+    pub fn mount(at: PathBuf, size: &str) -> Option<Self> {
+        let options = CString::new(format!("size={size}")).ok()?;
+        let mounted = fs::create_dir(&at).and_then(|()| {
+            Ok(mount(
+                "tmpfs",
+                &at,
+                "tmpfs",
+                MountFlags::empty(),
+                options.as_c_str(),
+            )?)
+        });
+        match mounted {
+            Ok(()) => Some(Self(at)),
+            Err(e) => {
+                eprintln!("skipped: no tmpfs can be mounted here: {e}");
+                None
+            }
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a daemon that failed the test may still have files there.
+        let _unmounted = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
