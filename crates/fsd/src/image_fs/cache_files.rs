@@ -74,7 +74,13 @@ impl CacheFiles {
             };
             let map = match open_existing(&map_path)? {
                 Some(map) => Some(map),
-                None => create(&map_path, map_size(chunks), &header())?,
+                None => {
+                    // All of it, not only the header: nydus maps it, and a hole of a mapped file on a full disk is
+                    // a signal instead of an error.
+                    let mut content = header().to_vec();
+                    content.resize(usize::try_from(map_size(chunks)).unwrap_or(HEAD), 0);
+                    create(&map_path, map_size(chunks), &content)?
+                }
             };
             let (Some(data), Some(map)) = (data, map) else {
                 continue;
