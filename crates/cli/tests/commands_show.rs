@@ -130,6 +130,35 @@ fn logs_can_be_read_after_the_supervisor_was_killed() {
 }
 
 #[test]
+fn the_log_level_is_changed_while_the_daemon_runs() {
+    let s = Sandboxes::new();
+    let (bootstrap, config) = s.image();
+    s.start("s1", None);
+    let mount = |container: &str| {
+        s.ok(&[
+            "mount",
+            "s1",
+            container,
+            "--bootstrap",
+            &bootstrap,
+            "--config",
+            &config,
+        ]);
+        s.ok(&["logs", "s1"])
+    };
+    assert_eq!(s.json(&["log-level", "s1", "off"]), json!({"level": "off"}));
+    let quiet = s.ok(&["logs", "s1"]);
+    assert_eq!(mount("c1"), quiet);
+    s.ok(&["log-level", "s1", "debug"]);
+    assert_ne!(mount("c2"), quiet);
+    s.refused(&["log-level", "s1", "loud"], 2, &["loud"]);
+    if let Some(nydusd) = peer("nydusd") {
+        s.start("s2", Some(&nydusd));
+        s.ok(&["log-level", "s2", "debug"]);
+    }
+}
+
+#[test]
 fn arguments_are_those_of_the_sandbox() {
     let s = Sandboxes::new();
     let (bootstrap, config) = s.image();

@@ -8,6 +8,7 @@ mod image;
 mod images;
 mod kata_config;
 mod list;
+mod log_level;
 mod logs;
 mod manual;
 mod mount;
@@ -64,6 +65,8 @@ enum Command {
     Events(events::EventsArgs),
     /// Show what a sandbox's daemon has printed
     Logs(logs::LogsArgs),
+    /// Change how much a sandbox's daemon logs
+    LogLevel(log_level::LogLevelArgs),
     /// Print what a VMM or a Kata agent has to be told about a sandbox
     Emit(emit::EmitArgs),
     /// Stop a sandbox, or all of them: nothing is left
@@ -114,6 +117,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Stop(args) => done(place(&args.place).and_then(|dir| stop::run(&args, &dir))),
         Command::Events(args) => done(place(&args.place).and_then(|dir| events::run(&args, &dir))),
         Command::Logs(args) => done(place(&args.place).and_then(|dir| logs::run(&args, &dir))),
+        Command::LogLevel(args) => done(place(&args.place).and_then(|dir| log_level::run(&args, &dir))),
         Command::Emit(args) => done(place(&args.place).and_then(|dir| emit::run(&args, &dir))),
         Command::Adopt(args) => done(place(&args.place).and_then(|dir| adopt::run(&args, &dir))),
         Command::Sweep(args) => done(place(&args.place).and_then(|dir| sweep::run(&args, &dir))),

@@ -4,12 +4,13 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use clap::Args;
+use nydusbox::Health;
 use nydusbox_protocol::{FsType, SandboxId};
 
 use super::block_on;
 use super::output::{self, OutputArgs, Reader};
 use crate::args::StateDirArg;
-use crate::control::wire::{self, DaemonInfo, HealthInfo, SandboxInfo, State, SupervisorInfo, VmmInfo};
+use crate::control::wire::{self, DaemonInfo, SandboxInfo, State, SupervisorInfo, VmmInfo};
 use crate::control::{Client, Presence};
 use crate::error::Failure;
 use crate::state_dir::StateDir;
@@ -122,7 +123,7 @@ fn bare(id: &SandboxId, state: State, owner: Option<u32>) -> SandboxInfo {
         daemon: DaemonInfo::default(),
         vmm: VmmInfo::default(),
         mounts: Vec::new(),
-        health: HealthInfo::default(),
+        health: None,
         sockets: None,
         exit: None,
     }
@@ -155,15 +156,21 @@ fn text(info: &SandboxInfo) -> String {
     if let Some(attached) = info.vmm.attached {
         row("VMM", if attached { "attached" } else { "not attached" });
     }
-    if let Some(answers) = info.health.api_answers {
-        row(
-            "health",
-            if answers {
-                "the API answers"
-            } else {
-                "the API does not answer"
-            },
-        );
+    if let Some(health) = &info.health {
+        let facts = [
+            ("API", &health.api),
+            ("backend", &health.backend),
+            ("requests", &health.in_flight),
+        ];
+        for (name, fact) in facts {
+            match fact {
+                Health::Ok => row("health", &format!("{name} ok")),
+                Health::Degraded { reason } | Health::Failed { reason } => {
+                    row("health", &format!("{name} NOT OK: {reason}"));
+                }
+                Health::Unknown { reason } => row("health", &format!("{name} not known: {reason}")),
+            }
+        }
     }
     for mount in &info.mounts {
         let kind = match mount.fs_type {

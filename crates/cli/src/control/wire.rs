@@ -4,7 +4,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use nydusbox_protocol::{ContainerId, FsType, MountPoint, SandboxId};
+use nydusbox::HealthReport;
+use nydusbox_protocol::{ContainerId, FsType, LogLevel, MountPoint, SandboxId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{FAILED, Failure, NO_SANDBOX, TAKEN};
@@ -15,6 +16,8 @@ pub(crate) const SANDBOX: &str = "/v1/sandbox";
 pub(crate) const MOUNTS: &str = "/v1/mounts";
 /// What has happened to it: GET.
 pub(crate) const EVENTS: &str = "/v1/events";
+/// How much its daemon logs: PUT.
+pub(crate) const LOG_LEVEL: &str = "/v1/log-level";
 /// Its end: POST.
 pub(crate) const STOP: &str = "/v1/stop";
 
@@ -27,7 +30,8 @@ pub(crate) struct SandboxInfo {
     pub(crate) daemon: DaemonInfo,
     pub(crate) vmm: VmmInfo,
     pub(crate) mounts: Vec<MountInfo>,
-    pub(crate) health: HealthInfo,
+    /// `null` where nobody can say.
+    pub(crate) health: Option<HealthReport>,
     pub(crate) sockets: Option<Sockets>,
     pub(crate) exit: Option<ExitInfo>,
 }
@@ -101,13 +105,6 @@ pub(crate) struct MountInfo {
     pub(crate) confirmed: bool,
 }
 
-/// What is known of the daemon's health, each fact apart.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct HealthInfo {
-    /// Whether its API answers in time.
-    pub(crate) api_answers: Option<bool>,
-}
-
 /// Where to connect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sockets {
@@ -150,6 +147,12 @@ impl fmt::Debug for ImageBody {
             .field("bootstrap", &self.bootstrap)
             .finish_non_exhaustive()
     }
+}
+
+/// How much the daemon is to log, and what came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LevelBody {
+    pub(crate) level: LogLevel,
 }
 
 /// What came of a mount or an unmount.

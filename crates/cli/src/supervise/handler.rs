@@ -9,9 +9,11 @@ use nydusbox::{EventItem, Events, MountOutcome, MountRequest, Status, StopOutcom
 use nydusbox_protocol::{ContainerId, Endpoint, MountPoint};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::owner::{Change, Desk};
+use super::owner::{Change, Desk, Level};
 use super::report::{self, Subject};
-use crate::control::wire::{self, Changed, Code, ControlError, ImageBody, MountBody, Outcome, SandboxInfo};
+use crate::control::wire::{
+    self, Changed, Code, ControlError, ImageBody, LevelBody, MountBody, Outcome, SandboxInfo,
+};
 use crate::control::{Answer, Handler, Lines, ask_daemon};
 use crate::error::Failure;
 
@@ -125,16 +127,29 @@ impl Requests {
         Ok(Changed { at: own, outcome })
     }
 
+    async fn set_level(&self, body: &[u8]) -> Result<LevelBody, ControlError> {
+        let body: LevelBody = serde_json::from_slice(body).map_err(|e| bad_request("read the body", &e))?;
+        let (reply, result) = oneshot::channel();
+        let _ = self.desk.levels.send(Level(body.level, reply)).await;
+        match result.await {
+            Ok(Ok(())) => Ok(body),
+            Ok(Err(error)) => Err(report::call_error("change the log level", &error)),
+            Err(_) => Err(self.stopping()),
+        }
+    }
+
+    fn stopping(&self) -> ControlError {
+        ControlError::new(
+            Code::Stopping,
+            format!("sandbox {} is being stopped", self.subject.id),
+        )
+    }
+
     async fn ask<T>(&self, change: impl FnOnce(oneshot::Sender<T>) -> Change) -> Result<T, ControlError> {
         let (reply, result) = oneshot::channel();
         // Either fails when the owner is ending the sandbox.
         let _ = self.desk.changes.send(change(reply)).await;
-        result.await.map_err(|_| {
-            ControlError::new(
-                Code::Stopping,
-                format!("sandbox {} is being stopped", self.subject.id),
-            )
-        })
+        result.await.map_err(|_| self.stopping())
     }
 
     async fn stop(&self) -> Answer {
@@ -167,6 +182,10 @@ impl Handler for Requests {
             (&Method::GET, wire::EVENTS) => {
                 Answer::Lines(Lines::from_source(self.events.clone(), known_event))
             }
+            (&Method::PUT, wire::LOG_LEVEL) => match self.set_level(&body).await {
+                Ok(level) => Answer::json(&level),
+                Err(error) => Answer::Failed(error),
+            },
             (&Method::PUT, wire::MOUNTS) => changed(self.remount(&body).await),
             (&Method::POST, wire::MOUNTS) => changed(self.mount(&body).await),
             (&Method::DELETE, wire::MOUNTS) => changed(self.unmount(query).await),

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use nydusbox::{
-    MountError, MountOutcome, MountRequest, RemountError, Sandbox, StopOutcome, UnmountError, UnmountOutcome,
+    CallError, MountError, MountOutcome, MountRequest, RemountError, Sandbox, StopOutcome, UnmountError,
+    UnmountOutcome,
 };
-use nydusbox_protocol::MountPoint;
+use nydusbox_protocol::{LogLevel, MountPoint};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// A change of the sandbox, and where its result goes.
@@ -19,10 +20,18 @@ pub(super) enum Change {
     Unmount(MountPoint, oneshot::Sender<Result<UnmountOutcome, UnmountError>>),
 }
 
+/// A log level, and where the result goes.
+#[derive(Debug)]
+pub(super) struct Level(
+    pub(super) LogLevel,
+    pub(super) oneshot::Sender<Result<(), CallError>>,
+);
+
 /// The handlers' ends.
 #[derive(Debug)]
 pub(super) struct Desk {
     pub(super) changes: mpsc::Sender<Change>,
+    pub(super) levels: mpsc::Sender<Level>,
     pub(super) stop: mpsc::Sender<()>,
     pub(super) ended: watch::Receiver<Option<Arc<StopOutcome>>>,
 }
@@ -32,6 +41,7 @@ pub(super) struct Desk {
 pub(super) struct Owner {
     sandbox: Sandbox,
     changes: mpsc::Receiver<Change>,
+    levels: mpsc::Receiver<Level>,
     stop: mpsc::Receiver<()>,
     ended: watch::Sender<Option<Arc<StopOutcome>>>,
 }
@@ -39,16 +49,19 @@ pub(super) struct Owner {
 impl Owner {
     pub(super) fn new(sandbox: Sandbox) -> (Self, Desk) {
         let (changes, changes_in) = mpsc::channel(16);
+        let (levels, levels_in) = mpsc::channel(16);
         let (stop, stop_in) = mpsc::channel(1);
         let (ended, ended_in) = watch::channel(None);
         let desk = Desk {
             changes,
+            levels,
             stop,
             ended: ended_in,
         };
         let owner = Self {
             sandbox,
             changes: changes_in,
+            levels: levels_in,
             stop: stop_in,
             ended,
         };
@@ -60,6 +73,7 @@ impl Owner {
         let Self {
             sandbox,
             mut changes,
+            mut levels,
             mut stop,
             ended,
         } = self;
@@ -68,9 +82,10 @@ impl Owner {
             () = asked => {}
             Some(()) = stop.recv() => {}
             () = carry_out(&sandbox, &mut changes) => {}
+            () = set_levels(&sandbox, &mut levels) => {}
         }
         // Those who wait to be served hear that it is too late.
-        drop(changes);
+        drop((changes, levels));
         let outcome = Arc::new(sandbox.stop().await);
         ended.send_replace(Some(Arc::clone(&outcome)));
         outcome
@@ -86,5 +101,12 @@ async fn carry_out(sandbox: &Sandbox, changes: &mut mpsc::Receiver<Change>) {
             Change::Remount(request, reply) => drop(reply.send(sandbox.remount(request).await)),
             Change::Unmount(at, reply) => drop(reply.send(sandbox.unmount(at).await)),
         }
+    }
+}
+
+/// Beside the changes: a slow mount is when one wants to see more.
+async fn set_levels(sandbox: &Sandbox, levels: &mut mpsc::Receiver<Level>) {
+    while let Some(Level(level, reply)) = levels.recv().await {
+        drop(reply.send(sandbox.set_log_level(level).await));
     }
 }

@@ -8,7 +8,7 @@ use nydusbox::{
 use nydusbox_protocol::{DaemonInfo as Answer, SandboxId, SocketPath};
 
 use crate::control::wire::{
-    Code, ControlError, DaemonInfo, ExitInfo, HealthInfo, MountInfo, SandboxInfo, Sockets, State, Stopped,
+    Code, ControlError, DaemonInfo, ExitInfo, MountInfo, SandboxInfo, Sockets, State, Stopped,
     SupervisorInfo, VmmInfo,
 };
 use crate::error::Failure;
@@ -58,9 +58,7 @@ pub(super) fn info(subject: &Subject, status: &Status, answer: Option<&Answer>) 
                 confirmed: m.confirmed,
             })
             .collect(),
-        health: HealthInfo {
-            api_answers: Some(answer.is_some()),
-        },
+        health: Some(status.health.clone()),
         sockets: Some(Sockets {
             vhost: subject.vhost_socket.as_path().to_owned(),
             api: subject.api_socket.as_path().to_owned(),
@@ -136,6 +134,11 @@ pub(super) fn unmount_error(error: &UnmountError) -> ControlError {
         _ => Code::Internal,
     };
     ControlError::of(code, Failure::of(error))
+}
+
+/// Why a call to the daemon failed.
+pub(super) fn call_error(what: &str, error: &CallError) -> ControlError {
+    ControlError::of(call_code(error), Failure::new(what, error))
 }
 
 fn call_code(error: &CallError) -> Code {

@@ -146,6 +146,18 @@ pub fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+/// A status without what is observed again and again, for comparing.
+pub fn steady(mut info: Value) -> Value {
+    let all = match &mut info {
+        Value::Array(all) => all.iter_mut().collect(),
+        one => vec![one],
+    };
+    for one in all {
+        assert!(one.as_object_mut().unwrap().remove("health").is_some());
+    }
+    info
+}
+
 /// The process id in a status.
 pub fn pid(info: &Value, whose: &str) -> u32 {
     u32::try_from(info[whose]["pid"].as_u64().unwrap()).unwrap()
