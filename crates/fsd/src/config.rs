@@ -36,7 +36,7 @@ pub struct WorkerLimits {
     pub poll: Duration,
 }
 
-/// The default of [`WorkerLimits::poll`]; see docs/bench for what it was measured with.
+/// The default of [`WorkerLimits::poll`]: several times what a busy guest takes between two requests.
 pub const DEFAULT_POLL: Duration = Duration::from_micros(50);
 
 impl Default for WorkerLimits {

@@ -22,7 +22,7 @@ pub const DEFAULT_STATE_DIR: &str = "/run/nydusbox";
 pub const DEFAULT_START_DEADLINE: Duration = Duration::from_secs(10);
 /// How long one call to the daemon may take, headers and body.
 pub const DEFAULT_CALL_DEADLINE: Duration = Duration::from_secs(30);
-/// How often a sandbox's health is observed. A round costs a fraction of a millisecond of processor time.
+/// How often a sandbox's health is observed: a few requests on a connection of its own.
 pub const DEFAULT_HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the daemon may take to end after SIGTERM before it is killed.
 pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(5);

@@ -30,11 +30,12 @@ pub enum StateError {
         version: u32,
     },
     /// Not a document of any version.
-    #[error("understand the state")]
+    #[error("understand the state (line {line}, column {column})")]
     Malformed {
-        /// What is wrong with it.
-        #[source]
-        source: serde_json::Error,
+        /// From 1. What the parser says is not repeated: it quotes values, and the state holds credentials.
+        line: usize,
+        /// From 1; 0 at the start of a line.
+        column: usize,
     },
 }
 
@@ -131,7 +132,6 @@ impl StateDocument {
     /// # Errors
     /// [`StateError`] when the bytes are not one, or one of a version that is not known.
     pub fn parse(bytes: &[u8]) -> Result<Self, StateError> {
-        let malformed = |source| StateError::Malformed { source };
         // The version first: what else a newer document has may not fit at all.
         let Header { version } = serde_json::from_slice(bytes).map_err(malformed)?;
         if version > VERSION {
@@ -145,7 +145,15 @@ impl StateDocument {
     /// # Errors
     /// None that can happen: every value has a JSON form.
     pub fn encode(&self) -> Result<Vec<u8>, StateError> {
-        serde_json::to_vec(self).map_err(|source| StateError::Malformed { source })
+        serde_json::to_vec(self).map_err(malformed)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn malformed(error: serde_json::Error) -> StateError {
+    StateError::Malformed {
+        line: error.line(),
+        column: error.column(),
     }
 }
 

@@ -176,3 +176,14 @@ fn plain_program() -> ProgramRecord {
         version: String::new(),
     }
 }
+
+#[test]
+fn what_is_wrong_with_a_document_is_said_without_its_values() {
+    let error = StateDocument::parse(br#"{"version":1,"sandbox":{"auth":"c2VjcmV0"}}"#).unwrap_err();
+    let nested = StateDocument::parse(br#"{"version":"c2VjcmV0"}"#).unwrap_err();
+    for error in [error, nested] {
+        let text = format!("{error} {error:?} {:?}", std::error::Error::source(&error));
+        assert!(matches!(error, StateError::Malformed { line: 1, .. }), "{text}");
+        assert!(!text.contains("c2VjcmV0"), "{text}");
+    }
+}
