@@ -5,7 +5,7 @@
 //! - [`peers`]: where the genuine programs are that behaviour is compared with;
 //! - [`tree`], [`image`], [`blob_server`]: source trees, RAFS images made of them, a server for their blobs;
 //! - [`machine`]: real machines under QEMU;
-//! - [`bench`]: daemons side by side under load, measured;
+//! - [`mod@bench`]: daemons side by side under load, measured;
 //! - [`bench_supervisor`]: what starts, mounts, stops and sandboxes cost;
 //! - [`chaos`]: everything that can happen to a cold image, at once;
 //! - [`leak`]: what a test must not leave behind;
