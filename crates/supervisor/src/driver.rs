@@ -355,8 +355,12 @@ impl Driver {
         }
     }
 
-    /// A VMM that connected just before the daemon ended has been seen, too.
+    /// A VMM that connected just before the daemon ended has been seen, too. The embedded daemon can be asked no
+    /// more, and what it said last is as old as the last observation of its health.
     fn last_look_for_vmm(&mut self) {
+        if self.config.program().kind() == ProgramKind::Embedded {
+            self.lifecycle.vmm_may_have_come();
+        }
         if self.look_for_vmm.take().is_some() && frontend_seen(self.vhost_bound.as_path()) {
             for action in self.lifecycle.step(Event::Vmm(true)) {
                 self.perform(action);

@@ -156,7 +156,8 @@ pub enum SandboxEvent {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum GuestOutlook {
-    /// No VMM was connected: nothing is lost.
+    /// No VMM was connected: nothing is lost. Known of a stock nydusd only; the embedded daemon's VMM may have come
+    /// after it was asked last.
     NoVmm,
     /// If the VMM connects again by itself (Cloud Hypervisor tries for a minute, QEMU does not), the guest goes on
     /// with its images: they have the inode numbers they had. What it has open in a shared directory is lost, and

@@ -359,6 +359,11 @@ impl Lifecycle {
         actions.push(Action::Finish(step));
     }
 
+    /// That none was connected is not known any more.
+    pub(crate) fn vmm_may_have_come(&mut self) {
+        self.vmm = self.vmm.filter(|attached| *attached);
+    }
+
     fn vmm_seen(&mut self, attached: bool, actions: &mut Vec<Action>) {
         let before = self.vmm.replace(attached);
         match (before, attached) {

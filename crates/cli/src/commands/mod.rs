@@ -33,11 +33,24 @@ use crate::error::{Failure, RUN_FAILED};
 use crate::state_dir::StateDir;
 use crate::supervise;
 
+/// As in README; the numbers are those of `error.rs`.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    success
+  1    the command failed; the reason is on stderr
+  2    the command line is wrong
+  3    there is no such sandbox
+  4    the sandbox has no supervisor any more: adopt or sweep
+  5    the sandbox is in use, or what was asked for is taken
+  125  run: nydusbox failed before or after the guest's command
+  130  interrupted by Ctrl-C";
+
 #[derive(Debug, Parser)]
 #[command(
     name = "nydusbox",
     version,
-    about = "File systems for microVM sandboxes: shared directories and images fetched as they are read"
+    about = "File systems for microVM sandboxes: shared directories and images fetched as they are read",
+    after_help = EXIT_CODES
 )]
 struct Cli {
     /// Directory with sockets and logs of the live sandboxes; a command's own option comes first

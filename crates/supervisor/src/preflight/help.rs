@@ -25,6 +25,7 @@ const EMBEDDED: &[(&str, Option<char>, bool)] = &[
     ("request-queues", None, true),
     ("threads-max", None, true),
     ("exit-with-stdin", None, false),
+    ("poll-us", None, true),
     ("hybrid-mode", None, false),
     ("help", Some('h'), false),
 ];
