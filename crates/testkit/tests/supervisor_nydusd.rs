@@ -18,28 +18,14 @@ use nydusbox::{
     ArgumentError, CallError, EventItem, ExitCause, MountError, MountOutcome, MountRequest, PreflightError,
     Program, Sandbox, SandboxEvent, StartCause, StopStep, UnmountOutcome,
 };
+use nydusbox_testkit::peers::{Peer, require};
 use supervisor::Place;
-
-fn peer(name: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../target/peers/bin")
-        .join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    assert!(
-        std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_none(),
-        "{name} is not installed"
-    );
-    println!("skipped: {name} is not installed (cargo xtask peers)");
-    None
-}
 
 macro_rules! nydusd_or_skip {
     () => {
-        match peer("nydusd") {
-            Some(path) => Program::stock(path).unwrap(),
-            None => return,
+        match require(Peer::Nydusd) {
+            Ok(path) => Program::stock(path).unwrap(),
+            Err(_) => return,
         }
     };
 }
@@ -76,7 +62,7 @@ fn container(id: &str) -> ContainerId {
 #[tokio::test]
 async fn mounts_a_share_and_an_image_and_tells_refusals_apart() {
     let program = nydusd_or_skip!();
-    let Some(nydus_image) = peer("nydus-image") else {
+    let Ok(nydus_image) = require(Peer::NydusImage) else {
         return;
     };
     let place = Place::new();

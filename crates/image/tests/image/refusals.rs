@@ -228,7 +228,8 @@ fn what_a_killed_build_left_is_cleared_away_and_what_a_live_one_holds_is_not() {
     let dir = temp_dir();
     let source = dir.path().join("source");
     fs::create_dir(&source).unwrap();
-    fs::create_dir_all(dir.path().join(".image.partial-dead/work/blobs")).unwrap();
+    let dead = dir.path().join(".image.partial-dead");
+    fs::create_dir_all(dead.join("work").join("blobs")).unwrap();
     let live = dir.path().join(".image.partial-live");
     fs::create_dir(&live).unwrap();
     let lock = fs::File::open(&live).unwrap();

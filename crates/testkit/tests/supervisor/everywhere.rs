@@ -7,11 +7,12 @@
 //! makes that a failure.
 
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nydusbox::protocol::SandboxId;
 use nydusbox::{AdoptError, Adoption, DirError, Program, Sandbox, sweep};
+use nydusbox_testkit::peers::{Peer, require};
 
 use crate::killed::{self, Scene};
 use crate::mounts::own_mounts_or_skip;
@@ -212,7 +213,7 @@ const MILESTONES: &[&str] = &[
 async fn killed_with_a_genuine_nydusd_nothing_leaks() {
     own_mounts_or_skip!();
     let Some(()) = strace() else { return };
-    let (Some(nydusd), Some(nydus_image)) = (peer("nydusd"), peer("nydus-image")) else {
+    let (Ok(nydusd), Ok(nydus_image)) = (require(Peer::Nydusd), require(Peer::NydusImage)) else {
         return;
     };
     let scene = with_an_image(&nydus_image);
@@ -224,7 +225,7 @@ async fn killed_with_our_daemon_nothing_leaks() {
     own_mounts_or_skip!();
     let Some(()) = strace() else { return };
     let ours = Path::new(FAKE).with_file_name("nydusbox");
-    let Some(nydus_image) = peer("nydus-image") else {
+    let Ok(nydus_image) = require(Peer::NydusImage) else {
         return;
     };
     if !ours.exists() {
@@ -237,21 +238,6 @@ async fn killed_with_our_daemon_nothing_leaks() {
     }
     let scene = with_an_image(&nydus_image);
     kill_everywhere(&scene, &Program::embedded(ours).unwrap(), &STEPS, MILESTONES).await;
-}
-
-fn peer(name: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../target/peers/bin")
-        .join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    assert!(
-        std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_none(),
-        "{name} is not installed"
-    );
-    println!("skipped: {name} is not installed (cargo xtask peers)");
-    None
 }
 
 /// A scene whose bootstrap and configuration are those of an image.
