@@ -129,6 +129,7 @@ behaviours! {
         cold_daemons_share_what_they_fetch
         cold_reader_in_order_is_fetched_ahead_of
         cold_cache_without_room_does_not_fail_reads
+        cold_cache_files_are_opened_once_and_never_mapped
         cold_cache_truncated_under_the_daemon_is_filled_again
         stops_before_a_guest_came
         stops_with_a_guest_connected

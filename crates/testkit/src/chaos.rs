@@ -8,7 +8,6 @@
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -60,9 +59,6 @@ struct Stage<'a> {
     over: AtomicBool,
     right: AtomicU64,
     failed: AtomicU64,
-    /// Held while an image is mounted: nydus maps the chunk map then, and a map truncated in that very moment kills
-    /// the daemon (ARCHITECTURE.md, limits).
-    mounting: Mutex<()>,
 }
 
 /// A generator of numbers that are the same for the same seed.
@@ -115,7 +111,6 @@ pub fn run(program: &Program, length: Duration, seed: u64) -> Result<Report, Ski
         over: AtomicBool::new(false),
         right: AtomicU64::new(0),
         failed: AtomicU64::new(0),
-        mounting: Mutex::new(()),
     };
     #[expect(clippy::unwrap_used, reason = "nothing has filled the disk yet")]
     let daemon = stage.daemon(&fixture).unwrap();
@@ -170,10 +165,7 @@ impl Stage<'_> {
         let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
         config["backend"]["http-proxy"]["timeout"] = REQUEST_TIMEOUT_SECS.into();
         let body = mount_body("rafs", &self.image.bootstrap, &config.to_string());
-        let answer = {
-            let _mounting = self.mounting.lock().unwrap();
-            daemon.mount("/image", &body).unwrap()
-        };
+        let answer = daemon.mount("/image", &body).unwrap();
         if answer.status == 500 && answer.body.contains("No space left") {
             return None;
         }
@@ -299,10 +291,7 @@ impl Stage<'_> {
                     self.server.release();
                 }
                 3 | 4 => truncate(&self.cache, ".blob.data", dice.roll(40 << 20)),
-                5 => {
-                    let _not_while_mounting = self.mounting.lock().unwrap();
-                    truncate(&self.cache, ".chunk_map", dice.roll(4110));
-                }
+                5 => truncate(&self.cache, ".chunk_map", dice.roll(4110)),
                 6 => self.server.set_conditions(Conditions::default()),
                 // Full, for a while.
                 _ => {

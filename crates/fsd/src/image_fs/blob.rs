@@ -23,7 +23,7 @@ use super::error::FetchError;
 use super::events::report;
 use super::flight::{Flights, Landing};
 use super::gate::Gate;
-use super::origin::{Fetched, Origin};
+use super::origin::Origin;
 use super::range_lock::RangeLock;
 use super::ready::Ready;
 use super::retry::{Retry, RetryPolicy};
@@ -284,22 +284,11 @@ impl Blob {
         let mut landings = vec![Landing::Stored; group.len()];
         for part in merge(&missing, self.parts.policy.request_limit) {
             let part = &missing[part];
-            match self.parts.origin.fetch(part)? {
-                Fetched::Content(contents) => {
-                    for (chunk, content) in part.iter().zip(contents) {
-                        let landing = self.store(&generation, chunk, content);
-                        if let Some(at) = group.iter().position(|c| c.id == chunk.id) {
-                            landings[at] = landing;
-                        }
-                    }
-                }
-                Fetched::Stored => {
-                    if let Some(lost) = part.iter().find(|c| !generation.look(c.id)) {
-                        return Err(FetchError::Cache {
-                            blob: self.parts.id.clone(),
-                            chunk: lost.id,
-                        });
-                    }
+            let contents = self.parts.origin.fetch(part)?;
+            for (chunk, content) in part.iter().zip(contents) {
+                let landing = self.store(&generation, chunk, content);
+                if let Some(at) = group.iter().position(|c| c.id == chunk.id) {
+                    landings[at] = landing;
                 }
             }
         }

@@ -15,7 +15,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::range_lock::RangeLock;
@@ -184,6 +184,12 @@ impl CacheFiles {
         Ok(self.data.metadata()?.len() == self.size)
     }
 
+    /// Gives back the space of a part of the data file, where the file system can.
+    pub(super) fn release(&self, offset: u64, length: u64) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let _kept = rustix::fs::fallocate(&self.data, flags, offset, length);
+    }
+
     /// The data file.
     pub(super) fn data(&self) -> &File {
         &self.data
@@ -259,7 +265,10 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// Whether an open file is what the path leads to.
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+///
+/// # Errors
+/// What the file system said.
+pub(super) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let ours = file.metadata()?;
     match std::fs::metadata(path) {
         Ok(there) => Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino())),

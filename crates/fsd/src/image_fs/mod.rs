@@ -31,6 +31,8 @@ mod ready;
 mod retry;
 mod runs;
 mod storage;
+mod unpacked;
+mod work_dir;
 mod workers;
 
 use std::path::{Path, PathBuf};

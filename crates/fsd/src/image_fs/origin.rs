@@ -11,35 +11,23 @@ use nydus_utils::crypt::decrypt_with_context;
 use super::chunk::Chunk;
 use super::error::FetchError;
 
-/// What a request gave.
-#[derive(Debug)]
-pub(super) enum Fetched {
-    /// The content of each chunk, in order, verified.
-    Content(Vec<Vec<u8>>),
-    /// The chunks have been put in the cache already.
-    Stored,
-}
-
 /// A source of chunks.
 pub(super) trait Origin: Send + Sync {
-    /// Makes one request for chunks that follow each other.
+    /// Makes one request for chunks that follow each other, and gives the content of each, in order, verified.
     ///
     /// # Errors
     /// [`FetchError`].
-    fn fetch(&self, chunks: &[Chunk]) -> Result<Fetched, FetchError>;
+    fn fetch(&self, chunks: &[Chunk]) -> Result<Vec<Vec<u8>>, FetchError>;
 }
 
 /// A blob behind one of nydus' backends.
 pub(super) struct NydusOrigin {
     cache: Arc<dyn BlobCache>,
-    /// Chunks that cannot be taken out of the blob one by one (batches, indexed gzip): nydus unpacks and stores them.
-    by_nydus: bool,
 }
 
 impl NydusOrigin {
     pub(super) fn new(cache: Arc<dyn BlobCache>) -> Self {
-        let by_nydus = cache.is_batch() || cache.is_zran();
-        Self { cache, by_nydus }
+        Self { cache }
     }
 
     fn backend_error(&self, offset: u64, why: &dyn std::fmt::Display) -> FetchError {
@@ -106,19 +94,10 @@ impl NydusOrigin {
 }
 
 impl Origin for NydusOrigin {
-    fn fetch(&self, chunks: &[Chunk]) -> Result<Fetched, FetchError> {
+    fn fetch(&self, chunks: &[Chunk]) -> Result<Vec<Vec<u8>>, FetchError> {
         let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else {
-            return Ok(Fetched::Content(Vec::new()));
+            return Ok(Vec::new());
         };
-        if self.by_nydus {
-            let object = self.cache.get_blob_object().ok_or_else(|| {
-                self.backend_error(first.blob_offset, &"nydus cannot fetch this kind of blob")
-            })?;
-            object
-                .fetch_range_uncompressed(first.offset, last.end() - first.offset)
-                .map_err(|e| self.backend_error(first.blob_offset, &e))?;
-            return Ok(Fetched::Stored);
-        }
         let mut raw = vec![0; to_usize(last.blob_end() - first.blob_offset)];
         self.read(first.blob_offset, &mut raw)?;
         let content = chunks.iter().map(|chunk| {
@@ -126,7 +105,7 @@ impl Origin for NydusOrigin {
             let to = to_usize(chunk.blob_end() - first.blob_offset);
             self.unpack(chunk, &raw[from..to])
         });
-        content.collect::<Result<_, _>>().map(Fetched::Content)
+        content.collect()
     }
 }
 

@@ -5,7 +5,6 @@
 //! other as a whole.
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
@@ -13,15 +12,15 @@ use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
 use nydus_api::ConfigV2;
 use nydus_storage::cache::BlobCache;
 use nydus_storage::device::{BlobDevice, BlobFeatures, BlobInfo};
-use nydus_storage::factory::BLOB_FACTORY;
 use nydus_utils::digest::Algorithm;
 use nydus_utils::metrics::BlobcacheMetrics;
 
 use super::blob::{Blob, BlobParts, FetchPolicy};
-use super::cache_files::CacheFiles;
 use super::chunk::Chunk;
 use super::gate::Gate;
-use super::origin::NydusOrigin;
+use super::origin::{NydusOrigin, Origin};
+use super::unpacked::{Nydus, UnpackedOrigin};
+use super::work_dir::WorkDir;
 
 /// All blobs of an image, open.
 pub(super) struct Storage {
@@ -38,6 +37,8 @@ pub(super) struct ImageBlob {
     /// How chunks are verified; none where they are not.
     pub(super) digester: Option<Algorithm>,
     table: OnceLock<Box<[Chunk]>>,
+    /// Where nydus keeps the table.
+    work: Arc<WorkDir>,
 }
 
 impl Storage {
@@ -56,26 +57,26 @@ impl Storage {
                 blobs: Vec::new(),
             });
         };
+        let work = WorkDir::create(&dir)?;
+        let private = work.configure(config);
+        let mut parts = Vec::with_capacity(infos.len());
         for info in infos {
-            // Before nydus sees them: it would make a truncated file longer and believe its map.
-            let id = info.blob_id();
-            CacheFiles::open(&dir, &id, info.uncompressed_size(), info.chunk_count())?;
-            remove_damaged_table(&dir, &id, info)?;
+            parts.push(Nydus::open(&private, &work, info)?);
         }
-        let device = BlobDevice::new(config, infos)?;
+        let device = BlobDevice::new(&private, infos)?;
         let counters = counters(&config.id, &dir);
-        let blobs = infos.iter().map(|info| {
-            let cache = BLOB_FACTORY.new_blob_cache(config, info)?;
+        let blobs = infos.iter().zip(parts).map(|(info, nydus)| {
             let id = info.blob_id();
             if let Ok(mut files) = counters.underlying_files.lock() {
                 files.insert(format!("{id}.blob.data"));
             }
+            let cache = Arc::clone(&nydus.cache);
             let blob = Blob::open(BlobParts {
                 id,
                 dir: dir.clone(),
                 size: info.uncompressed_size(),
                 chunks: info.chunk_count(),
-                origin: Box::new(NydusOrigin::new(Arc::clone(&cache))),
+                origin: origin(nydus, config, &dir, info),
                 policy: FetchPolicy::default(),
                 counters: Arc::clone(&counters),
                 gate: Arc::clone(gate),
@@ -85,6 +86,7 @@ impl Storage {
                 digester: cache.need_validation().then(|| cache.blob_digester()),
                 cache,
                 table: OnceLock::new(),
+                work: Arc::clone(&work),
             })
         });
         let blobs = blobs.collect::<io::Result<_>>()?;
@@ -104,6 +106,9 @@ impl ImageBlob {
             return Some(table);
         }
         let meta = self.cache.get_blob_meta_info().ok().flatten()?;
+        if let Err(error) = self.work.share_tables(self.cache.blob_id()) {
+            tracing::debug!(%error, "the table of chunks is not shared");
+        }
         let chunks = (0..usize::try_from(self.blob.chunks()).ok()?).map(|at| {
             Chunk::copy(meta.get_chunk_info(at).as_ref(), self.digester).filter(|c| self.is_inside(c))
         });
@@ -138,20 +143,19 @@ fn plain_cache(config: &ConfigV2, infos: &[Arc<BlobInfo>]) -> io::Result<Option<
     files.get_work_dir().map(|dir| Some(Path::new(dir).to_owned()))
 }
 
-/// A cached table of chunks that is not as long as it is made was truncated. nydus would refuse it for ever.
-fn remove_damaged_table(dir: &Path, blob: &str, info: &BlobInfo) -> io::Result<()> {
-    let path = dir.join(format!("{blob}.blob.meta"));
-    let whole = TABLE_HEADER + info.meta_ci_uncompressed_size().next_multiple_of(TABLE_HEADER);
-    match fs::metadata(&path) {
-        // Empty while it is made.
-        Ok(meta) if meta.len() != 0 && meta.len() != whole => fs::remove_file(&path),
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        Ok(_) | Err(_) => Ok(()),
+/// Where the chunks of a blob come from.
+fn origin(nydus: Nydus, config: &Arc<ConfigV2>, dir: &Path, info: &Arc<BlobInfo>) -> Box<dyn Origin> {
+    if nydus.cache.is_batch() || nydus.cache.is_zran() {
+        let (config, dir, info) = (Arc::clone(config), dir.to_owned(), Arc::clone(info));
+        let renew = move || {
+            let work = WorkDir::create(&dir)?;
+            Nydus::open(&work.configure(&config), &work, &info)
+        };
+        Box::new(UnpackedOrigin::new(nydus, Box::new(renew)))
+    } else {
+        Box::new(NydusOrigin::new(nydus.cache))
     }
 }
-
-/// The header of a cached table of chunks, and what it is rounded up to, in bytes.
-const TABLE_HEADER: u64 = 4096;
 
 /// nydus' counters of a cache, which go by the configuration's id. nydus makes a set of its own for each cache,
 /// which no reader of ours would fill; this one takes its place in `/api/v1/metrics/blobcache`.

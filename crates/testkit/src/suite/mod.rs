@@ -241,6 +241,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         cold::cache_without_room_does_not_fail_reads,
     ),
     ours(
+        "cold_cache_files_are_opened_once_and_never_mapped",
+        "it maps the chunk map and the table of chunks",
+        cold::cache_files_are_opened_once_and_never_mapped,
+    ),
+    ours(
         "cold_cache_truncated_under_the_daemon_is_filled_again",
         "it maps its cache files, believes its chunk map, and dies or answers with what is left",
         cold::cache_truncated_under_the_daemon_is_filled_again,

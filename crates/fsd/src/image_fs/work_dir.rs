@@ -1,0 +1,244 @@
+//! A directory of its own for what nydus keeps of a mount's caches.
+//!
+//! nydus makes a data file longer that is too short, and believes its map all the same; it maps the chunk map and
+//! the table of chunks, and dies when they are truncated or the disk is full. With files that are nobody else's none
+//! of this can happen: nydus gets a sparse data file it does not fill, a map and a table that have their space, and
+//! what it has fetched of the blobs' tables is copied from and to the cache directory, where it is shared.
+//!
+//! The directory is under [`PLACE`] in the cache directory and goes away with its owner. One whose owner was killed
+//! is found unlocked, and removed, by the next. Next: `storage.rs` opens nydus' side in it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nydus_api::ConfigV2;
+use nydus_storage::device::BlobInfo;
+use rustix::fs::{FlockOperation, flock};
+
+use super::cache_files::{CacheFiles, is_at};
+
+/// Where such directories are within a cache directory.
+const PLACE: &str = ".nydusbox";
+/// How often making one starts over because another process removes it, not yet locked.
+const ATTEMPTS: usize = 16;
+/// The header of a cached table of chunks, and what its content is rounded up to, in bytes.
+const TABLE_HEADER: u64 = 4096;
+/// What nydus fetches of a blob besides its chunks, and keeps: its table of chunks, and digests of these with the
+/// table of contents that leads to them.
+const TABLES: [&str; 3] = ["blob.meta", "blob.digest", "blob.toc"];
+
+/// The directory, as long as this lives.
+#[derive(Debug)]
+pub(super) struct WorkDir {
+    path: PathBuf,
+    cache: PathBuf,
+    /// Locked: somebody lives here.
+    _lock: File,
+}
+
+impl WorkDir {
+    /// Makes one, and removes those of processes that were killed.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn create(cache: &Path) -> io::Result<Arc<Self>> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let place = cache.join(PLACE);
+        sweep(&place);
+        for _ in 0..ATTEMPTS {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = place.join(format!("{}-{count}", process::id()));
+            let mut builder = fs::DirBuilder::new();
+            match builder.recursive(true).create(&place).and_then(|()| {
+                // Another process' of the same number in another PID namespace is not this one.
+                builder.recursive(false).mode(0o700).create(&path)
+            }) {
+                Ok(()) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => continue,
+                Err(e) => return Err(e),
+            }
+            // Gone, or taken, if it was swept before it was locked.
+            let Ok(lock) = File::open(&path) else { continue };
+            if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && is_at(&lock, &path)? {
+                return Ok(Arc::new(Self {
+                    path,
+                    cache: cache.to_owned(),
+                    _lock: lock,
+                }));
+            }
+        }
+        Err(io::Error::other(format!(
+            "{} does not keep a directory",
+            place.display()
+        )))
+    }
+
+    /// A configuration with which nydus uses this directory instead of the cache directory.
+    pub(super) fn configure(&self, config: &ConfigV2) -> Arc<ConfigV2> {
+        let mut config = config.clone();
+        if let Some(files) = config.cache.as_mut().and_then(|c| c.file_cache.as_mut()) {
+            self.path
+                .to_string_lossy()
+                .as_ref()
+                .clone_into(&mut files.work_dir);
+        }
+        Arc::new(config)
+    }
+
+    /// Makes the files that nydus would make of a blob, with all the space that it will write to through a mapping.
+    /// Gives its data file and map.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn admit(&self, info: &BlobInfo) -> io::Result<CacheFiles> {
+        let id = info.blob_id();
+        let files = CacheFiles::open(&self.path, &id, info.uncompressed_size(), info.chunk_count())?;
+        if info.meta_ci_is_valid() {
+            for table in TABLES {
+                self.bring(&id, table, info)?;
+            }
+        }
+        Ok(files)
+    }
+
+    fn bring(&self, blob: &str, table: &str, info: &BlobInfo) -> io::Result<()> {
+        let shared = self.cache.join(format!("{blob}.{table}"));
+        let whole = (table == TABLES[0]).then(|| table_size(info));
+        let content = match fs::read(&shared) {
+            Ok(content) if whole.is_none_or(|whole| content.len() as u64 == whole) => Some(content),
+            // Was truncated; or is being made by a nydusd, which then shares it with nobody.
+            Ok(_) => {
+                fs::remove_file(&shared)?;
+                None
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        let content = match (content, whole) {
+            (Some(content), _) => content,
+            (None, Some(whole)) => vec![0; usize::try_from(whole).map_err(io::Error::other)?],
+            (None, None) => return Ok(()),
+        };
+        write_new(&self.path.join(format!("{blob}.{table}")), 0o600, &content)
+    }
+
+    /// Shares what nydus has fetched of a blob's tables, if nobody has. What the cache does not take is not shared.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn share_tables(&self, blob: &str) -> io::Result<()> {
+        for table in TABLES {
+            let name = format!("{blob}.{table}");
+            let (ours, shared) = (self.path.join(&name), self.cache.join(&name));
+            if shared.exists() || !ours.exists() {
+                continue;
+            }
+            // Complete before it has its name.
+            let copy = self.path.join(format!("{name}.copy"));
+            let done = fs::read(&ours)
+                .and_then(|content| write_new(&copy, 0o644, &content))
+                .and_then(|()| fs::rename(&copy, &shared));
+            if done.is_err() {
+                let _removed_with_the_directory = fs::remove_file(&copy);
+            }
+            done?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        remove(&self.path);
+        // Others may still be in it.
+        let _kept = fs::remove_dir(self.cache.join(PLACE));
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_dir_all(path)
+        && error.kind() != ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "work directory stays");
+    }
+}
+
+/// Removes what killed processes left.
+fn sweep(place: &Path) {
+    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+        let path = entry.path();
+        // The lock is held until it is removed: whoever made it just now sees that it is gone.
+        if let Ok(dir) = File::open(&path)
+            && flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            remove(&path);
+        }
+    }
+}
+
+fn table_size(info: &BlobInfo) -> u64 {
+    TABLE_HEADER + info.meta_ci_uncompressed_size().next_multiple_of(TABLE_HEADER)
+}
+
+fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(path)?;
+    file.write_all_at(content, 0)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn places(cache: &Path) -> usize {
+        fs::read_dir(cache.join(PLACE)).map_or(0, Iterator::count)
+    }
+
+    #[test]
+    fn a_directory_lasts_as_long_as_its_owner() {
+        let cache = tempfile::tempdir().unwrap();
+        let one = WorkDir::create(cache.path()).unwrap();
+        let other = WorkDir::create(cache.path()).unwrap();
+        assert!(
+            one.path != other.path && one.path.is_dir(),
+            "the other has not swept it"
+        );
+        drop(other);
+        assert_eq!(places(cache.path()), 1);
+        drop(one);
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_owner_left_is_removed_by_the_next() {
+        let cache = tempfile::tempdir().unwrap();
+        let left = cache.path().join(PLACE).join("1-0");
+        fs::create_dir_all(&left).unwrap();
+        fs::write(left.join("b.blob.meta"), "x").unwrap();
+        let _next = WorkDir::create(cache.path()).unwrap();
+        assert!(!left.exists());
+        assert_eq!(places(cache.path()), 1);
+    }
+
+    #[test]
+    fn tables_are_shared_complete_and_never_replaced() {
+        let cache = tempfile::tempdir().unwrap();
+        let work = WorkDir::create(cache.path()).unwrap();
+        fs::write(work.path.join("b.blob.meta"), "ours").unwrap();
+        work.share_tables("b").unwrap();
+        assert_eq!(fs::read(cache.path().join("b.blob.meta")).unwrap(), b"ours");
+        fs::write(work.path.join("b.blob.meta"), "newer").unwrap();
+        work.share_tables("b").unwrap();
+        assert_eq!(fs::read(cache.path().join("b.blob.meta")).unwrap(), b"ours");
+    }
+}
