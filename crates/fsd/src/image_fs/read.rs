@@ -14,14 +14,13 @@ use super::Image;
 use super::blob::{Blob, Generation, Held, Urgency};
 use super::chunk::Chunk;
 use super::layout::{Piece, Segment};
+use super::readahead;
 use super::runs::follows;
 use super::storage::{ImageBlob, Storage};
 use crate::sys::volatile;
 
 /// How often a read starts over because the cache lost what it had.
 const LOSSES: usize = 4;
-/// What is asked for at once ahead of a reader, in bytes of content.
-const AHEAD_REQUEST: u64 = 2 << 20;
 
 impl Image {
     /// Reads a file into `w` and gives how much that was, in bytes.
@@ -157,7 +156,7 @@ pub(super) fn requests(storage: &Storage, pieces: &[Piece]) -> Vec<(usize, Vec<C
                     && chunks.last().is_some_and(|last| follows(last, &piece.chunk))
                     && chunks
                         .first()
-                        .is_some_and(|first| piece.chunk.end() - first.offset <= AHEAD_REQUEST) =>
+                        .is_some_and(|first| piece.chunk.end() - first.offset <= readahead::REQUEST) =>
             {
                 chunks.push(piece.chunk.clone());
             }
