@@ -16,7 +16,7 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use nydusbox::StartError;
+use nydusbox::{ExitCause, StartCause, StartError};
 
 /// A failure on its way to the user.
 #[derive(Debug)]
@@ -75,14 +75,20 @@ impl Failure {
         }
     }
 
-    /// A start that failed, with what the daemon said last.
+    /// A start that failed, with what can be done about it and what the daemon said last.
     pub(crate) fn start(error: &StartError) -> Self {
-        let failure = Self::of(error);
-        if error.last_lines.is_empty() {
-            failure
-        } else {
+        let mut hints = Vec::new();
+        if let StartCause::Exited(cause) = &*error.cause {
+            hints.extend(remedy(*cause).map(str::to_owned));
+        }
+        if !error.last_lines.is_empty() {
             let lines = error.last_lines.join("\n  ");
-            failure.hint(format!("the daemon said last:\n  {lines}"))
+            hints.push(format!("the daemon said last:\n  {lines}"));
+        }
+        let failure = Self::of(error);
+        match hints.is_empty() {
+            true => failure,
+            false => failure.hint(hints.join("\n")),
         }
     }
 
@@ -115,5 +121,13 @@ impl Failure {
             eprintln!("hint: {hint}");
         }
         ExitCode::from(code)
+    }
+}
+
+/// What the user can do about a daemon that ended like this.
+pub(crate) fn remedy(cause: ExitCause) -> Option<&'static str> {
+    match cause {
+        ExitCause::Oom => Some("--memory-max of `nydusbox start` is too small for this daemon"),
+        ExitCause::Code(_) | ExitCause::Signal(_) | ExitCause::Unknown => None,
     }
 }

@@ -1,6 +1,7 @@
 //! What a daemon runs in: namespace, cgroup, limits, and a supervisor that is killed.
 //!
-//! Needs root for some, and says so where it has to skip. A memory limit needs the memory controller of cgroup v2.
+//! Needs root for some, and says so where it has to skip. Memory limits are tested where there are any: in a guest, by
+//! the command (`vm_supervisor`).
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

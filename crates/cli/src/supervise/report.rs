@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use nydusbox::{
-    CallError, MountError, RemountError, Status, StatusPhase, StopOutcome, StopStep, UnmountError,
+    CallError, ExitCause, MountError, RemountError, Status, StatusPhase, StopOutcome, StopStep, UnmountError,
 };
 use nydusbox_protocol::{DaemonInfo as Answer, SandboxId, SocketPath};
 
@@ -11,7 +11,7 @@ use crate::control::wire::{
     Code, ControlError, DaemonInfo, ExitInfo, MountInfo, SandboxInfo, Sockets, State, Stopped,
     SupervisorInfo, VmmInfo,
 };
-use crate::error::Failure;
+use crate::error::{Failure, remedy};
 
 /// What stays the same while a sandbox lives.
 #[derive(Debug, Clone)]
@@ -104,7 +104,7 @@ pub(super) fn mount_error(error: &MountError) -> ControlError {
         MountError::TooLarge { .. } => Code::BadConfig,
         MountError::Snapshotdir { .. } => Code::BadSnapshotdir,
         MountError::Daemon { source, .. } => call_code(source),
-        MountError::Exited { .. } => Code::Exited,
+        MountError::Exited { exit, .. } => return exited(exit.cause, error),
         MountError::Stopping { .. } => Code::Stopping,
         _ => Code::Internal,
     };
@@ -118,7 +118,7 @@ pub(super) fn remount_error(error: &RemountError) -> ControlError {
         RemountError::NotAnImage { .. } => Code::Refused,
         RemountError::TooLarge { .. } => Code::BadConfig,
         RemountError::Daemon { source, .. } => call_code(source),
-        RemountError::Exited { .. } => Code::Exited,
+        RemountError::Exited { exit, .. } => return exited(exit.cause, error),
         RemountError::Stopping { .. } => Code::Stopping,
         _ => Code::Internal,
     };
@@ -129,7 +129,7 @@ pub(super) fn remount_error(error: &RemountError) -> ControlError {
 pub(super) fn unmount_error(error: &UnmountError) -> ControlError {
     let code = match error {
         UnmountError::Daemon { source, .. } => call_code(source),
-        UnmountError::Exited { .. } => Code::Exited,
+        UnmountError::Exited { exit, .. } => return exited(exit.cause, error),
         UnmountError::Stopping { .. } => Code::Stopping,
         _ => Code::Internal,
     };
@@ -139,6 +139,15 @@ pub(super) fn unmount_error(error: &UnmountError) -> ControlError {
 /// Why a call to the daemon failed.
 pub(super) fn call_error(what: &str, error: &CallError) -> ControlError {
     ControlError::of(call_code(error), Failure::new(what, error))
+}
+
+fn exited(cause: ExitCause, error: &(dyn std::error::Error + 'static)) -> ControlError {
+    let failure = Failure::of(error);
+    let failure = match remedy(cause) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    };
+    ControlError::of(Code::Exited, failure)
 }
 
 fn call_code(error: &CallError) -> Code {

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use nydusbox_vmm::{SharedDir, VmOutcome};
 
@@ -98,14 +97,7 @@ pub fn install(host: &Host) -> Option<()> {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
     for program in &programs {
-        copy_into(
-            &root,
-            program,
-            &Path::new("bin").join(program.file_name().unwrap()),
-        );
-        for library in libraries(program) {
-            copy_into(&root, &library, library.strip_prefix("/").unwrap());
-        }
+        host.install(program);
     }
     let etc = root.join("etc");
     fs::write(etc.join("pjdfstest.toml"), CONFIGURATION).unwrap();
@@ -117,25 +109,6 @@ pub fn install(host: &Host) -> Option<()> {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
     Some(())
-}
-
-fn copy_into(root: &Path, from: &Path, to: &Path) {
-    let to = root.join(to);
-    fs::create_dir_all(to.parent().unwrap()).unwrap();
-    // What is there may be a link to busybox.
-    let _ = fs::remove_file(&to);
-    fs::copy(from, to).unwrap();
-}
-
-/// The files a program is linked to, as `ldd` lists them.
-fn libraries(program: &Path) -> Vec<PathBuf> {
-    let listed = Command::new("ldd").arg(program).output().unwrap();
-    assert!(listed.status.success(), "{listed:?}");
-    String::from_utf8_lossy(&listed.stdout)
-        .split_whitespace()
-        .filter(|word| word.starts_with('/'))
-        .map(PathBuf::from)
-        .collect()
 }
 
 /// Runs the tests of pjdfstest whose names contain one of these patterns; all of them if there is none.

@@ -116,6 +116,18 @@ impl Host {
         self.root.path().join("served").join(name)
     }
 
+    /// Puts a program into the served root's `/bin`, and the libraries it is linked to where they are on this machine.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn install(&self, program: &Path) {
+        let root = self.dir("rootfs");
+        copy(program, &root.join("bin").join(program.file_name().unwrap()));
+        for library in libraries(program) {
+            copy(&library, &root.join(library.strip_prefix("/").unwrap()));
+        }
+    }
+
     /// A machine that runs `command` on the served root.
     pub fn spec(&self, command: &[&str]) -> VmSpec {
         let socket = ShareSocket::new(self.root.path().join("fs.sock")).unwrap();
@@ -158,4 +170,22 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.stop_daemon();
     }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    // What is there may be a link to busybox.
+    let _ = fs::remove_file(to);
+    fs::copy(from, to).unwrap();
+}
+
+/// The files a program is linked to, as `ldd` lists them.
+fn libraries(program: &Path) -> Vec<PathBuf> {
+    let listed = Command::new("ldd").arg(program).output().unwrap();
+    assert!(listed.status.success(), "{listed:?}");
+    String::from_utf8_lossy(&listed.stdout)
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
 }
