@@ -57,7 +57,12 @@ impl Storage {
                 blobs: Vec::new(),
             });
         };
-        let work = WorkDir::create(&dir)?;
+        // What nydus unpacks is given back in a way that two mounts must not share.
+        let work = if infos.iter().any(|info| is_unpacked(info)) {
+            WorkDir::create(&dir)?
+        } else {
+            WorkDir::shared(&dir)?
+        };
         let private = work.configure(config);
         let mut parts = Vec::with_capacity(infos.len());
         for info in infos {
@@ -143,9 +148,14 @@ fn plain_cache(config: &ConfigV2, infos: &[Arc<BlobInfo>]) -> io::Result<Option<
     files.get_work_dir().map(|dir| Some(Path::new(dir).to_owned()))
 }
 
+/// Whether chunks of a blob cannot be taken out one by one.
+fn is_unpacked(info: &BlobInfo) -> bool {
+    info.has_feature(BlobFeatures::BATCH) || info.has_feature(BlobFeatures::ZRAN)
+}
+
 /// Where the chunks of a blob come from.
 fn origin(nydus: Nydus, config: &Arc<ConfigV2>, dir: &Path, info: &Arc<BlobInfo>) -> Box<dyn Origin> {
-    if nydus.cache.is_batch() || nydus.cache.is_zran() {
+    if is_unpacked(info) {
         let (config, dir, info) = (Arc::clone(config), dir.to_owned(), Arc::clone(info));
         let renew = move || {
             let work = WorkDir::create(&dir)?;

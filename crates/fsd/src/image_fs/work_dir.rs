@@ -1,4 +1,4 @@
-//! A directory of its own for what nydus keeps of a mount's caches.
+//! A directory for what nydus keeps of the caches of mounted images, within the cache directory.
 //!
 //! nydus makes a data file longer that is too short, and believes its map all the same; it maps the chunk map and
 //! the table of chunks, and dies when they are truncated or the disk is full. With files that are nobody else's none
@@ -8,13 +8,14 @@
 //! The directory is under [`PLACE`] in the cache directory and goes away with its owner. One whose owner was killed
 //! is found unlocked, and removed, by the next. Next: `storage.rs` opens nydus' side in it.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use nydus_api::ConfigV2;
 use nydus_storage::device::BlobInfo;
@@ -39,6 +40,8 @@ pub(super) struct WorkDir {
     cache: PathBuf,
     /// Locked: somebody lives here.
     _lock: File,
+    /// One mount at a time makes files, so that no other takes those that are not complete.
+    admitting: Mutex<()>,
 }
 
 impl WorkDir {
@@ -69,6 +72,7 @@ impl WorkDir {
                     path,
                     cache: cache.to_owned(),
                     _lock: lock,
+                    admitting: Mutex::new(()),
                 }));
             }
         }
@@ -76,6 +80,23 @@ impl WorkDir {
             "{} does not keep a directory",
             place.display()
         )))
+    }
+
+    /// One that all mounts of this process with that cache directory share: with the same configuration nydus then
+    /// gives them the same connections.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn shared(cache: &Path) -> io::Result<Arc<Self>> {
+        static BY_CACHE: LazyLock<Mutex<HashMap<PathBuf, Weak<WorkDir>>>> = LazyLock::new(Mutex::default);
+        let mut by_cache = BY_CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+        by_cache.retain(|_, work| work.strong_count() > 0);
+        if let Some(work) = by_cache.get(cache).and_then(Weak::upgrade) {
+            return Ok(work);
+        }
+        let work = Self::create(cache)?;
+        by_cache.insert(cache.to_owned(), Arc::downgrade(&work));
+        Ok(work)
     }
 
     /// A configuration with which nydus uses this directory instead of the cache directory.
@@ -96,6 +117,7 @@ impl WorkDir {
     /// # Errors
     /// What the file system said.
     pub(super) fn admit(&self, info: &BlobInfo) -> io::Result<CacheFiles> {
+        let _alone = self.admitting.lock().unwrap_or_else(PoisonError::into_inner);
         let id = info.blob_id();
         let files = CacheFiles::open(&self.path, &id, info.uncompressed_size(), info.chunk_count())?;
         if info.meta_ci_is_valid() {
@@ -107,7 +129,12 @@ impl WorkDir {
     }
 
     fn bring(&self, blob: &str, table: &str, info: &BlobInfo) -> io::Result<()> {
-        let shared = self.cache.join(format!("{blob}.{table}"));
+        let name = format!("{blob}.{table}");
+        let (ours, shared) = (self.path.join(&name), self.cache.join(&name));
+        if ours.exists() {
+            // Another mount's, which has it mapped.
+            return Ok(());
+        }
         let whole = (table == TABLES[0]).then(|| table_size(info));
         let content = match fs::read(&shared) {
             Ok(content) if whole.is_none_or(|whole| content.len() as u64 == whole) => Some(content),
@@ -124,7 +151,7 @@ impl WorkDir {
             (None, Some(whole)) => vec![0; usize::try_from(whole).map_err(io::Error::other)?],
             (None, None) => return Ok(()),
         };
-        write_new(&self.path.join(format!("{blob}.{table}")), 0o600, &content)
+        write_new(&ours, 0o600, &content)
     }
 
     /// Shares what nydus has fetched of a blob's tables, if nobody has. What the cache does not take is not shared.
@@ -132,6 +159,7 @@ impl WorkDir {
     /// # Errors
     /// What the file system said.
     pub(super) fn share_tables(&self, blob: &str) -> io::Result<()> {
+        let _alone = self.admitting.lock().unwrap_or_else(PoisonError::into_inner);
         for table in TABLES {
             let name = format!("{blob}.{table}");
             let (ours, shared) = (self.path.join(&name), self.cache.join(&name));
@@ -208,7 +236,8 @@ mod tests {
     fn a_directory_lasts_as_long_as_its_owner() {
         let cache = tempfile::tempdir().unwrap();
         let one = WorkDir::create(cache.path()).unwrap();
-        let other = WorkDir::create(cache.path()).unwrap();
+        let other = WorkDir::shared(cache.path()).unwrap();
+        assert!(Arc::ptr_eq(&other, &WorkDir::shared(cache.path()).unwrap()));
         assert!(
             one.path != other.path && one.path.is_dir(),
             "the other has not swept it"
