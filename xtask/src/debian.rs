@@ -38,6 +38,7 @@ pub(crate) const VM: &[Package] = &[package("qemu-system-x86", "boots the microV
 pub(crate) const TESTS: &[Package] = &[
     package("containerd", "is given the documented configuration"),
     package("fuse3", "its mount.fuse3 is how containerd calls a mount helper"),
+    package("nginx-light", "is the caching proxy that blobs go through"),
     package("strace", "kills a supervisor at every system call it makes"),
 ];
 

@@ -6,14 +6,7 @@ mod common;
 
 use std::process::{Command, Stdio};
 
-use common::{Dir, nydusbox, require, told, workspace};
-
-/// The first block of `language` in a document.
-fn block(document: &str, language: &str) -> String {
-    let text = std::fs::read_to_string(workspace().join("docs").join(document)).unwrap();
-    let (_, rest) = text.split_once(&format!("```{language}\n")).unwrap();
-    rest.split_once("```").unwrap().0.to_owned()
-}
+use common::{Dir, document_block, nydusbox, require, told};
 
 #[test]
 fn containerd_takes_the_documented_configuration() {
@@ -23,7 +16,7 @@ fn containerd_takes_the_documented_configuration() {
     };
     let dir = Dir::new();
     let file = dir.join("config.toml");
-    std::fs::write(&file, block("containerd.md", "toml")).unwrap();
+    std::fs::write(&file, document_block("containerd.md", "toml")).unwrap();
     let dump = Command::new(containerd)
         .arg("--config")
         .arg(&file)
@@ -50,7 +43,7 @@ fn the_documented_kata_section_is_what_the_command_prints() {
     let output = nydusbox().arg("kata-config").output().unwrap();
     let (code, out, _) = told(&output);
     assert_eq!(code, 0);
-    let documented = block("kata.md", "toml");
+    let documented = document_block("kata.md", "toml");
     assert_eq!(
         out.replace(env!("CARGO_BIN_EXE_nydusbox"), "/usr/bin/nydusbox"),
         documented

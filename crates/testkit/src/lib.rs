@@ -19,6 +19,7 @@
 pub mod bench;
 pub mod bench_supervisor;
 pub mod blob_server;
+pub mod caching_proxy;
 pub mod chaos;
 pub mod daemon;
 pub mod guest;

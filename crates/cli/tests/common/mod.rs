@@ -72,6 +72,13 @@ pub fn workspace() -> PathBuf {
         .unwrap()
 }
 
+/// The first block of `language` in a page of docs/.
+pub fn document_block(document: &str, language: &str) -> String {
+    let text = std::fs::read_to_string(workspace().join("docs").join(document)).unwrap();
+    let (_, rest) = text.split_once(&format!("```{language}\n")).unwrap();
+    rest.split_once("```").unwrap().0.to_owned()
+}
+
 /// A genuine program of nydus.
 pub fn peer(name: &str) -> Option<PathBuf> {
     let given = std::env::var_os("NYDUSBOX_PEERS").map(|dir| PathBuf::from(dir).join(name));
