@@ -9,6 +9,7 @@
 //! call into nydus-builder in `build/rafs.rs`.
 
 mod feed;
+mod layers;
 mod rafs;
 mod run;
 

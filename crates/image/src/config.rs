@@ -21,6 +21,9 @@ pub enum Source {
     Directory(PathBuf),
     /// A tar archive, plain or compressed with gzip; which of the two is seen from its content.
     Tar(PathBuf),
+    /// The layers of an image as archives, the lowest first; plain or compressed with gzip or Zstandard. What
+    /// the OCI image specification says of layers holds for them: whiteouts hide what lower layers have.
+    Layers(Vec<PathBuf>),
 }
 
 impl Source {
@@ -51,11 +54,12 @@ impl Source {
         }
     }
 
-    /// The path the files come from.
+    /// The path the files come from; of layers, the uppermost's.
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {
             Self::Directory(path) | Self::Tar(path) => path,
+            Self::Layers(paths) => paths.last().map_or(Path::new(""), PathBuf::as_path),
         }
     }
 }

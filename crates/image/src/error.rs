@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::layers::LayerError;
+
 /// Why [`build`](crate::build()) made no image. Nothing was left behind.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -118,6 +120,15 @@ pub enum BuildError {
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// A layer can't be converted.
+    #[error("cannot convert the layer {}", path.display())]
+    Layer {
+        /// Its archive.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: LayerError,
+    },
     /// The caller's [`Progress`](crate::Progress) said so.
     #[error("cancelled")]
     Cancelled,
@@ -151,7 +162,7 @@ pub(crate) fn out_of_space_below(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-fn is_out_of_space(error: &io::Error) -> bool {
+pub(crate) fn is_out_of_space(error: &io::Error) -> bool {
     [Errno::NOSPC, Errno::DQUOT]
         .iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))

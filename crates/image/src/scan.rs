@@ -8,6 +8,9 @@ mod tar_archive;
 
 pub(crate) use tar_archive::open_stream;
 
+use std::fs;
+use std::path::PathBuf;
+
 use crate::config::{BuildConfig, Source};
 use crate::error::BuildError;
 use crate::progress::Progress;
@@ -44,7 +47,25 @@ pub(crate) fn scan(config: &BuildConfig, progress: &dyn Progress) -> Result<Tota
     let totals = match &config.source {
         Source::Directory(path) => directory::scan(path, progress),
         Source::Tar(path) => tar_archive::scan(path, config.fs_version, progress),
+        Source::Layers(paths) => sizes(paths),
     }?;
     progress.position(totals.entries);
+    Ok(totals)
+}
+
+/// Layers are looked through while they are converted: what is known before is how much there is to read.
+fn sizes(paths: &[PathBuf]) -> Result<Totals, BuildError> {
+    let mut totals = Totals::default();
+    for path in paths {
+        let Source::Tar(_) = Source::detect(path)? else {
+            return Err(BuildError::SourceUnsupported { path: path.clone() });
+        };
+        let meta = fs::metadata(path).map_err(|source| BuildError::Unreadable {
+            path: path.clone(),
+            source,
+        })?;
+        totals.entries += 1;
+        totals.bytes += meta.len();
+    }
     Ok(totals)
 }

@@ -2,19 +2,17 @@
 //!
 //! Also the content of `image.json`, whose reading and writing is in `image_dir.rs`.
 
-use std::collections::HashSet;
-use std::error::Error as StdError;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
-use nydus_api::ConfigV2;
-use nydus_rafs::metadata::RafsSuper;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{BuildConfig, ChunkSize, Compressor, FsVersion};
 use crate::error::BuildError;
+use crate::rafs::load::load;
+use crate::rafs::with_nydus;
 use crate::staging::Staging;
+use crate::tree::{Action, Kind};
 
 /// What an image holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,10 +74,11 @@ impl BuildSummary {
             source,
         };
         let bootstrap = staging.work_bootstrap();
+        let loaded = with_nydus(|| load(&bootstrap)).map_err(unusable)?;
         let mut summary = Self {
-            fs_version: config.fs_version,
+            fs_version: loaded.fs_version,
             compressor: config.compressor,
-            chunk_size: config.chunk_size,
+            chunk_size: loaded.chunk_size,
             regular_files: 0,
             directories: 0,
             symlinks: 0,
@@ -91,44 +90,38 @@ impl BuildSummary {
             bootstrap_bytes: file_size(&bootstrap)?,
             blobs: Vec::new(),
         };
-        let (rafs, _) = RafsSuper::load_from_file(&bootstrap, Arc::new(ConfigV2::default()), false)
-            .map_err(|error| unusable(error.into()))?;
-        summary.count_inodes(&rafs).map_err(unusable)?;
-        for blob in rafs.superblock.get_blob_infos() {
-            let id = blob.blob_id();
-            let compressed_bytes = file_size(&staging.work_blobs().join(&id))?;
-            let chunks = u64::from(blob.chunk_count());
+        for entry in &loaded.entries {
+            summary.count(&entry.action);
+        }
+        for blob in loaded.blobs {
+            let compressed_bytes = file_size(&staging.work_blobs().join(&blob.id))?;
+            let chunks = u64::from(blob.chunks);
             summary.chunks += chunks;
             summary.compressed_bytes += compressed_bytes;
-            let uncompressed_bytes = blob.uncompressed_size();
             summary.blobs.push(BlobSummary {
-                id,
+                id: blob.id,
                 compressed_bytes,
-                uncompressed_bytes,
+                uncompressed_bytes: blob.uncompressed_bytes,
                 chunks,
             });
         }
         Ok(summary)
     }
 
-    fn count_inodes(&mut self, rafs: &RafsSuper) -> Result<(), Box<dyn StdError + Send + Sync>> {
-        let mut linked = HashSet::new();
-        rafs.walk_directory(rafs.superblock.root_ino(), None::<&Path>, &mut |inode, _path| {
-            if inode.is_dir() {
-                self.directories += 1;
-            } else if inode.is_symlink() {
-                self.symlinks += 1;
-            } else if !inode.is_reg() {
-                self.others += 1;
-            } else if inode.is_hardlink() && !linked.insert(inode.ino()) {
-                self.hard_links += 1;
-            } else {
+    fn count(&mut self, action: &Action) {
+        let Action::Put(inode) = action else {
+            self.hard_links += 1;
+            return;
+        };
+        match &inode.kind {
+            Kind::Directory => self.directories += 1,
+            Kind::File(content) => {
                 self.regular_files += 1;
-                self.uncompressed_bytes += inode.size();
+                self.uncompressed_bytes += content.size;
             }
-            Ok(())
-        })?;
-        Ok(())
+            Kind::Symlink(_) => self.symlinks += 1,
+            Kind::CharDevice(_) | Kind::BlockDevice(_) | Kind::Fifo | Kind::Socket => self.others += 1,
+        }
     }
 }
 

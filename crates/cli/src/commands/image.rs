@@ -26,6 +26,10 @@ pub(crate) struct BuildArgs {
     source: PathBuf,
     /// Where to put the image: image.boot, blobs/ and image.json
     out_dir: PathBuf,
+    /// Layer of an OCI image above SOURCE, which is one then too: a tar archive, plain, gzip or zstd, with
+    /// whiteouts (may be repeated, each above those before)
+    #[arg(long, value_name = "FILE")]
+    layer: Vec<PathBuf>,
     /// Version of the RAFS format: 5 or 6
     #[arg(long, value_name = "VERSION", default_value = "6")]
     fs_version: FsVersion,
@@ -53,7 +57,16 @@ fn run(args: &BuildArgs) -> Result<(), Failure> {
         ChunkSize::new(args.chunk_size.bytes()).map_err(|e| Failure::new("use this --chunk-size", &e))?;
     let out = args.out_dir.display().to_string();
     let failed = |e: nydusbox_image::BuildError| Failure::new(&format!("build the image {out}"), &e);
-    let source = Source::detect(&args.source).map_err(failed)?;
+    let source = if args.layer.is_empty() {
+        Source::detect(&args.source).map_err(failed)?
+    } else {
+        Source::Layers(
+            std::iter::once(&args.source)
+                .chain(&args.layer)
+                .cloned()
+                .collect(),
+        )
+    };
     let config = BuildConfig::new(source, &args.out_dir)
         .fs_version(args.fs_version)
         .compressor(args.compressor)

@@ -40,6 +40,7 @@ pub(super) fn run(
     match &config.source {
         Source::Directory(dir) => run_directory(config, dir, staging, totals, progress),
         Source::Tar(archive) => run_tar(config, archive, staging, totals, progress),
+        Source::Layers(archives) => super::layers::run(config, archives, staging, progress),
     }
 }
 

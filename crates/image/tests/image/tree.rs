@@ -184,6 +184,16 @@ pub(crate) fn add_linked_attribute(root: &Path) {
     .unwrap();
 }
 
+/// Pieces of content among holes, more than fit into one header.
+pub(crate) fn make_sparse(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    for piece in 0..40_u64 {
+        file.seek(SeekFrom::Start(piece * 100_000)).unwrap();
+        file.write_all(&noise(piece, 5000)).unwrap();
+    }
+    file.set_len(5_000_000).unwrap();
+}
+
 /// Two bytes of content, 3 MiB apart.
 fn sparse(path: &Path) {
     let mut file = File::create(path).unwrap();
@@ -194,16 +204,27 @@ fn sparse(path: &Path) {
 
 /// Archives `root`, in one of the two ways that keep extended attributes.
 pub(crate) fn archive(root: &Path, to: &Path, gzip: bool) {
+    archive_as(root, to, if gzip { &["--gzip"] } else { &[] });
+}
+
+/// The same with more options; the last `--format` counts.
+pub(crate) fn archive_as(root: &Path, to: &Path, options: &[&str]) {
     let status = std::process::Command::new("tar")
-        .args([
-            "--create",
-            "--format=pax",
-            "--xattrs",
-            "--xattrs-include=*",
-            "--numeric-owner",
-            "--sort=name",
-        ])
-        .args(gzip.then_some("--gzip"))
+        .args(["--create", "--format=pax", "--numeric-owner", "--sort=name"])
+        .args(options)
+        // Implies the pax format.
+        .args(
+            (!options.contains(&"--format=gnu"))
+                .then_some(["--xattrs", "--xattrs-include=*"])
+                .into_iter()
+                .flatten(),
+        )
+        .args(
+            options
+                .iter()
+                .any(|option| option.starts_with("--sparse-version"))
+                .then_some("--sparse"),
+        )
         .arg("--file")
         .arg(to)
         .arg("--directory")

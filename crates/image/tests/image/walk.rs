@@ -143,12 +143,7 @@ pub(crate) fn image(image: &ImageDir) -> Entries {
     let (rafs, _) =
         RafsSuper::load_from_file(image.bootstrap(), Arc::new(ConfigV2::default()), false).unwrap();
     let blobs = rafs.superblock.get_blob_infos();
-    let mut found = vec![];
-    rafs.walk_directory(rafs.superblock.root_ino(), None::<&Path>, &mut |inode, path| {
-        found.push((path.to_owned(), inode));
-        Ok(())
-    })
-    .unwrap();
+    let mut found = inodes(&rafs);
     found.sort_by(|left, right| left.0.cmp(&right.0));
 
     let mut inodes: HashMap<u64, PathBuf> = HashMap::new();
@@ -223,4 +218,64 @@ fn content(image: &ImageDir, blobs: &[Arc<BlobInfo>], inode: &dyn RafsInodeExt) 
         content.append(&mut stored);
     }
     content
+}
+
+/// An image's paths in order: directories end in a slash, files have their content, links their target.
+pub(crate) fn list(of: &ImageDir) -> Vec<String> {
+    let (rafs, _) = RafsSuper::load_from_file(of.bootstrap(), Arc::new(ConfigV2::default()), false).unwrap();
+    let blobs = rafs.superblock.get_blob_infos();
+    let mut found = inodes(&rafs);
+    found.sort_by(|left, right| left.0.cmp(&right.0));
+    found
+        .into_iter()
+        .map(|(path, inode)| {
+            let path = path.to_str().unwrap();
+            if inode.is_dir() {
+                format!("{}/", path.trim_end_matches('/'))
+            } else if inode.is_symlink() {
+                format!("{path}->{}", inode.get_symlink().unwrap().display())
+            } else {
+                let content = content(of, &blobs, &*inode);
+                format!("{path}={}", String::from_utf8(content).unwrap())
+            }
+        })
+        .collect()
+}
+
+/// Modification times of an image's files, seconds and nanoseconds.
+pub(crate) fn times(of: &ImageDir) -> Vec<(OsString, (i64, u32))> {
+    let (rafs, _) = RafsSuper::load_from_file(of.bootstrap(), Arc::new(ConfigV2::default()), false).unwrap();
+    let mut times: Vec<_> = inodes(&rafs)
+        .into_iter()
+        .filter(|(_, inode)| inode.is_reg())
+        .map(|(path, inode)| {
+            let attr = inode.get_attr();
+            (path.into_os_string(), (attr.mtime.cast_signed(), attr.mtimensec))
+        })
+        .collect();
+    times.sort();
+    times
+}
+
+/// Link counts of an image's files, and the first name of each.
+pub(crate) fn links(of: &ImageDir) -> Vec<(PathBuf, u64, PathBuf)> {
+    let files = image(of).into_iter().filter(|(_, entry)| entry.content.is_some());
+    files
+        .map(|(path, entry)| (path, entry.links, entry.same_as))
+        .collect()
+}
+
+/// A file's mode with its type.
+pub(crate) fn mode(of: &ImageDir, path: &str) -> u32 {
+    image(of)[Path::new(path)].mode
+}
+
+fn inodes(rafs: &RafsSuper) -> Vec<(PathBuf, Arc<dyn RafsInodeExt>)> {
+    let mut found = vec![];
+    rafs.walk_directory(rafs.superblock.root_ino(), None::<&Path>, &mut |inode, path| {
+        found.push((path.to_owned(), inode));
+        Ok(())
+    })
+    .unwrap();
+    found
 }

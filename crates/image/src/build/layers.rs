@@ -1,0 +1,112 @@
+//! Builds an image directory from the layers of an image, given as archives.
+//!
+//! The blobs are those `image convert` makes, each with its layer's own bootstrap in it. Read `layer_pool.rs` for
+//! how they are made and `merge.rs` for what becomes of them.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::PathBuf;
+
+use nydus_utils::compress;
+
+use crate::config::{BuildConfig, Compressor};
+use crate::error::{BuildError, is_out_of_space, out_of_space_below};
+use crate::layer_pool::{FailedLayer, LayerSource, blob_path, convert_layers};
+use crate::layers::{LayerError, bootstrap_error};
+use crate::merge::{MergeError, MergeLayer, merge};
+use crate::progress::Progress;
+use crate::rafs::bootstrap::BootstrapPlan;
+use crate::rafs::chunks::Dictionary;
+use crate::rafs::tail::BlobFormat;
+use crate::rafs::with_nydus;
+use crate::staging::Staging;
+
+/// Builds into the staging directory's working directory.
+pub(super) fn run(
+    config: &BuildConfig,
+    archives: &[PathBuf],
+    staging: &Staging,
+    progress: &dyn Progress,
+) -> Result<(), BuildError> {
+    let format = BlobFormat {
+        fs_version: config.fs_version,
+        compressor: algorithm(config.compressor),
+        chunk_size: config.chunk_size,
+    };
+    let mut sources = Vec::new();
+    for path in archives {
+        let bytes = fs::metadata(path).map_err(|source| BuildError::Unreadable {
+            path: path.clone(),
+            source,
+        })?;
+        sources.push(LayerSource {
+            bytes: bytes.len(),
+            open: Box::new(move || File::open(path).map(|file| Box::new(file) as Box<dyn Read + Send>)),
+        });
+    }
+    let failed = |failed: FailedLayer| layer_error(config, archives, failed);
+    let work = staging.path().join("work");
+    let converted =
+        convert_layers(&sources, format, &Dictionary::default(), &work, progress).map_err(failed)?;
+    let layers: Vec<_> = converted.into_iter().map(MergeLayer::from).collect();
+    let merged = merge(&layers).map_err(|error| {
+        let layer = match &error {
+            MergeError::Entry { layer, .. } => *layer,
+            MergeError::TooManyBlobs => 0,
+        };
+        failed(FailedLayer {
+            layer,
+            error: error.into(),
+        })
+    })?;
+    let plan = BootstrapPlan {
+        tree: &merged.tree,
+        fs_version: format.fs_version,
+        compressor: format.compressor,
+        chunk_size: format.chunk_size,
+        blobs: &merged.blobs,
+        blob_indexes: &merged.blob_indexes,
+        mark_implicit: false,
+    };
+    with_nydus(|| plan.write(&staging.work_bootstrap())).map_err(|error| {
+        failed(FailedLayer {
+            layer: 0,
+            error: bootstrap_error(error),
+        })
+    })?;
+    // A layer whose files are all hidden, or that has none, adds no blob to the image.
+    let used: BTreeSet<_> = merged.blobs.iter().map(|blob| &blob.id).collect();
+    for (number, layer) in layers.iter().enumerate() {
+        let id = &layer.blobs[0].id;
+        if used.contains(id) {
+            let to = staging.work_blobs().join(id);
+            fs::rename(blob_path(&work, number), &to).map_err(|source| BuildError::output(&to, source))?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn algorithm(compressor: Compressor) -> compress::Algorithm {
+    match compressor {
+        Compressor::None => compress::Algorithm::None,
+        Compressor::Lz4Block => compress::Algorithm::Lz4Block,
+        Compressor::Zstd => compress::Algorithm::Zstd,
+    }
+}
+
+fn layer_error(config: &BuildConfig, archives: &[PathBuf], failed: FailedLayer) -> BuildError {
+    match failed.error {
+        LayerError::Cancelled => BuildError::Cancelled,
+        LayerError::Output { source, .. } if is_out_of_space(&source) => BuildError::OutOfSpace {
+            path: config.out_dir.clone(),
+        },
+        LayerError::Bootstrap { source } if out_of_space_below(&*source) => BuildError::OutOfSpace {
+            path: config.out_dir.clone(),
+        },
+        error => BuildError::Layer {
+            path: archives.get(failed.layer).cloned().unwrap_or_default(),
+            source: error,
+        },
+    }
+}

@@ -1,0 +1,185 @@
+//! Converts the layers of an image beside each other, watched from the caller's thread.
+//!
+//! Owns the threads; each ends before [`convert_layers`] returns. The first layer that fails stops the others.
+//! What converting one is, is in `layers.rs`.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use crate::layers::{ConvertedLayer, LayerError, LayerTools, convert_layer, decompressed};
+use crate::progress::Progress;
+use crate::rafs::chunks::Dictionary;
+use crate::rafs::compress::Compressors;
+use crate::rafs::tail::BlobFormat;
+
+/// How often the position is reported, and whether to stop asked.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+/// More layers at once take memory and bring nothing: compressing is shared anyway.
+const MAX_AT_ONCE: usize = 4;
+
+type Open<'a> = dyn Fn() -> io::Result<Box<dyn Read + Send>> + Send + Sync + 'a;
+
+/// A layer's archive, compressed or not, that is yet to be opened.
+pub(crate) struct LayerSource<'a> {
+    /// As it will be read.
+    pub(crate) bytes: u64,
+    pub(crate) open: Box<Open<'a>>,
+}
+
+impl fmt::Debug for LayerSource<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LayerSource")
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A layer that can't be converted, by its number.
+#[derive(Debug)]
+pub(crate) struct FailedLayer {
+    pub(crate) layer: usize,
+    pub(crate) error: LayerError,
+}
+
+/// Where the blob of the layer of this number is written.
+pub(crate) fn blob_path(dir: &Path, layer: usize) -> PathBuf {
+    dir.join(format!("layer-{layer}"))
+}
+
+/// Converts `layers` to blobs in `dir`, telling `progress` how many bytes of them were read.
+pub(crate) fn convert_layers(
+    layers: &[LayerSource<'_>],
+    format: BlobFormat,
+    dictionary: &Dictionary,
+    dir: &Path,
+    progress: &dyn Progress,
+) -> Result<Vec<ConvertedLayer>, FailedLayer> {
+    let no_threads = |source| FailedLayer {
+        layer: 0,
+        error: LayerError::Unreadable { source },
+    };
+    let compressors = Compressors::start().map_err(no_threads)?;
+    let cancelled = AtomicBool::new(false);
+    let pool = Pool {
+        layers,
+        dir,
+        tools: LayerTools {
+            format,
+            compressors: &compressors,
+            dictionary,
+            cancelled: &cancelled,
+        },
+        next: AtomicUsize::new(0),
+        position: AtomicU64::new(0),
+        done: Mutex::new(layers.iter().map(|_| None).collect()),
+        failed: Mutex::new(None),
+    };
+    let at_once = thread::available_parallelism()
+        .map_or(1, NonZeroUsize::get)
+        .min(MAX_AT_ONCE)
+        .min(layers.len());
+    thread::scope(|scope| -> io::Result<()> {
+        let (alive, ended) = mpsc::channel::<()>();
+        for _ in 0..at_once {
+            let (pool, alive) = (&pool, alive.clone());
+            thread::Builder::new()
+                .name("layer".to_owned())
+                .spawn_scoped(scope, move || {
+                    let _alive = alive;
+                    pool.work();
+                })
+                // Those there are already end by themselves, without more work.
+                .inspect_err(|_| cancelled.store(true, Ordering::Relaxed))?;
+        }
+        drop(alive);
+        while let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(REPORT_INTERVAL) {
+            progress.position(pool.position.load(Ordering::Relaxed));
+            if progress.is_cancelled() {
+                cancelled.store(true, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    })
+    .map_err(no_threads)?;
+    progress.position(pool.position.load(Ordering::Relaxed));
+    pool.result()
+}
+
+struct Pool<'a> {
+    layers: &'a [LayerSource<'a>],
+    dir: &'a Path,
+    tools: LayerTools<'a>,
+    next: AtomicUsize,
+    /// Bytes read of all layers.
+    position: AtomicU64,
+    done: Mutex<Vec<Option<ConvertedLayer>>>,
+    /// What failed first.
+    failed: Mutex<Option<FailedLayer>>,
+}
+
+impl Pool<'_> {
+    fn work(&self) {
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(source) = self.layers.get(number) else {
+                return;
+            };
+            match self.convert(number, source) {
+                Ok(converted) => {
+                    self.done.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(converted);
+                }
+                Err(error) => {
+                    let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    failed.get_or_insert(FailedLayer { layer: number, error });
+                    self.tools.cancelled.store(true, Ordering::Relaxed);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn convert(&self, number: usize, source: &LayerSource<'_>) -> Result<ConvertedLayer, LayerError> {
+        let unreadable = |source| LayerError::Unreadable { source };
+        let counted = Counting {
+            inner: (source.open)().map_err(unreadable)?,
+            position: &self.position,
+        };
+        let archive = decompressed(counted).map_err(unreadable)?;
+        convert_layer(archive, &blob_path(self.dir, number), self.tools)
+    }
+
+    fn result(self) -> Result<Vec<ConvertedLayer>, FailedLayer> {
+        if let Some(failed) = self.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(failed);
+        }
+        let done = self.done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let all: Option<Vec<_>> = done.into_iter().collect();
+        // One that is missing was neither done nor failed: nobody came to it.
+        all.ok_or(FailedLayer {
+            layer: 0,
+            error: LayerError::Cancelled,
+        })
+    }
+}
+
+/// Adds what passes to a count of all layers.
+struct Counting<'a, R> {
+    inner: R,
+    position: &'a AtomicU64,
+}
+
+impl<R: Read> Read for Counting<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let got = self.inner.read(buf)?;
+        self.position.fetch_add(got as u64, Ordering::Relaxed);
+        Ok(got)
+    }
+}

@@ -1,0 +1,286 @@
+//! One layer of an OCI image, as its archive, becomes one blob of RAFS.
+//!
+//! ```text
+//! tar | gzip | zstd -> tar_stream -> entry (what it means) -> rafs/chunks (data) -> blob
+//!                                           '-> Layer (names, in order) -> its own bootstrap, in the blob too
+//! ```
+//! The archive is read once and nothing is unpacked. Layers become an image in `convert.rs`; how one is applied
+//! over another is in `tree/apply.rs`.
+
+mod decompress;
+mod entry;
+mod error;
+mod tar_header;
+mod tar_pax;
+mod tar_sparse;
+mod tar_stream;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub(crate) use decompress::decompressed;
+pub(crate) use entry::{OPAQUE_WHITEOUT, WHITEOUT_PREFIX};
+pub use error::{EntryProblem, LayerError, TarProblem};
+
+use entry::{Meaning, interpret};
+use tar_stream::TarStream;
+
+use crate::rafs::blob::Blob;
+use crate::rafs::bootstrap::BootstrapPlan;
+use crate::rafs::chunks::{BlobFile, ChunkRef, ChunkWriter, Dictionary};
+use crate::rafs::compress::Compressors;
+use crate::rafs::tail::{BlobFormat, Tail};
+use crate::rafs::{NydusError, with_nydus};
+use crate::tree::{Action, ApplyError, Chunk, Content, Entry, Inode, Kind, Layer, Tree};
+
+/// RAFS counts a file's chunks with 32 bits, and nydus takes no larger number.
+const MAX_FILE_CHUNKS: u64 = 1 << 24;
+
+/// What converting a layer takes besides its archive.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LayerTools<'a> {
+    pub(crate) format: BlobFormat,
+    pub(crate) compressors: &'a Compressors,
+    pub(crate) dictionary: &'a Dictionary,
+    /// Set to have it end with [`LayerError::Cancelled`].
+    pub(crate) cancelled: &'a AtomicBool,
+}
+
+/// A layer that was converted.
+#[derive(Debug)]
+pub(crate) struct ConvertedLayer {
+    pub(crate) layer: Layer,
+    /// Its own blob; the chunks say 0 for it. Always there, though only the bootstrap may be in it.
+    pub(crate) blob: Blob,
+    /// Blobs of the dictionary, which its chunks call 1 and so on.
+    pub(crate) dictionary_blobs: Vec<Blob>,
+}
+
+/// Converts the layer that `archive` (uncompressed) holds, into the blob `out`, which is made or overwritten.
+pub(crate) fn convert_layer(
+    archive: impl Read,
+    out: &Path,
+    tools: LayerTools<'_>,
+) -> Result<ConvertedLayer, LayerError> {
+    let mut drafts = Drafts::new(out, tools)?;
+    let mut stream = TarStream::new(archive);
+    while let Some(found) = stream.next_entry()? {
+        if tools.cancelled.load(Ordering::Relaxed) {
+            return Err(LayerError::Cancelled);
+        }
+        let (name, size) = (PathBuf::from(lossless(&found.path)), found.size);
+        let refused = |problem| LayerError::Entry {
+            entry: name.clone(),
+            problem,
+        };
+        let (path, meaning) = interpret(found).map_err(refused)?;
+        match meaning {
+            Meaning::Ignored => {}
+            Meaning::Whiteout => drafts.push(path, Action::Whiteout),
+            Meaning::Opaque => drafts.push(path, Action::Opaque),
+            Meaning::Link(target) => drafts.push(path, Action::Link(target)),
+            Meaning::File(inode) if matches!(inode.kind, Kind::File(_)) => {
+                if size.div_ceil(u64::from(tools.format.chunk_size.bytes())) > MAX_FILE_CHUNKS {
+                    return Err(refused(EntryProblem::TooLarge));
+                }
+                drafts.push_file(path, inode, size, &mut stream)?;
+            }
+            Meaning::File(inode) => drafts.push(path, Action::Put(Arc::new(inode))),
+        }
+    }
+    stream
+        .finish()
+        .map_err(|source| LayerError::Unreadable { source })?;
+    drafts.finish()
+}
+
+fn lossless(bytes: &[u8]) -> &std::ffi::OsStr {
+    std::os::unix::ffi::OsStrExt::from_bytes(bytes)
+}
+
+/// A layer whose chunks aren't all in their places yet.
+struct Drafts<'a> {
+    tools: LayerTools<'a>,
+    out: &'a Path,
+    writer: ChunkWriter<'a>,
+    entries: Vec<Entry>,
+    /// Of the entries that are files with content.
+    contents: Vec<Draft>,
+}
+
+struct Draft {
+    entry: usize,
+    inode: Inode,
+    size: u64,
+    chunks: Vec<ChunkRef>,
+}
+
+impl<'a> Drafts<'a> {
+    fn new(out: &'a Path, tools: LayerTools<'a>) -> Result<Self, LayerError> {
+        let writer = ChunkWriter::new(
+            BlobFile::create(out)?,
+            tools.format.compressor,
+            tools.format.fs_version == crate::FsVersion::V6,
+            tools.compressors,
+            tools.dictionary,
+        );
+        Ok(Self {
+            tools,
+            out,
+            writer,
+            entries: Vec::new(),
+            contents: Vec::new(),
+        })
+    }
+
+    fn push(&mut self, path: PathBuf, action: Action) {
+        self.entries.push(Entry { path, action });
+    }
+
+    fn push_file(
+        &mut self,
+        path: PathBuf,
+        inode: Inode,
+        size: u64,
+        content: &mut impl Read,
+    ) -> Result<(), LayerError> {
+        let mut chunks = Vec::new();
+        let mut left = size;
+        while left > 0 {
+            if self.tools.cancelled.load(Ordering::Relaxed) {
+                return Err(LayerError::Cancelled);
+            }
+            let most = u64::from(self.tools.format.chunk_size.bytes());
+            let mut data = vec![0; usize::try_from(left.min(most)).unwrap_or_default()];
+            content
+                .read_exact(&mut data)
+                .map_err(|source| LayerError::Unreadable { source })?;
+            left -= data.len() as u64;
+            chunks.push(self.writer.push(data)?);
+        }
+        let entry = self.entries.len();
+        self.push(path, Action::Put(Arc::new(inode.clone())));
+        if size > 0 {
+            self.contents.push(Draft {
+                entry,
+                inode,
+                size,
+                chunks,
+            });
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<ConvertedLayer, LayerError> {
+        let tail = Tail::after(self.writer.finish()?, self.tools.format)?;
+        let mut entries = self.entries;
+        let mut places = Places {
+            own: tail.chunks(),
+            dictionary: self.tools.dictionary,
+            blobs: BTreeMap::new(),
+        };
+        for draft in self.contents {
+            let chunks = draft.chunks.iter().map(|chunk| places.of(*chunk)).collect();
+            let content = Content {
+                size: draft.size,
+                chunks,
+            };
+            entries[draft.entry].action = Action::Put(Arc::new(Inode {
+                kind: Kind::File(content),
+                ..draft.inode
+            }));
+        }
+        let mut used: Vec<_> = places.blobs.into_iter().collect();
+        used.sort_by_key(|(_, number)| *number);
+        let dictionary = self.tools.dictionary;
+        let dictionary_blobs: Vec<_> = used
+            .iter()
+            .map(|(blob, _)| dictionary.blob(*blob).clone())
+            .collect();
+        let layer = Layer { entries };
+        let bootstrap = own_bootstrap(&layer, &tail, self.tools, &dictionary_blobs, self.out)?;
+        let blob = tail.finish(&bootstrap)?;
+        Ok(ConvertedLayer {
+            layer,
+            blob,
+            dictionary_blobs,
+        })
+    }
+}
+
+/// Where chunks ended up.
+struct Places<'a> {
+    own: &'a [Chunk],
+    dictionary: &'a Dictionary,
+    /// The dictionary's blobs that are used, and the numbers the layer has for them.
+    blobs: BTreeMap<u32, u32>,
+}
+
+impl Places<'_> {
+    fn of(&mut self, chunk: ChunkRef) -> Chunk {
+        match chunk {
+            ChunkRef::Own(index) => self.own[index as usize].clone(),
+            ChunkRef::Dictionary(number) => {
+                let mut chunk = self.dictionary.chunk(number).clone();
+                let next = u32::try_from(self.blobs.len()).unwrap_or(u32::MAX) + 1;
+                chunk.blob = *self.blobs.entry(chunk.blob).or_insert(next);
+                chunk
+            }
+        }
+    }
+}
+
+/// The bootstrap of the layer alone, made in a file beside `out` that is gone again.
+fn own_bootstrap(
+    layer: &Layer,
+    tail: &Tail,
+    tools: LayerTools<'_>,
+    dictionary_blobs: &[Blob],
+    out: &Path,
+) -> Result<Vec<u8>, LayerError> {
+    let tree = Tree::of_one(layer)?;
+    // Without data of its own the layer has no blob, as far as its bootstrap is concerned.
+    let mut blobs: Vec<_> = (!tail.chunks().is_empty())
+        .then(|| tail.blob_so_far())
+        .into_iter()
+        .collect();
+    let own = u32::try_from(blobs.len()).unwrap_or_default();
+    let mut indexes = vec![0];
+    indexes.extend((own..).take(dictionary_blobs.len()));
+    blobs.extend_from_slice(dictionary_blobs);
+    let path = out.with_extension("boot");
+    let plan = BootstrapPlan {
+        tree: &tree,
+        fs_version: tools.format.fs_version,
+        compressor: tools.format.compressor,
+        chunk_size: tools.format.chunk_size,
+        blobs: &blobs,
+        blob_indexes: &[indexes],
+        mark_implicit: true,
+    };
+    let made = with_nydus(|| plan.write(&path)).map_err(bootstrap_error);
+    let read = made.and_then(|()| {
+        std::fs::read(&path).map_err(|source| LayerError::Output {
+            path: path.clone(),
+            source,
+        })
+    });
+    let _ = std::fs::remove_file(&path);
+    read
+}
+
+pub(crate) fn bootstrap_error(source: NydusError) -> LayerError {
+    LayerError::Bootstrap { source }
+}
+
+impl From<ApplyError> for LayerError {
+    fn from(error: ApplyError) -> Self {
+        Self::Entry {
+            entry: error.path,
+            problem: error.problem,
+        }
+    }
+}

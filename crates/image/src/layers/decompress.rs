@@ -1,0 +1,32 @@
+//! The uncompressed archive of a layer, whichever way it is compressed: seen from its first bytes, because
+//! media types are not always true.
+
+use std::io::{self, BufReader, Cursor, Read};
+
+use flate2::read::MultiGzDecoder;
+
+/// First bytes of a gzip member with the deflate method, RFC 1952 section 2.3.1.
+const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 0x08];
+/// First bytes of a Zstandard frame, RFC 8878 section 3.1.1, and of a skippable one less its lowest half-byte.
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What is compressed in `stream`, or `stream` itself.
+pub(crate) fn decompressed<'a>(stream: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let mut stream = BufReader::with_capacity(BUFFER_BYTES, stream);
+    let mut magic = Vec::with_capacity(ZSTD_MAGIC.len());
+    (&mut stream)
+        .take(ZSTD_MAGIC.len() as u64)
+        .read_to_end(&mut magic)?;
+    let is_gzip = magic.starts_with(&GZIP_MAGIC);
+    let is_zstd = magic == ZSTD_MAGIC || magic.get(1..) == Some(&ZSTD_SKIPPABLE) && magic[0] >> 4 == 5;
+    let whole = Cursor::new(magic).chain(stream);
+    Ok(if is_gzip {
+        Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(whole)))
+    } else if is_zstd {
+        Box::new(zstd::stream::read::Decoder::new(whole)?)
+    } else {
+        Box::new(whole)
+    })
+}

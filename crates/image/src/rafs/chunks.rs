@@ -1,0 +1,256 @@
+//! The data of a blob: chunks compressed beside each other and written in their order, equal ones once.
+//!
+//! ```text
+//! push: digest, known? -> Compressors -> Done in any order -> file and SHA-256 in order of numbers
+//! ```
+//! How much is under way is bounded in bytes. What follows the data in the file is in `tail.rs`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use nydus_utils::compress;
+use nydus_utils::digest::RafsDigest;
+use sha2::{Digest, Sha256};
+
+use super::blob::{Blob, DIGESTER};
+use super::compress::{Compressors, Done, Job};
+use crate::layers::LayerError;
+use crate::tree::Chunk;
+
+/// Chunks under way for one layer, in bytes, but always two of them.
+const UNDER_WAY_BYTES: usize = 24 << 20;
+/// RAFS v6 numbers chunks with 24 bits.
+const MAX_CHUNKS: u32 = 0xff_ffff;
+/// EROFS addresses data in blocks of this size.
+const BLOCK_BYTES: u64 = 4096;
+
+/// A blob's file, its length and its digest.
+#[derive(Debug)]
+pub(crate) struct BlobFile {
+    path: PathBuf,
+    file: BufWriter<File>,
+    hash: Sha256,
+    position: u64,
+}
+
+impl BlobFile {
+    pub(crate) fn create(path: &Path) -> Result<Self, LayerError> {
+        let file = File::create(path).map_err(|source| failed(path, source))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file: BufWriter::with_capacity(1 << 20, file),
+            hash: Sha256::new(),
+            position: 0,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    pub(crate) fn write(&mut self, data: &[u8]) -> Result<(), LayerError> {
+        self.file
+            .write_all(data)
+            .map_err(|source| failed(&self.path, source))?;
+        self.hash.update(data);
+        self.position += data.len() as u64;
+        Ok(())
+    }
+
+    pub(crate) fn digest_so_far(&self) -> [u8; 32] {
+        self.hash.clone().finalize().into()
+    }
+
+    /// Syncs it to disk; its SHA-256 in hexadecimal.
+    pub(crate) fn finish(mut self) -> Result<String, LayerError> {
+        let sync = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        sync.map_err(|source| failed(&self.path, source))?;
+        Ok(format!("{:x}", self.hash.finalize()))
+    }
+}
+
+pub(crate) fn failed(path: &Path, source: io::Error) -> LayerError {
+    LayerError::Output {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Which chunk a piece of a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChunkRef {
+    /// Of this blob, by number.
+    Own(u32),
+    /// Of another image, by number in its dictionary.
+    Dictionary(usize),
+}
+
+/// Chunks of another image that need not be stored again.
+#[derive(Debug, Default)]
+pub(crate) struct Dictionary {
+    blobs: Vec<Blob>,
+    chunks: Vec<Chunk>,
+    by_id: HashMap<[u8; 32], usize>,
+}
+
+impl Dictionary {
+    pub(crate) fn chunk(&self, number: usize) -> &Chunk {
+        &self.chunks[number]
+    }
+
+    /// The blob that chunks of this dictionary call `number`.
+    pub(crate) fn blob(&self, number: u32) -> &Blob {
+        &self.blobs[number as usize]
+    }
+
+    fn find(&self, id: [u8; 32], size: usize) -> Option<usize> {
+        let number = *self.by_id.get(&id)?;
+        (self.chunks[number].uncompressed_size as usize == size).then_some(number)
+    }
+}
+
+/// Writes a blob's data.
+#[derive(Debug)]
+pub(crate) struct ChunkWriter<'a> {
+    compressors: &'a Compressors,
+    dictionary: &'a Dictionary,
+    compressor: compress::Algorithm,
+    /// Whether uncompressed offsets are multiples of a block.
+    aligned: bool,
+    file: BlobFile,
+    ids: Vec<[u8; 32]>,
+    by_id: HashMap<[u8; 32], u32>,
+    /// Written ones, in order.
+    written: Vec<Chunk>,
+    /// Done ones that wait for an earlier.
+    early: BTreeMap<u32, Done>,
+    under_way_bytes: usize,
+    under_way: usize,
+    uncompressed_end: u64,
+    done: (Sender<Done>, Receiver<Done>),
+}
+
+/// A blob whose data is complete.
+#[derive(Debug)]
+pub(crate) struct Data {
+    pub(crate) file: BlobFile,
+    pub(crate) chunks: Vec<Chunk>,
+    pub(crate) uncompressed_bytes: u64,
+}
+
+impl<'a> ChunkWriter<'a> {
+    pub(crate) fn new(
+        file: BlobFile,
+        compressor: compress::Algorithm,
+        aligned: bool,
+        compressors: &'a Compressors,
+        dictionary: &'a Dictionary,
+    ) -> Self {
+        Self {
+            compressors,
+            dictionary,
+            compressor,
+            aligned,
+            file,
+            ids: Vec::new(),
+            by_id: HashMap::new(),
+            written: Vec::new(),
+            early: BTreeMap::new(),
+            under_way_bytes: 0,
+            under_way: 0,
+            uncompressed_end: 0,
+            done: mpsc::channel(),
+        }
+    }
+
+    /// Adds a piece of a file, unless the blob or the dictionary has it. Waits while too much is under way.
+    pub(crate) fn push(&mut self, data: Vec<u8>) -> Result<ChunkRef, LayerError> {
+        let id = RafsDigest::from_buf(&data, DIGESTER).data;
+        if let Some(number) = self.dictionary.find(id, data.len()) {
+            return Ok(ChunkRef::Dictionary(number));
+        }
+        if let Some(index) = self.by_id.get(&id) {
+            return Ok(ChunkRef::Own(*index));
+        }
+        let index = u32::try_from(self.ids.len()).unwrap_or(MAX_CHUNKS);
+        if index >= MAX_CHUNKS {
+            return Err(LayerError::TooManyChunks);
+        }
+        self.ids.push(id);
+        self.by_id.insert(id, index);
+        while self.under_way >= 2 && self.under_way_bytes + data.len() > UNDER_WAY_BYTES {
+            self.take_one()?;
+        }
+        self.under_way += 1;
+        self.under_way_bytes += data.len();
+        let job = Job::new(index, data, self.compressor, self.done.0.clone());
+        self.compressors.submit(job);
+        while let Ok(done) = self.done.1.try_recv() {
+            self.take(done)?;
+        }
+        Ok(ChunkRef::Own(index))
+    }
+
+    /// Waits for what is under way.
+    pub(crate) fn finish(mut self) -> Result<Data, LayerError> {
+        while self.under_way > 0 {
+            self.take_one()?;
+        }
+        Ok(Data {
+            file: self.file,
+            chunks: self.written,
+            uncompressed_bytes: self.uncompressed_end,
+        })
+    }
+
+    fn take_one(&mut self) -> Result<(), LayerError> {
+        match self.done.1.recv() {
+            Ok(done) => self.take(done),
+            // Not while we hold a sender ourselves.
+            Err(error) => Err(failed(self.file.path(), io::Error::other(error))),
+        }
+    }
+
+    fn take(&mut self, done: Done) -> Result<(), LayerError> {
+        self.early.insert(done.index, done);
+        while let Some(done) = self
+            .early
+            .remove(&u32::try_from(self.written.len()).unwrap_or(MAX_CHUNKS))
+        {
+            self.write(done)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, done: Done) -> Result<(), LayerError> {
+        self.under_way -= 1;
+        self.under_way_bytes -= done.uncompressed_size;
+        let data = done.data.map_err(|source| failed(self.file.path(), source))?;
+        let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let chunk = Chunk {
+            blob: 0,
+            index: done.index,
+            id: self.ids[done.index as usize],
+            compressed_offset: self.file.position(),
+            compressed_size: size(data.len()),
+            uncompressed_offset: self.uncompressed_end,
+            uncompressed_size: size(done.uncompressed_size),
+            is_compressed: done.is_compressed,
+            is_batch: false,
+        };
+        self.file.write(&data)?;
+        self.uncompressed_end += done.uncompressed_size as u64;
+        if self.aligned {
+            self.uncompressed_end = self.uncompressed_end.next_multiple_of(BLOCK_BYTES);
+        }
+        self.written.push(chunk);
+        Ok(())
+    }
+}

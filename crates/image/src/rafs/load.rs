@@ -1,0 +1,186 @@
+//! Reads a bootstrap back: as a tree, or as the layer it was made of.
+//!
+//! The format is read by nydus-rafs, which trusts much of what it reads: call it inside
+//! [`super::with_nydus`] unless the bootstrap is our own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nydus_api::ConfigV2;
+use nydus_rafs::metadata::{RafsInodeExt, RafsInodeWalkAction, RafsSuper};
+use nydus_storage::device::BlobChunkInfo;
+
+use super::NydusError;
+use super::blob::Blob;
+use crate::config::{ChunkSize, FsVersion};
+use crate::tree::{Action, Chunk, Content, Entry, Inode, Kind};
+
+/// As deep as [`crate::tree`] makes them.
+const MAX_DEPTH: usize = 2048;
+
+/// A bootstrap's content, every name of a file an entry of its own.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) fs_version: FsVersion,
+    pub(crate) chunk_size: ChunkSize,
+    pub(crate) blobs: Vec<Blob>,
+    /// A directory before what is in it; a file's further names are links to its first.
+    pub(crate) entries: Vec<Entry>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a directory is nested too deeply")]
+struct TooDeep;
+
+#[derive(Debug, thiserror::Error)]
+#[error("a file has fewer bytes in its chunks than it says")]
+struct ShortFile;
+
+/// Reads the bootstrap at `path`.
+pub(crate) fn load(path: &Path) -> Result<Loaded, NydusError> {
+    let (rafs, _) = RafsSuper::load_from_file(path, Arc::new(ConfigV2::default()), false)?;
+    let mut loader = Loader {
+        rafs: &rafs,
+        first_names: HashMap::new(),
+        entries: Vec::new(),
+    };
+    loader.load_tree()?;
+    let entries = loader.entries;
+    Ok(Loaded {
+        fs_version: if rafs.meta.is_v5() {
+            FsVersion::V5
+        } else {
+            FsVersion::V6
+        },
+        chunk_size: ChunkSize::new(u64::from(rafs.meta.chunk_size))?,
+        blobs: rafs
+            .superblock
+            .get_blob_infos()
+            .iter()
+            .map(|info| Blob::of(info))
+            .collect(),
+        entries,
+    })
+}
+
+struct Loader<'a> {
+    rafs: &'a RafsSuper,
+    /// Of files with several.
+    first_names: HashMap<u64, PathBuf>,
+    entries: Vec<Entry>,
+}
+
+impl Loader<'_> {
+    fn load_tree(&mut self) -> Result<(), NydusError> {
+        let root = self
+            .rafs
+            .get_extended_inode(self.rafs.superblock.root_ino(), false)?;
+        // A stack of our own: how deep it goes is the image's choice.
+        let mut pending = vec![(PathBuf::new(), root, 0)];
+        while let Some((path, inode, depth)) = pending.pop() {
+            if depth > MAX_DEPTH {
+                return Err(TooDeep.into());
+            }
+            if inode.is_dir() {
+                for name in names(&*inode)?.into_iter().rev() {
+                    let child = inode.get_child_by_name(&name)?;
+                    pending.push((path.join(name), child, depth + 1));
+                }
+            }
+            let action = self.action(&path, &*inode)?;
+            self.entries.push(Entry { path, action });
+        }
+        Ok(())
+    }
+
+    fn action(&mut self, path: &Path, inode: &dyn RafsInodeExt) -> Result<Action, NydusError> {
+        if inode.is_reg() && inode.get_attr().nlink > 1 {
+            if let Some(first) = self.first_names.get(&inode.ino()) {
+                return Ok(Action::Link(first.clone()));
+            }
+            self.first_names.insert(inode.ino(), path.to_owned());
+        }
+        Ok(Action::Put(Arc::new(read_inode(inode)?)))
+    }
+}
+
+/// A directory's names. Asking nydus for its entries by number takes time that grows with the square of how many
+/// there are; by name it searches.
+fn names(dir: &dyn RafsInodeExt) -> Result<Vec<OsString>, NydusError> {
+    let mut names = Vec::new();
+    dir.walk_children_inodes(0, &mut |_, name, _, _| {
+        if name != "." && name != ".." {
+            names.push(name);
+        }
+        Ok(RafsInodeWalkAction::Continue)
+    })?;
+    Ok(names)
+}
+
+fn read_inode(inode: &dyn RafsInodeExt) -> Result<Inode, NydusError> {
+    let attr = inode.get_attr();
+    let mut xattrs = BTreeMap::new();
+    for name in inode.get_xattrs()? {
+        let name = OsString::from_vec(name);
+        let value = inode.get_xattr(&name)?.unwrap_or_default();
+        xattrs.insert(name, value);
+    }
+    let kind = if inode.is_dir() {
+        Kind::Directory
+    } else if inode.is_reg() {
+        Kind::File(content(inode)?)
+    } else if inode.is_symlink() {
+        Kind::Symlink(inode.get_symlink()?)
+    } else if inode.is_chrdev() {
+        Kind::CharDevice(attr.rdev)
+    } else if inode.is_blkdev() {
+        Kind::BlockDevice(attr.rdev)
+    } else if inode.is_fifo() {
+        Kind::Fifo
+    } else {
+        Kind::Socket
+    };
+    Ok(Inode {
+        mode: attr.mode & 0o7777,
+        uid: attr.uid,
+        gid: attr.gid,
+        mtime: attr.mtime.cast_signed(),
+        mtime_nsec: attr.mtimensec,
+        xattrs,
+        kind,
+    })
+}
+
+fn content(inode: &dyn RafsInodeExt) -> Result<Content, NydusError> {
+    let mut content = Content {
+        size: inode.size(),
+        chunks: Vec::new(),
+    };
+    let mut sum = 0;
+    for index in 0..inode.get_chunk_count() {
+        let info = inode.get_chunk_info(index)?;
+        sum += u64::from(info.uncompressed_size());
+        content.chunks.push(chunk(&*info));
+    }
+    if sum < content.size {
+        return Err(ShortFile.into());
+    }
+    Ok(content)
+}
+
+fn chunk(info: &dyn BlobChunkInfo) -> Chunk {
+    Chunk {
+        blob: info.blob_index(),
+        index: info.id(),
+        id: info.chunk_id().data,
+        compressed_offset: info.compressed_offset(),
+        compressed_size: info.compressed_size(),
+        uncompressed_offset: info.uncompressed_offset(),
+        uncompressed_size: info.uncompressed_size(),
+        is_compressed: info.is_compressed(),
+        is_batch: info.is_batch(),
+    }
+}

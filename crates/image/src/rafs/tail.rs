@@ -1,0 +1,269 @@
+//! What follows the data in a blob: tables, the layer's own bootstrap, and a table of contents.
+//!
+//! ```text
+//! v6: data, header; table of chunks, its header, header; digests of chunks, header; bootstrap, header; TOC, header
+//! v5: data, header; bootstrap, header
+//! ```
+//! "header" is a tar header that *follows* what it is about, so that all can be written without seeking and
+//! read from the end: the form nydus-snapshotter takes apart. Read `chunks.rs` for the data.
+
+use nydus_storage::device::BlobFeatures;
+use nydus_storage::meta::{BlobCompressionContextHeader, BlobMetaChunkArray, toc};
+use nydus_utils::compress;
+use nydus_utils::digest::{self, RafsDigest};
+use sha2::{Digest, Sha256};
+
+use super::blob::{Blob, ChunkTable};
+use super::chunks::{BlobFile, Data};
+use crate::config::{ChunkSize, FsVersion};
+use crate::layers::LayerError;
+use crate::tree::Chunk;
+
+/// How a layer is converted, as far as its blob is concerned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlobFormat {
+    pub(crate) fs_version: FsVersion,
+    pub(crate) compressor: compress::Algorithm,
+    pub(crate) chunk_size: ChunkSize,
+}
+
+/// A blob that awaits its layer's bootstrap.
+pub(crate) struct Tail {
+    format: BlobFormat,
+    file: BlobFile,
+    toc: toc::TocEntryList,
+    chunks: Vec<Chunk>,
+    uncompressed_bytes: u64,
+    data_bytes: u64,
+    chunk_table: Option<ChunkTable>,
+}
+
+impl Tail {
+    /// Writes what comes between the data and the bootstrap.
+    pub(crate) fn after(data: Data, format: BlobFormat) -> Result<Self, LayerError> {
+        let mut tail = Self {
+            format,
+            data_bytes: data.file.position(),
+            file: data.file,
+            toc: toc::TocEntryList::new(),
+            chunks: data.chunks,
+            uncompressed_bytes: data.uncompressed_bytes,
+            chunk_table: None,
+        };
+        if !tail.chunks.is_empty() {
+            tail.end_of_data()?;
+            if format.fs_version == FsVersion::V6 {
+                tail.chunk_table()?;
+            }
+        }
+        Ok(tail)
+    }
+
+    pub(crate) fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    /// The blob as its own bootstrap has it: its digest isn't known yet.
+    pub(crate) fn blob_so_far(&self) -> Blob {
+        self.blob(
+            "x".repeat(64),
+            features(self.format) | BlobFeatures::INLINED_FS_META,
+        )
+    }
+
+    /// Writes the bootstrap and what follows it.
+    pub(crate) fn finish(mut self, bootstrap: &[u8]) -> Result<Blob, LayerError> {
+        let offset = self.file.position();
+        let v6 = self.format.fs_version == FsVersion::V6;
+        let (stored, compressor) = if v6 {
+            self.compressed(bootstrap, compress::Algorithm::Zstd)?
+        } else {
+            (bootstrap.into(), compress::Algorithm::None)
+        };
+        self.file.write(&stored)?;
+        self.header(toc::TOC_ENTRY_BOOTSTRAP, stored.len() as u64)?;
+        let mut blob = self.blob(String::new(), features(self.format));
+        if v6 {
+            let digest = RafsDigest::from_buf(bootstrap, digest::Algorithm::Sha256);
+            let (compressed, plain) = (stored.len() as u64, bootstrap.len() as u64);
+            self.toc(
+                toc::TOC_ENTRY_BOOTSTRAP,
+                compressor,
+                digest,
+                offset,
+                compressed,
+                plain,
+            )?;
+            let table = self.toc.as_bytes().to_vec();
+            self.file.write(&table)?;
+            let header = self.header(toc::TOC_ENTRY_BLOB_TOC, table.len() as u64)?;
+            let mut hash = Sha256::new();
+            hash.update(&table);
+            hash.update(header.as_bytes());
+            blob.toc_digest = hash.finalize().into();
+            blob.toc_bytes = u32::try_from(table.len() + header.as_bytes().len()).unwrap_or_default();
+        }
+        blob.compressed_bytes = self.file.position();
+        blob.id = self.file.finish()?;
+        Ok(blob)
+    }
+
+    fn blob(&self, id: String, features: BlobFeatures) -> Blob {
+        Blob {
+            id,
+            features,
+            compressor: self.format.compressor,
+            chunk_bytes: self.format.chunk_size.bytes(),
+            chunks: u32::try_from(self.chunks.len()).unwrap_or(u32::MAX),
+            compressed_bytes: self.file.position(),
+            uncompressed_bytes: self.uncompressed_bytes,
+            chunk_table: self.chunk_table,
+            toc_digest: [0; 32],
+            toc_bytes: 0,
+            meta_digest: [0; 32],
+            meta_bytes: 0,
+        }
+    }
+
+    fn end_of_data(&mut self) -> Result<(), LayerError> {
+        let bytes = self.data_bytes;
+        let digest = RafsDigest {
+            data: self.file.digest_so_far(),
+        };
+        self.header(toc::TOC_ENTRY_BLOB_RAW, bytes)?;
+        if self.format.fs_version == FsVersion::V6 {
+            let plain = self.uncompressed_bytes;
+            self.toc(
+                toc::TOC_ENTRY_BLOB_RAW,
+                compress::Algorithm::None,
+                digest,
+                0,
+                bytes,
+                plain,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn chunk_table(&mut self) -> Result<(), LayerError> {
+        let mut table = BlobMetaChunkArray::new_v1();
+        let mut digests = Vec::with_capacity(self.chunks.len() * 32);
+        for chunk in &self.chunks {
+            table.add_v1(
+                chunk.compressed_offset,
+                chunk.compressed_size,
+                chunk.uncompressed_offset,
+                chunk.uncompressed_size,
+            );
+            digests.extend_from_slice(&chunk.id);
+        }
+        let plain = table.as_byte_slice();
+        let (stored, compressor) = self.compressed(plain, self.format.compressor)?;
+        let placed = ChunkTable {
+            compressor,
+            offset: self.file.position(),
+            compressed_bytes: stored.len() as u64,
+            uncompressed_bytes: plain.len() as u64,
+        };
+        let mut header = BlobCompressionContextHeader::default();
+        header.set_ci_compressor(compressor);
+        header.set_ci_entries(u32::try_from(self.chunks.len()).unwrap_or(u32::MAX));
+        header.set_ci_compressed_offset(placed.offset);
+        header.set_ci_compressed_size(placed.compressed_bytes);
+        header.set_ci_uncompressed_size(placed.uncompressed_bytes);
+        header.set_aligned(true);
+        header.set_inlined_fs_meta(true);
+        header.set_inlined_chunk_digest(true);
+        header.set_has_tar_header(true);
+        header.set_has_toc(true);
+        header.set_cap_tar_toc(true);
+        self.file.write(&stored)?;
+        self.file.write(header.as_bytes())?;
+        let header_bytes = header.as_bytes().len() as u64;
+        self.header(toc::TOC_ENTRY_BLOB_META, placed.compressed_bytes + header_bytes)?;
+        let sha256 = |bytes: &[u8]| RafsDigest::from_buf(bytes, digest::Algorithm::Sha256);
+        self.toc(
+            toc::TOC_ENTRY_BLOB_META,
+            compressor,
+            sha256(plain),
+            placed.offset,
+            placed.compressed_bytes,
+            placed.uncompressed_bytes,
+        )?;
+        self.toc(
+            toc::TOC_ENTRY_BLOB_META_HEADER,
+            compress::Algorithm::None,
+            sha256(header.as_bytes()),
+            placed.offset + placed.compressed_bytes,
+            header_bytes,
+            header_bytes,
+        )?;
+        self.chunk_table = Some(placed);
+
+        let offset = self.file.position();
+        let bytes = digests.len() as u64;
+        self.file.write(&digests)?;
+        self.header(toc::TOC_ENTRY_BLOB_DIGEST, bytes)?;
+        self.toc(
+            toc::TOC_ENTRY_BLOB_DIGEST,
+            compress::Algorithm::None,
+            sha256(&digests),
+            offset,
+            bytes,
+            bytes,
+        )
+    }
+
+    /// Compressed, or as it is where that isn't smaller.
+    fn compressed<'d>(
+        &self,
+        data: &'d [u8],
+        with: compress::Algorithm,
+    ) -> Result<(std::borrow::Cow<'d, [u8]>, compress::Algorithm), LayerError> {
+        let (stored, is_compressed) = compress::compress(data, with)
+            .map_err(|source| super::chunks::failed(self.file.path(), source))?;
+        let with = if is_compressed {
+            with
+        } else {
+            compress::Algorithm::None
+        };
+        Ok((stored, with))
+    }
+
+    fn header(&mut self, name: &str, bytes: u64) -> Result<tar::Header, LayerError> {
+        let mut header = tar::Header::new_gnu();
+        header
+            .set_path(name)
+            .map_err(|source| super::chunks::failed(self.file.path(), source))?;
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_size(bytes);
+        header.set_cksum();
+        self.file.write(header.as_bytes())?;
+        Ok(header)
+    }
+
+    fn toc(
+        &mut self,
+        name: &str,
+        compressor: compress::Algorithm,
+        digest: RafsDigest,
+        offset: u64,
+        compressed: u64,
+        plain: u64,
+    ) -> Result<(), LayerError> {
+        self.toc
+            .add(name, compressor, digest, offset, compressed, plain)
+            .map(drop)
+            .map_err(|source| super::chunks::failed(self.file.path(), source))
+    }
+}
+
+fn features(format: BlobFormat) -> BlobFeatures {
+    let common = BlobFeatures::CAP_TAR_TOC | BlobFeatures::HAS_TAR_HEADER;
+    match format.fs_version {
+        FsVersion::V5 => common,
+        FsVersion::V6 => {
+            common | BlobFeatures::ALIGNED | BlobFeatures::HAS_TOC | BlobFeatures::INLINED_CHUNK_DIGEST
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Applying a layer to a tree, as unpacking its archive over the lower layers' files would.
+//!
+//! By the OCI image specification (layer.md) and, where it is silent, as containerd does: entries act in their
+//! order, a later one replaces an earlier; symbolic links on the way to an entry are followed inside the root,
+//! and never out of it; a directory that is missing is made, one that is there is kept. Whiteouts hide lower
+//! layers' files only.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Action, Entry, Inode, Kind, Layer, Node, NodeId, Tree};
+use crate::layers::EntryProblem;
+
+/// As Linux: more links on one path are taken for a circle.
+const MAX_SYMLINKS: u32 = 40;
+/// Names of one byte each in the longest path Linux takes.
+const MAX_DEPTH: u32 = 2048;
+
+/// An entry that can't be applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ApplyError {
+    pub(crate) path: PathBuf,
+    pub(crate) problem: EntryProblem,
+}
+
+impl Tree {
+    /// Applies `layer` as the layer of this number, which is higher than that of every one before.
+    pub(crate) fn apply(&mut self, layer: &Layer, number: u16) -> Result<(), ApplyError> {
+        for entry in &layer.entries {
+            self.apply_entry(entry, number).map_err(|problem| ApplyError {
+                path: entry.path.clone(),
+                problem,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What `layer` looks like by itself, whiteouts as files of their names, hard links to what it doesn't have
+    /// as marked files.
+    pub(crate) fn of_one(layer: &Layer) -> Result<Self, ApplyError> {
+        let mut tree = Self::new();
+        for entry in &layer.entries {
+            let plain = match &entry.action {
+                Action::Put(_) => entry.clone(),
+                Action::Whiteout => {
+                    let mut name = OsString::from(crate::layers::WHITEOUT_PREFIX);
+                    name.push(entry.path.file_name().unwrap_or_default());
+                    marker(entry.path.with_file_name(name))
+                }
+                Action::Opaque => marker(entry.path.join(crate::layers::OPAQUE_WHITEOUT)),
+                Action::Link(target) => match tree.find(target) {
+                    Some(_) => entry.clone(),
+                    None => link_marker(&entry.path, target),
+                },
+            };
+            tree.apply_entry(&plain, 0).map_err(|problem| ApplyError {
+                path: entry.path.clone(),
+                problem,
+            })?;
+        }
+        Ok(tree)
+    }
+
+    fn apply_entry(&mut self, entry: &Entry, layer: u16) -> Result<(), EntryProblem> {
+        let Some(name) = entry.path.file_name() else {
+            return self.apply_to_root(&entry.action, layer);
+        };
+        let parent_path = entry.path.parent().unwrap_or(Path::new(""));
+        match &entry.action {
+            Action::Put(inode) => {
+                let parent = self.make_dirs(parent_path, layer)?;
+                self.put(parent, name, inode, layer)
+            }
+            Action::Link(target) => {
+                let target = self.find(target).ok_or(EntryProblem::LinkTarget)?;
+                if self.nodes[target].inode.is_dir() {
+                    return Err(EntryProblem::LinkTarget);
+                }
+                let parent = self.make_dirs(parent_path, layer)?;
+                match self.nodes[parent].children.get(name) {
+                    // A link to itself is nothing new.
+                    Some(there) if *there == target => {}
+                    _ => drop(self.nodes[parent].children.insert(name.to_owned(), target)),
+                }
+                Ok(())
+            }
+            Action::Whiteout => {
+                if let Some(parent) = self.resolve(parent_path, None)?
+                    && let Some(child) = self.nodes[parent].children.get(name).copied()
+                    && !self.purge(child, layer)
+                {
+                    self.nodes[parent].children.remove(name);
+                }
+                Ok(())
+            }
+            Action::Opaque => {
+                if let Some(dir) = self.resolve(&entry.path, None)? {
+                    self.purge_children(dir, layer);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn apply_to_root(&mut self, action: &Action, layer: u16) -> Result<(), EntryProblem> {
+        match action {
+            Action::Put(inode) if inode.is_dir() => {
+                let root = &mut self.nodes[Self::ROOT];
+                (root.inode, root.layer, root.implicit) = (Arc::clone(inode), layer, false);
+                Ok(())
+            }
+            Action::Put(_) | Action::Link(_) => Err(EntryProblem::Root),
+            Action::Whiteout => Err(EntryProblem::Whiteout),
+            Action::Opaque => {
+                self.purge_children(Self::ROOT, layer);
+                Ok(())
+            }
+        }
+    }
+
+    fn put(
+        &mut self,
+        parent: NodeId,
+        name: &OsStr,
+        inode: &Arc<Inode>,
+        layer: u16,
+    ) -> Result<(), EntryProblem> {
+        if inode.is_dir()
+            && let Some(there) = self.nodes[parent].children.get(name).copied()
+            && self.nodes[there].inode.is_dir()
+        {
+            let node = &mut self.nodes[there];
+            (node.inode, node.layer, node.implicit) = (Arc::clone(inode), layer, false);
+            return Ok(());
+        }
+        self.add(parent, name, Arc::clone(inode), layer, false).map(drop)
+    }
+
+    /// Gives `name` to a new node, whatever had it before.
+    fn add(
+        &mut self,
+        parent: NodeId,
+        name: &OsStr,
+        inode: Arc<Inode>,
+        layer: u16,
+        implicit: bool,
+    ) -> Result<NodeId, EntryProblem> {
+        let depth = self.nodes[parent].depth + 1;
+        if depth > MAX_DEPTH {
+            return Err(EntryProblem::TooDeep);
+        }
+        let id = self.nodes.len();
+        self.nodes.push(Node {
+            inode,
+            layer,
+            implicit,
+            children: std::collections::BTreeMap::new(),
+            parent,
+            depth,
+        });
+        self.nodes[parent].children.insert(name.to_owned(), id);
+        Ok(id)
+    }
+
+    /// The node at `path`, links on the way followed, one at its end not.
+    pub(crate) fn find(&mut self, path: &Path) -> Option<NodeId> {
+        let Some(name) = path.file_name() else {
+            return Some(Self::ROOT);
+        };
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let parent = self.resolve(parent, None).ok().flatten()?;
+        self.nodes[parent].children.get(name).copied()
+    }
+
+    fn make_dirs(&mut self, path: &Path, layer: u16) -> Result<NodeId, EntryProblem> {
+        // With a layer to make directories for there is always an answer.
+        Ok(self.resolve(path, Some(layer))?.unwrap_or(Self::ROOT))
+    }
+
+    /// The directory that `path` leads to, all links followed. What is missing is made for the layer `make`;
+    /// without one there is none then, nor where something else is in the way.
+    fn resolve(&mut self, path: &Path, make: Option<u16>) -> Result<Option<NodeId>, EntryProblem> {
+        let mut at = Self::ROOT;
+        let mut pending: VecDeque<OsString> = steps(path).collect();
+        let mut links = 0;
+        while let Some(step) = pending.pop_front() {
+            if step == ".." {
+                at = self.nodes[at].parent;
+                continue;
+            }
+            let Some(child) = self.nodes[at].children.get(&step).copied() else {
+                let Some(layer) = make else { return Ok(None) };
+                at = self.add(at, &step, Arc::new(Inode::implicit_directory()), layer, true)?;
+                continue;
+            };
+            match &self.nodes[child].inode.kind {
+                Kind::Directory => at = child,
+                Kind::Symlink(target) => {
+                    links += 1;
+                    if links > MAX_SYMLINKS {
+                        return Err(EntryProblem::SymlinkLoop);
+                    }
+                    let target = Path::new(target);
+                    if target.has_root() {
+                        at = Self::ROOT;
+                    }
+                    for step in steps(target).collect::<Vec<_>>().into_iter().rev() {
+                        pending.push_front(step);
+                    }
+                }
+                _ if make.is_some() => return Err(EntryProblem::ThroughFile),
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// Takes away what lower layers have at and below a node; whether anything of this layer remains.
+    fn purge(&mut self, id: NodeId, layer: u16) -> bool {
+        let remains = self.purge_children(id, layer);
+        let node = &mut self.nodes[id];
+        if node.layer == layer {
+            return true;
+        }
+        if remains {
+            // The lower layers' directory is gone; this one is there for its children.
+            (node.inode, node.layer, node.implicit) = (Arc::new(Inode::implicit_directory()), layer, true);
+        }
+        remains
+    }
+
+    /// Depth is bounded by [`MAX_DEPTH`], and so is this recursion.
+    fn purge_children(&mut self, id: NodeId, layer: u16) -> bool {
+        let children: Vec<_> = self.nodes[id]
+            .children
+            .iter()
+            .map(|(name, child)| (name.clone(), *child))
+            .collect();
+        let mut remains = false;
+        for (name, child) in children {
+            if self.purge(child, layer) {
+                remains = true;
+            } else {
+                self.nodes[id].children.remove(&name);
+            }
+        }
+        remains
+    }
+}
+
+fn steps(path: &Path) -> impl Iterator<Item = OsString> {
+    path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some(OsString::from("..")),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    })
+}
+
+fn marker(path: PathBuf) -> Entry {
+    Entry {
+        path,
+        action: Action::Put(Arc::new(Inode::marker())),
+    }
+}
+
+fn link_marker(path: &Path, target: &Path) -> Entry {
+    use std::os::unix::ffi::OsStrExt;
+    let mut inode = Inode::marker();
+    inode
+        .xattrs
+        .insert(super::LINK_XATTR.into(), target.as_os_str().as_bytes().to_vec());
+    Entry {
+        path: path.to_owned(),
+        action: Action::Put(Arc::new(inode)),
+    }
+}
