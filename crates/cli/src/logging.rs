@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use nydusbox_fsd::LogControl;
-use nydusbox_protocol::LogLevel;
+use nydusbox_protocol::{LogLevel, SandboxId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::PIPE_BUF;
 use tracing::level_filters::LevelFilter;
@@ -21,23 +21,33 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::error::Failure;
+use crate::otlp::{self, Traces};
 
 /// The daemon's own output, which the supervisor keeps in a file of its own.
 const DAEMON_OUTPUT: &str = "nydusbox::daemon";
 
-/// Starts a supervisor's log, written to whatever file is put into the cell and nowhere before.
-pub(crate) fn start_supervisors(level: LogLevel, file: Arc<OnceLock<File>>) -> Result<(), Failure> {
+/// Starts a supervisor's log, written to whatever file is put into the cell and nowhere before, and the export of its
+/// spans.
+pub(crate) fn start_supervisors(
+    sandbox: &SandboxId,
+    level: LogLevel,
+    file: Arc<OnceLock<File>>,
+) -> Result<Traces, Failure> {
     let targets = Targets::new()
         .with_default(filter(level))
-        .with_target(DAEMON_OUTPUT, LevelFilter::OFF);
+        .with_target(DAEMON_OUTPUT, LevelFilter::OFF)
+        .with_target(otlp::LIFE, LevelFilter::OFF);
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_target(true)
         .with_writer(Output(Mutex::new(Box::new(LateFile(file)))));
+    let (spans, traces) = otlp::begin(sandbox);
     tracing_subscriber::registry()
         .with(lines.with_filter(targets))
+        .with(spans)
         .try_init()
-        .map_err(|e| Failure::new("start logging", &e))
+        .map_err(|e| Failure::new("start logging", &e))?;
+    Ok(traces)
 }
 
 /// A file that is there later, or never.
@@ -178,7 +188,7 @@ impl Drop for Line<'_> {
 }
 
 /// Cuts `user:password@` out of every URL in a line.
-fn without_userinfo(line: &str) -> String {
+pub(crate) fn without_userinfo(line: &str) -> String {
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
     while let Some(at) = rest.find("://") {

@@ -10,6 +10,8 @@ mod error;
 mod logging;
 mod nydus_overlayfs;
 mod nydusd;
+#[cfg_attr(not(feature = "otlp"), path = "otlp/absent.rs")]
+mod otlp;
 mod state_dir;
 mod supervise;
 

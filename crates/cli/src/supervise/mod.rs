@@ -12,6 +12,7 @@ mod spawn;
 
 use std::fs::{File, Permissions};
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdStream;
@@ -27,15 +28,16 @@ use nydusbox::{
 use nydusbox_protocol::{SandboxId, SocketPath};
 use rustix::fs::{Mode, OFlags};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::control::wire::{Code, ControlError};
 use crate::control::{self};
 use crate::error::Failure;
 use crate::logging;
+use crate::otlp::{self, Traces};
 use handler::Requests;
 use handover::{ARRIVED, Reply};
 pub(crate) use handover::{DaemonChoice, LimitsChoice, NetnsChoice, Order, Task};
@@ -65,6 +67,9 @@ pub(crate) fn main(args: SuperviseArgs) -> ExitCode {
 
 fn run(args: &SuperviseArgs) -> Result<(), Failure> {
     let stream = handover_socket(args)?;
+    let handover = stream
+        .try_clone()
+        .map_err(|e| Failure::new("prepare to supervise", &e))?;
     // Away from the terminal: its Ctrl-C and its end are not ours. Fails for the leader of a process group, which
     // nobody makes of us but a user at a shell.
     let _ = rustix::process::setsid();
@@ -72,7 +77,18 @@ fn run(args: &SuperviseArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::new("start the runtime", &e))?;
-    runtime.block_on(supervise(stream))
+    let (starter, signals, task) = runtime.block_on(told(stream))?;
+    let log = OnceLock::new().into();
+    let traces = logging::start_supervisors(task.id(), task.log_level(), Arc::clone(&log))?;
+    let life = otlp::life(task.id());
+    let supervised = supervise(starter, signals, &task, &log, &traces);
+    let ended = runtime.block_on(supervised.instrument(life));
+    if traces.are_exported() {
+        // Everything is done or undone. Who waits for that need not wait for a collector.
+        let _ = handover.shutdown(Shutdown::Both);
+        traces.flush();
+    }
+    ended
 }
 
 /// Standard input, if it is the socket of a start.
@@ -90,16 +106,14 @@ fn handover_socket(args: &SuperviseArgs) -> Result<StdStream, Failure> {
     Ok(stream)
 }
 
-/// The start's end of the handover, as the supervisor sees it.
-struct Starter {
-    reading: BufReader<OwnedReadHalf>,
-    writing: OwnedWriteHalf,
-}
+/// The start's end of the handover, as the supervisor sees it. Not split: dropping a half would tell the start that
+/// everything is undone.
+struct Starter(BufReader<UnixStream>);
 
 impl Starter {
     async fn task(&mut self) -> Result<Task, Failure> {
         let mut line = String::new();
-        self.reading
+        self.0
             .read_line(&mut line)
             .await
             .map_err(|e| Failure::new("read what is to be started", &e))?;
@@ -112,38 +126,43 @@ impl Starter {
         // Structs of strings and numbers always serialise.
         let mut line = serde_json::to_string(reply).unwrap_or_default();
         line.push('\n');
-        let _ = self.writing.write_all(line.as_bytes()).await;
+        let _ = self.0.get_mut().write_all(line.as_bytes()).await;
     }
 
     /// Resolves when the starter gives up.
     async fn gone(&mut self) {
         // Nothing is sent before the reply: whatever comes is the end.
-        let _ = self.reading.read_u8().await;
+        let _ = self.0.read_u8().await;
     }
 
     /// Whether the reply has arrived.
     async fn arrived(&mut self) -> bool {
-        self.reading.read_u8().await.is_ok_and(|byte| byte == ARRIVED)
+        self.0.read_u8().await.is_ok_and(|byte| byte == ARRIVED)
     }
 }
 
-async fn supervise(stream: StdStream) -> Result<(), Failure> {
+/// What there is to do, and who wants to hear of it.
+async fn told(stream: StdStream) -> Result<(Starter, Signals, Task), Failure> {
     let failed = |e: io::Error| Failure::new("prepare to supervise", &e);
-    let mut signals = Signals::watch().map_err(failed)?;
-    let (reading, writing) = UnixStream::from_std(stream).map_err(failed)?.into_split();
-    let mut starter = Starter {
-        reading: BufReader::new(reading),
-        writing,
-    };
+    let signals = Signals::watch().map_err(failed)?;
+    let mut starter = Starter(BufReader::new(UnixStream::from_std(stream).map_err(failed)?));
     let task = starter.task().await?;
-    let log = Arc::new(OnceLock::new());
-    logging::start_supervisors(task.log_level(), Arc::clone(&log))?;
+    Ok((starter, signals, task))
+}
+
+async fn supervise(
+    mut starter: Starter,
+    mut signals: Signals,
+    task: &Task,
+    log: &OnceLock<File>,
+    traces: &Traces,
+) -> Result<(), Failure> {
     let served = tokio::select! {
         biased;
         // What was started is gone when the drop of its future returns.
         () = starter.gone() => return Ok(()),
         () = signals.any() => Err(ControlError::new(Code::StartFailed, "the supervisor was told to end")),
-        served = Served::by(&task, &log) => served,
+        served = Served::by(task, log) => served,
     };
     let served = match served {
         Ok(Ok(served)) => served,
@@ -161,9 +180,10 @@ async fn supervise(stream: StdStream) -> Result<(), Failure> {
         listener,
         subject,
     } = served;
+    traces.complain();
     let adopted = matches!(task, Task::Adopt { .. });
     let (status, events, end) = (sandbox.status(), sandbox.events(), sandbox.status());
-    let ends_with_daemon = match &task {
+    let ends_with_daemon = match task {
         Task::Start(order) => order.on_exit != OnExit::Report,
         // Whoever adopts a sandbox wants to see what becomes of it.
         Task::Adopt { .. } => false,

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::handover::{ARRIVED, Reply, Task};
@@ -43,9 +44,7 @@ pub(crate) async fn begin(task: &Task) -> Result<Begun, Failure> {
     };
     if interrupted {
         let _ = writing.shutdown().await;
-        // It closes its end when everything is undone.
-        let _ = reading.read_to_end(&mut Vec::new()).await;
-        ended(child).await;
+        hung_up(reading).await;
         return Err(
             Failure::plain(format!("the start of sandbox {} was interrupted", task.id())).code(INTERRUPTED),
         );
@@ -59,11 +58,11 @@ pub(crate) async fn begin(task: &Task) -> Result<Begun, Failure> {
             Ok(Begun::Serving(info))
         }
         Ok(Reply::CleanedUp(leftovers)) => {
-            ended(child).await;
+            hung_up(reading).await;
             Ok(Begun::CleanedUp(leftovers))
         }
         Ok(Reply::Failed(error)) => {
-            ended(child).await;
+            hung_up(reading).await;
             Err(error.into())
         }
         Err(_) => {
@@ -92,6 +91,11 @@ fn spawn(task: &Task) -> io::Result<(Child, UnixStream)> {
         .spawn()?;
     ours.set_nonblocking(true)?;
     Ok((child, UnixStream::from_std(ours)?))
+}
+
+/// Waits until a supervisor closes its end, which it does when everything is undone. It may still have spans to send.
+async fn hung_up(mut reading: BufReader<OwnedReadHalf>) {
+    let _ = reading.read_to_end(&mut Vec::new()).await;
 }
 
 /// Waits for the end of a supervisor that has closed its socket, and says how it ended unless that was in order.
