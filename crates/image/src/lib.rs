@@ -4,6 +4,8 @@
 //! chunks) and `image.json` (what is in it). [`build`] makes one, [`ImageDir`] opens one, and
 //! [`rafs_config`] writes the configuration with which a daemon serves it.
 //!
+//! Images of others, in layouts and archives, are read and written through [`source`].
+//!
 //! This crate never talks to a daemon, never mounts anything, and draws no progress bar: it reports to a
 //! [`Progress`] that the caller brings. Read `build.rs` next.
 //!
@@ -35,6 +37,7 @@ mod progress;
 mod rafs;
 mod rafs_config;
 mod scan;
+pub mod source;
 mod staging;
 mod summary;
 mod tree;
