@@ -29,15 +29,15 @@ type Open<'a> = dyn Fn() -> io::Result<Box<dyn Read + Send>> + Send + Sync + 'a;
 
 /// A layer's archive, compressed or not, that is yet to be opened.
 pub(crate) struct LayerSource<'a> {
-    /// As it will be read.
-    pub(crate) bytes: u64,
+    /// Which of the image's layers it is.
+    pub(crate) number: usize,
     pub(crate) open: Box<Open<'a>>,
 }
 
 impl fmt::Debug for LayerSource<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LayerSource")
-            .field("bytes", &self.bytes)
+            .field("number", &self.number)
             .finish_non_exhaustive()
     }
 }
@@ -132,7 +132,7 @@ impl Pool<'_> {
             let Some(source) = self.layers.get(number) else {
                 return;
             };
-            match self.convert(number, source) {
+            match self.convert(source) {
                 Ok(converted) => {
                     self.done.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(converted);
                 }
@@ -146,14 +146,14 @@ impl Pool<'_> {
         }
     }
 
-    fn convert(&self, number: usize, source: &LayerSource<'_>) -> Result<ConvertedLayer, LayerError> {
+    fn convert(&self, source: &LayerSource<'_>) -> Result<ConvertedLayer, LayerError> {
         let unreadable = |source| LayerError::Unreadable { source };
         let counted = Counting {
             inner: (source.open)().map_err(unreadable)?,
             position: &self.position,
         };
         let archive = decompressed(counted).map_err(unreadable)?;
-        convert_layer(archive, &blob_path(self.dir, number), self.tools)
+        convert_layer(archive, &blob_path(self.dir, source.number), self.tools)
     }
 
     fn result(self) -> Result<Vec<ConvertedLayer>, FailedLayer> {

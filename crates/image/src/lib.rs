@@ -28,6 +28,7 @@
 
 mod build;
 mod config;
+mod convert;
 mod error;
 mod image_dir;
 mod layer_pool;
@@ -44,6 +45,7 @@ mod tree;
 
 pub use build::build;
 pub use config::{BuildConfig, ChunkSize, ChunkSizeError, Compressor, FsVersion, Source, UnknownName};
+pub use convert::{ConvertConfig, ConvertError, ConvertSummary, ConvertedLayerSummary, convert};
 pub use error::{BuildError, TarEntryProblem};
 pub use image_dir::{ImageDir, OpenError};
 pub use layers::{EntryProblem, LayerError, TarProblem};

@@ -1,16 +1,16 @@
 //! `nydusbox image`: makes RAFS images.
 
+mod bar;
+mod convert;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use clap::{Args, Subcommand};
-use indicatif::{DecimalBytes, HumanCount, ProgressBar, ProgressStyle};
-use nydusbox_image::{
-    BuildConfig, BuildSummary, ChunkSize, Compressor, FsVersion, Phase, Progress, Source, build,
-};
+use indicatif::{DecimalBytes, HumanCount};
+use nydusbox_image::{BuildConfig, BuildSummary, ChunkSize, Compressor, FsVersion, Source, build};
 
+use self::bar::{Bar, cancelled_by_signals};
 use super::size::Size;
 use crate::error::{FAILED, Failure};
 
@@ -18,6 +18,8 @@ use crate::error::{FAILED, Failure};
 pub(crate) enum ImageCommand {
     /// Build an image from a directory or a tar archive
     Build(BuildArgs),
+    /// Convert an OCI image to one that is fetched as it is read
+    Convert(convert::ConvertArgs),
 }
 
 #[derive(Debug, Args)]
@@ -45,10 +47,13 @@ pub(crate) struct BuildArgs {
 }
 
 pub(crate) fn main(command: ImageCommand) -> ExitCode {
-    let ImageCommand::Build(args) = command;
-    match run(&args) {
+    let done = match command {
+        ImageCommand::Build(args) => run(&args).map_err(|failure| failure.code(FAILED)),
+        ImageCommand::Convert(args) => convert::run(&args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(FAILED),
+        Err(failure) => failure.exit(),
     }
 }
 
@@ -95,74 +100,10 @@ fn closing_line(out: &str, s: &BuildSummary) -> String {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a percentage for reading")]
-fn percent(part: u64, whole: u64) -> f64 {
+pub(super) fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 {
         0.0
     } else {
         part as f64 * 100.0 / whole as f64
-    }
-}
-
-/// A flag that Ctrl-C and SIGTERM set, so that a build ends in order and leaves nothing behind.
-fn cancelled_by_signals() -> Result<Arc<AtomicBool>, Failure> {
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&flag))
-            .map_err(|e| Failure::new("watch for signals", &e))?;
-    }
-    Ok(flag)
-}
-
-/// A progress bar on stderr; invisible when that is not a terminal.
-struct Bar {
-    bar: OnceLock<ProgressBar>,
-    cancelled: Arc<AtomicBool>,
-}
-
-impl Bar {
-    fn new(cancelled: Arc<AtomicBool>) -> Self {
-        Self {
-            bar: OnceLock::new(),
-            cancelled,
-        }
-    }
-
-    fn bar(&self) -> &ProgressBar {
-        self.bar.get_or_init(ProgressBar::no_length)
-    }
-
-    fn clear(&self) {
-        self.bar().finish_and_clear();
-    }
-}
-
-impl Progress for Bar {
-    fn begin(&self, phase: Phase, total: Option<u64>) {
-        let (word, template) = match phase {
-            Phase::Scan => ("scanning", "{msg} {human_pos} entries"),
-            Phase::Data => (
-                "building",
-                "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-            ),
-            _ => ("finishing", "{msg} {spinner}"),
-        };
-        let bar = self.bar();
-        // The templates are constants; one that did not parse would leave the default look.
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        bar.set_message(word);
-        bar.set_position(0);
-        if let Some(total) = total {
-            bar.set_length(total);
-        }
-    }
-
-    fn position(&self, position: u64) {
-        self.bar().set_position(position);
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
     }
 }

@@ -34,17 +34,14 @@ pub(super) fn run(
         compressor: algorithm(config.compressor),
         chunk_size: config.chunk_size,
     };
-    let mut sources = Vec::new();
-    for path in archives {
-        let bytes = fs::metadata(path).map_err(|source| BuildError::Unreadable {
-            path: path.clone(),
-            source,
-        })?;
-        sources.push(LayerSource {
-            bytes: bytes.len(),
+    let sources: Vec<_> = archives
+        .iter()
+        .enumerate()
+        .map(|(number, path)| LayerSource {
+            number,
             open: Box::new(move || File::open(path).map(|file| Box::new(file) as Box<dyn Read + Send>)),
-        });
-    }
+        })
+        .collect();
     let failed = |failed: FailedLayer| layer_error(config, archives, failed);
     let work = staging.path().join("work");
     let converted =

@@ -63,6 +63,11 @@ impl Blob {
         }
     }
 
+    /// Whether it is the blob that the bootstrap is in.
+    pub(crate) fn is_own(&self) -> bool {
+        self.features.contains(BlobFeatures::INLINED_FS_META)
+    }
+
     /// The same for nydus' builder.
     pub(super) fn context(&self) -> BlobContext {
         let mut context = BlobContext::new(

@@ -17,8 +17,9 @@ use sha2::{Digest, Sha256};
 
 use super::blob::{Blob, DIGESTER};
 use super::compress::{Compressors, Done, Job};
+use super::load::Loaded;
 use crate::layers::LayerError;
-use crate::tree::Chunk;
+use crate::tree::{Action, Chunk, Kind};
 
 /// Chunks under way for one layer, in bytes, but always two of them.
 const UNDER_WAY_BYTES: usize = 24 << 20;
@@ -101,6 +102,29 @@ pub(crate) struct Dictionary {
 }
 
 impl Dictionary {
+    /// The chunks of an image. Those that were compressed together with others are left out.
+    pub(crate) fn of(image: Loaded) -> Self {
+        let mut dictionary = Self {
+            blobs: image.blobs,
+            ..Self::default()
+        };
+        let inodes = image.entries.iter().filter_map(|entry| match &entry.action {
+            Action::Put(inode) => Some(&inode.kind),
+            Action::Link(_) | Action::Whiteout | Action::Opaque => None,
+        });
+        for kind in inodes {
+            let Kind::File(content) = kind else { continue };
+            for chunk in &content.chunks {
+                let next = dictionary.chunks.len();
+                let usable = !chunk.is_batch && (chunk.blob as usize) < dictionary.blobs.len();
+                if usable && *dictionary.by_id.entry(chunk.id).or_insert(next) == next {
+                    dictionary.chunks.push(chunk.clone());
+                }
+            }
+        }
+        dictionary
+    }
+
     pub(crate) fn chunk(&self, number: usize) -> &Chunk {
         &self.chunks[number]
     }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,7 +16,8 @@ use nydus_storage::device::BlobChunkInfo;
 use super::NydusError;
 use super::blob::Blob;
 use crate::config::{ChunkSize, FsVersion};
-use crate::tree::{Action, Chunk, Content, Entry, Inode, Kind};
+use crate::layers::{OPAQUE_WHITEOUT, WHITEOUT_PREFIX};
+use crate::tree::{Action, Chunk, Content, Entry, IMPLICIT_XATTR, Inode, Kind, LINK_XATTR, Layer};
 
 /// As deep as [`crate::tree`] makes them.
 const MAX_DEPTH: usize = 2048;
@@ -64,6 +65,34 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, NydusError> {
             .collect(),
         entries,
     })
+}
+
+impl Loaded {
+    /// The layer whose own bootstrap this is: what stands for whiteouts and links is them again.
+    pub(crate) fn into_layer(self) -> Layer {
+        let mut entries = Vec::with_capacity(self.entries.len());
+        for mut entry in self.entries {
+            let name = entry.path.file_name().unwrap_or_default().as_bytes();
+            if name == OPAQUE_WHITEOUT.as_bytes() {
+                entry.path = entry.path.parent().unwrap_or(Path::new("")).to_owned();
+                entry.action = Action::Opaque;
+            } else if let Some(hidden) = name.strip_prefix(WHITEOUT_PREFIX.as_bytes()) {
+                entry.path = entry.path.with_file_name(OsString::from_vec(hidden.to_vec()));
+                entry.action = Action::Whiteout;
+            } else if let Action::Put(inode) = &entry.action {
+                if inode.xattrs.contains_key(std::ffi::OsStr::new(IMPLICIT_XATTR)) {
+                    continue;
+                }
+                if let Some(target) = inode.xattrs.get(std::ffi::OsStr::new(LINK_XATTR)) {
+                    entry.action = Action::Link(PathBuf::from(OsString::from_vec(target.clone())));
+                }
+            }
+            entries.push(entry);
+        }
+        // Whiteouts hide lower layers' files only; as the first they meet nothing else.
+        entries.sort_by_key(|entry| !matches!(entry.action, Action::Whiteout | Action::Opaque));
+        Layer { entries }
+    }
 }
 
 struct Loader<'a> {

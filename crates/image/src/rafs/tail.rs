@@ -7,6 +7,10 @@
 //! "header" is a tar header that *follows* what it is about, so that all can be written without seeking and
 //! read from the end: the form nydus-snapshotter takes apart. Read `chunks.rs` for the data.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
 use nydus_storage::device::BlobFeatures;
 use nydus_storage::meta::{BlobCompressionContextHeader, BlobMetaChunkArray, toc};
 use nydus_utils::compress;
@@ -18,6 +22,10 @@ use super::chunks::{BlobFile, Data};
 use crate::config::{ChunkSize, FsVersion};
 use crate::layers::LayerError;
 use crate::tree::Chunk;
+
+const HEADER_BYTES: u64 = 512;
+/// An entry of the table of contents: flags, name, digest, offset, sizes, and room for more.
+const TOC_ENTRY_BYTES: usize = 128;
 
 /// How a layer is converted, as far as its blob is concerned.
 #[derive(Debug, Clone, Copy)]
@@ -266,4 +274,84 @@ fn features(format: BlobFormat) -> BlobFeatures {
             common | BlobFeatures::ALIGNED | BlobFeatures::HAS_TOC | BlobFeatures::INLINED_CHUNK_DIGEST
         }
     }
+}
+
+/// Completes what the bootstrap inside a blob could not say of the blob itself.
+pub(crate) fn complete(own: &mut Blob, id: &str, blob: &File) -> io::Result<()> {
+    own.id = id.to_owned();
+    own.features.remove(BlobFeatures::INLINED_FS_META);
+    own.compressed_bytes = blob.metadata()?.len();
+    let (name, bytes, start) = last_entry(blob, own.compressed_bytes)?;
+    if name == toc::TOC_ENTRY_BLOB_TOC {
+        let table = read_at(blob, start, bytes + HEADER_BYTES)?;
+        own.toc_digest = Sha256::digest(&table).into();
+        own.toc_bytes = u32::try_from(table.len()).unwrap_or(u32::MAX);
+    }
+    Ok(())
+}
+
+/// Reads the layer's bootstrap out of a blob: this crate's, nydus-image's or nydus-snapshotter's.
+pub(crate) fn bootstrap_in(blob: &File) -> io::Result<Vec<u8>> {
+    let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let end = blob.metadata()?.len();
+    let (name, bytes, start) = last_entry(blob, end)?;
+    if name == toc::TOC_ENTRY_BOOTSTRAP {
+        return read_at(blob, start, bytes);
+    }
+    if name != toc::TOC_ENTRY_BLOB_TOC {
+        return Err(bad("there is no bootstrap at the end of the blob"));
+    }
+    let table = read_at(blob, start, bytes)?;
+    for entry in table.chunks_exact(TOC_ENTRY_BYTES) {
+        let number = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&entry[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        let name = entry[8..24].split(|byte| *byte == 0).next().unwrap_or_default();
+        if name != toc::TOC_ENTRY_BOOTSTRAP.as_bytes() {
+            continue;
+        }
+        let (offset, compressed, plain) = (number(56), number(64), number(72));
+        let stored = read_at(blob, offset, compressed)?;
+        // The flags' bits are those of the compressors: 1 is none, 2 is zstd (toc.rs of nydus-storage).
+        return match entry[0] {
+            1 => Ok(stored),
+            2 => {
+                let mut bootstrap = Vec::new();
+                let most = plain.min(MAX_BOOTSTRAP_BYTES);
+                zstd::stream::read::Decoder::new(&stored[..])?
+                    .take(most)
+                    .read_to_end(&mut bootstrap)?;
+                Ok(bootstrap)
+            }
+            _ => Err(bad("the bootstrap is compressed in an unknown way")),
+        };
+    }
+    Err(bad("the blob's table of contents has no bootstrap"))
+}
+
+/// Larger than that of any image there is; nobody gets to have us allocate more.
+const MAX_BOOTSTRAP_BYTES: u64 = 1 << 30;
+
+/// Name, length and start of what ends before `end` with its header.
+fn last_entry(blob: &File, end: u64) -> io::Result<(String, u64, u64)> {
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, "it does not end like a nydus blob");
+    let at = end.checked_sub(HEADER_BYTES).ok_or_else(bad)?;
+    let mut block = [0; 512];
+    blob.read_exact_at(&mut block, at)?;
+    let header = tar::Header::from_byte_slice(&block);
+    let bytes = header.entry_size().map_err(|_| bad())?;
+    let name = String::from_utf8_lossy(&header.path_bytes()).into_owned();
+    Ok((name, bytes, at.checked_sub(bytes).ok_or_else(bad)?))
+}
+
+fn read_at(blob: &File, offset: u64, bytes: u64) -> io::Result<Vec<u8>> {
+    let length = blob.metadata()?.len();
+    if bytes > MAX_BOOTSTRAP_BYTES || offset.checked_add(bytes).is_none_or(|end| end > length) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut data = vec![0; usize::try_from(bytes).unwrap_or_default()];
+    blob.read_exact_at(&mut data, offset)?;
+    Ok(data)
 }

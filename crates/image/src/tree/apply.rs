@@ -55,10 +55,18 @@ impl Tree {
                     None => link_marker(&entry.path, target),
                 },
             };
-            tree.apply_entry(&plain, 0).map_err(|problem| ApplyError {
-                path: entry.path.clone(),
-                problem,
-            })?;
+            let hides = matches!(entry.action, Action::Whiteout | Action::Opaque);
+            match tree.apply_entry(&plain, 0) {
+                Ok(()) => {}
+                // Archivers also say what is gone from below a directory that this layer made a file.
+                Err(EntryProblem::ThroughFile) if hides => {}
+                Err(problem) => {
+                    return Err(ApplyError {
+                        path: entry.path.clone(),
+                        problem,
+                    });
+                }
+            }
         }
         Ok(tree)
     }

@@ -9,7 +9,7 @@ use nydusbox_image::{BuildConfig, FsVersion, ImageDir, Quiet, Source, build};
 use crate::{temp_dir, tree, walk};
 
 /// The program, or `None` with the reason told, unless it has to be there.
-fn nydus_image() -> Option<PathBuf> {
+pub(crate) fn nydus_image() -> Option<PathBuf> {
     let bin = std::env::var_os("NYDUSBOX_PEERS").map_or_else(
         || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/peers/bin")),
         PathBuf::from,
@@ -30,7 +30,7 @@ fn nydus_image() -> Option<PathBuf> {
     None
 }
 
-fn run(command: &mut Command) {
+pub(crate) fn run(command: &mut Command) {
     let output = command.output().unwrap();
     assert!(
         output.status.success(),

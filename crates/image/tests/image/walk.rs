@@ -11,7 +11,7 @@ use nydus_api::ConfigV2;
 use nydus_rafs::metadata::{RafsInodeExt, RafsSuper};
 use nydus_storage::device::BlobInfo;
 use nydus_utils::{compress, digest};
-use nydusbox_image::{Compressor, ImageDir};
+use nydusbox_image::ImageDir;
 
 /// What has to survive of a file, directory, link or device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,8 +140,12 @@ fn xattrs(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
 }
 
 pub(crate) fn image(image: &ImageDir) -> Entries {
-    let (rafs, _) =
-        RafsSuper::load_from_file(image.bootstrap(), Arc::new(ConfigV2::default()), false).unwrap();
+    bootstrap(&image.bootstrap(), &image.blob_dir())
+}
+
+/// The same for a bootstrap whose blobs are in `blob_dir`.
+pub(crate) fn bootstrap(bootstrap: &Path, blob_dir: &Path) -> Entries {
+    let (rafs, _) = RafsSuper::load_from_file(bootstrap, Arc::new(ConfigV2::default()), false).unwrap();
     let blobs = rafs.superblock.get_blob_infos();
     let mut found = inodes(&rafs);
     found.sort_by(|left, right| left.0.cmp(&right.0));
@@ -173,7 +177,10 @@ pub(crate) fn image(image: &ImageDir) -> Entries {
                     })
                     .collect(),
                 content: inode.is_reg().then(|| {
-                    digest::RafsDigest::from_buf(&content(image, &blobs, &*inode), digest::Algorithm::Sha256)
+                    digest::RafsDigest::from_buf(
+                        &content(blob_dir, &blobs, &*inode),
+                        digest::Algorithm::Sha256,
+                    )
                 }),
                 links: u64::from(attr.nlink),
                 same_as: inodes.entry(inode.ino()).or_insert(path).clone(),
@@ -192,25 +199,20 @@ fn device(encoded: u32) -> u64 {
 }
 
 /// A file's content, chunk by chunk out of the blobs.
-fn content(image: &ImageDir, blobs: &[Arc<BlobInfo>], inode: &dyn RafsInodeExt) -> Vec<u8> {
+fn content(blob_dir: &Path, blobs: &[Arc<BlobInfo>], inode: &dyn RafsInodeExt) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
-    let algorithm = match image.summary().compressor {
-        Compressor::Lz4Block => compress::Algorithm::Lz4Block,
-        Compressor::Zstd => compress::Algorithm::Zstd,
-        _ => compress::Algorithm::None,
-    };
     let mut content = Vec::new();
     for index in 0..inode.get_chunk_count() {
         let chunk = inode.get_chunk_info(index).unwrap();
         let blob = &blobs[usize::try_from(chunk.blob_index()).unwrap()];
-        let file = fs::File::open(image.blob_dir().join(blob.blob_id())).unwrap();
+        let file = fs::File::open(blob_dir.join(blob.blob_id())).unwrap();
         let mut stored = vec![0; usize::try_from(chunk.compressed_size()).unwrap()];
         file.read_exact_at(&mut stored, chunk.compressed_offset())
             .unwrap();
         if chunk.is_compressed() {
             let mut plain = vec![0; usize::try_from(chunk.uncompressed_size()).unwrap()];
             assert_eq!(
-                compress::decompress(&stored, &mut plain, algorithm).unwrap(),
+                compress::decompress(&stored, &mut plain, blob.compressor()).unwrap(),
                 plain.len()
             );
             stored = plain;
@@ -235,7 +237,7 @@ pub(crate) fn list(of: &ImageDir) -> Vec<String> {
             } else if inode.is_symlink() {
                 format!("{path}->{}", inode.get_symlink().unwrap().display())
             } else {
-                let content = content(of, &blobs, &*inode);
+                let content = content(&of.blob_dir(), &blobs, &*inode);
                 format!("{path}={}", String::from_utf8(content).unwrap())
             }
         })

@@ -1,0 +1,73 @@
+//! What commands on images share: a progress bar, and Ctrl-C that ends them in order.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use nydusbox_image::{Phase, Progress};
+
+use crate::error::Failure;
+
+/// A flag that Ctrl-C and SIGTERM set, so that a build ends in order and leaves nothing behind.
+pub(super) fn cancelled_by_signals() -> Result<Arc<AtomicBool>, Failure> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&flag))
+            .map_err(|e| Failure::new("watch for signals", &e))?;
+    }
+    Ok(flag)
+}
+
+/// A progress bar on stderr; invisible when that is not a terminal.
+pub(super) struct Bar {
+    bar: OnceLock<ProgressBar>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Bar {
+    pub(super) fn new(cancelled: Arc<AtomicBool>) -> Self {
+        Self {
+            bar: OnceLock::new(),
+            cancelled,
+        }
+    }
+
+    fn bar(&self) -> &ProgressBar {
+        self.bar.get_or_init(ProgressBar::no_length)
+    }
+
+    pub(super) fn clear(&self) {
+        self.bar().finish_and_clear();
+    }
+}
+
+impl Progress for Bar {
+    fn begin(&self, phase: Phase, total: Option<u64>) {
+        let (word, template) = match phase {
+            Phase::Scan => ("scanning", "{msg} {human_pos} entries"),
+            Phase::Data => (
+                "building",
+                "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            ),
+            _ => ("finishing", "{msg} {spinner}"),
+        };
+        let bar = self.bar();
+        // The templates are constants; one that did not parse would leave the default look.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(word);
+        bar.set_position(0);
+        if let Some(total) = total {
+            bar.set_length(total);
+        }
+    }
+
+    fn position(&self, position: u64) {
+        self.bar().set_position(position);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}

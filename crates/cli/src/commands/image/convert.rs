@@ -1,0 +1,85 @@
+//! `nydusbox image convert`: an OCI image in, an image in nydus' form out.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::DecimalBytes;
+use nydusbox_image::source::{AccessOptions, ImageRef, Platform, open_sink, open_source};
+use nydusbox_image::{
+    ChunkSize, Compressor, ConvertConfig, ConvertError, ConvertSummary, FsVersion, convert,
+};
+
+use super::bar::{Bar, cancelled_by_signals};
+use super::percent;
+use crate::commands::output::OutputArgs;
+use crate::commands::size::Size;
+use crate::error::{Failure, INTERRUPTED};
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// Image: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG] or dir:DIR
+    source: ImageRef,
+    /// Where to write it: oci:DIR[:TAG]. Layers that were converted for what is there are not converted again
+    destination: ImageRef,
+    /// Which of several images: OS/ARCH[/VARIANT]; this machine's unless given
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+    /// Version of the RAFS format: 5 or 6
+    #[arg(long, value_name = "VERSION", default_value = "6")]
+    fs_version: FsVersion,
+    /// How chunks are compressed: zstd, lz4_block or none
+    #[arg(long, value_name = "NAME", default_value = "zstd")]
+    compressor: Compressor,
+    /// Size of a chunk, a power of two from 4K to 16M; what is read is fetched in chunks
+    #[arg(long, value_name = "SIZE", default_value = "1M")]
+    chunk_size: Size,
+    /// Bootstrap of an image whose chunks need not be stored again; its blobs have to be at the destination
+    #[arg(long, value_name = "FILE")]
+    chunk_dict: Option<PathBuf>,
+    /// Directory for blobs that are being made; the system's temporary directory unless given
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) fn run(args: &ConvertArgs) -> Result<(), Failure> {
+    let what = format!("convert {}", args.source);
+    let chunk_size =
+        ChunkSize::new(args.chunk_size.bytes()).map_err(|e| Failure::new("use this --chunk-size", &e))?;
+    let config = ConvertConfig::new(args.platform.clone().unwrap_or_default())
+        .fs_version(args.fs_version)
+        .compressor(args.compressor)
+        .chunk_size(chunk_size)
+        .chunk_dict(args.chunk_dict.clone())
+        .work_dir(args.work_dir.clone());
+    let access = AccessOptions::default();
+    let source = open_source(&args.source, &access).map_err(|e| Failure::new(&what, &e))?;
+    let sink = open_sink(&args.destination, &access).map_err(|e| Failure::new(&what, &e))?;
+    // What can't be read as an image is no image to use anything of.
+    let previous = open_source(&args.destination, &access).ok();
+    let bar = Bar::new(cancelled_by_signals()?);
+    let result = convert(&*source, &*sink, previous.as_deref(), &config, &bar);
+    bar.clear();
+    let summary = result.map_err(|e| match e {
+        ConvertError::Cancelled => Failure::new(&what, &e).code(INTERRUPTED),
+        _ => Failure::new(&what, &e),
+    })?;
+    args.output
+        .print(&summary, || closing_line(&args.destination.to_string(), &summary))
+}
+
+fn closing_line(destination: &str, s: &ConvertSummary) -> String {
+    let reused = s.layers.iter().filter(|layer| layer.reused).count();
+    let source = s.layers.iter().map(|layer| layer.source_bytes).sum();
+    let blobs: u64 = s.layers.iter().map(|layer| layer.blob_bytes).sum();
+    format!(
+        "{destination}: {} layers, {reused} of them converted before; {} in {} and a bootstrap of {} ({:.0} %); {}",
+        s.layers.len(),
+        DecimalBytes(source),
+        DecimalBytes(blobs),
+        DecimalBytes(s.bootstrap_bytes),
+        percent(blobs + s.bootstrap_bytes, source),
+        s.digest,
+    )
+}

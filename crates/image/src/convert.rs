@@ -1,0 +1,272 @@
+//! An OCI image becomes one that nydus-snapshotter takes: each layer a blob of RAFS, and a bootstrap of all.
+//!
+//! ```text
+//! ImageSource -> layers made before (convert/reuse.rs) | layer_pool -> merge -> bootstrap
+//!             -> ImageSink: blobs, bootstrap layer, config (convert/manifest.rs), manifest last
+//! ```
+//! What is under way is in a temporary directory that goes with the call. Blobs that reached the sink stay there
+//! when it fails, for the next try; nothing names them until the manifest does. Read `convert/manifest.rs` next.
+
+mod config;
+mod error;
+mod manifest;
+mod reuse;
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+
+use serde::Serialize;
+use tempfile::TempDir;
+
+pub use config::ConvertConfig;
+pub use error::ConvertError;
+
+use crate::config::FsVersion;
+use crate::layer_pool::{LayerSource, blob_path, convert_layers};
+use crate::layers::bootstrap_error;
+use crate::merge::{MergeLayer, Merged, merge};
+use crate::progress::{Phase, Progress};
+use crate::rafs::bootstrap::BootstrapPlan;
+use crate::rafs::chunks::Dictionary;
+use crate::rafs::load::load;
+use crate::rafs::tail::BlobFormat;
+use crate::rafs::with_nydus;
+use crate::source::{Descriptor, ImageSink, ImageSource, MediaType, SourceImage};
+use error::{layer_error, merge_error};
+use manifest::BlobLayer;
+
+/// What a conversion made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ConvertSummary {
+    /// Digest of the manifest that was written.
+    pub digest: String,
+    /// Version of the RAFS format.
+    pub fs_version: FsVersion,
+    /// The layers, the lowest first.
+    pub layers: Vec<ConvertedLayerSummary>,
+    /// The bootstrap as a file, in bytes.
+    pub bootstrap_bytes: u64,
+}
+
+/// What became of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ConvertedLayerSummary {
+    /// Digest of the layer that was converted.
+    pub source_digest: String,
+    /// It as it is stored, in bytes.
+    pub source_bytes: u64,
+    /// Digest of the blob.
+    pub blob_digest: String,
+    /// The blob as a file, in bytes.
+    pub blob_bytes: u64,
+    /// Whether the blob was there from an earlier conversion.
+    pub reused: bool,
+}
+
+/// Converts the image in `source` and writes the result to `sink`. `previous` is what the sink's place had before,
+/// if anything: layers that were converted alike for it are neither converted nor written again.
+///
+/// # Errors
+/// See [`ConvertError`].
+pub fn convert(
+    source: &dyn ImageSource,
+    sink: &dyn ImageSink,
+    previous: Option<&dyn ImageSource>,
+    config: &ConvertConfig,
+    progress: &dyn Progress,
+) -> Result<ConvertSummary, ConvertError> {
+    let image = source.image(&config.platform)?;
+    manifest::refuse_unconvertible(&image)?;
+    let work = config.make_work_dir()?;
+    let format = BlobFormat {
+        fs_version: config.fs_version,
+        compressor: crate::build::algorithm(config.compressor),
+        chunk_size: config.chunk_size,
+    };
+    let known = previous.and_then(|place| reuse::Previous::open(place, config));
+    let dictionary = dictionary(config, format)?;
+    let mut layers = Layers::new(&image, work.path());
+    if let Some(known) = &known {
+        layers.reuse(known, format);
+    }
+    layers.convert(source, format, &dictionary, progress)?;
+
+    progress.begin(Phase::Finish, None);
+    let (layers, blobs) = layers.finish();
+    let merged = merge(&layers).map_err(|error| merge_error(error, &image))?;
+    let bootstrap = work.path().join(crate::BOOTSTRAP_FILE);
+    write_bootstrap(&merged, format, &bootstrap)?;
+    stop_if_asked(progress)?;
+    let extra = dictionary_layers(&merged, &blobs, sink)?;
+    for (number, blob) in blobs.iter().enumerate() {
+        if !blob.reused || !sink.has(&blob.descriptor)? {
+            let path = blob_path(work.path(), number);
+            let mut file = File::open(&path).map_err(|source| ConvertError::work(&path, source))?;
+            sink.put(&blob.descriptor, &mut file)?;
+        }
+        stop_if_asked(progress)?;
+    }
+    let (bootstrap_layer, diff_id) = manifest::bootstrap_layer(&bootstrap, config.fs_version, work.path())?;
+    let mut file = File::open(&bootstrap_layer.path)
+        .map_err(|source| ConvertError::work(&bootstrap_layer.path, source))?;
+    sink.put(&bootstrap_layer.descriptor, &mut file)?;
+    let written = manifest::Written::new(&image, &blobs, &extra, &bootstrap_layer.descriptor, &diff_id)?;
+    sink.put(&written.config, &mut &*written.config_bytes)?;
+    stop_if_asked(progress)?;
+    let digest = sink.publish(&written.manifest_bytes, &MediaType::ImageManifest)?;
+    let bytes = fs::metadata(&bootstrap).map_err(|source| ConvertError::work(&bootstrap, source))?;
+    Ok(ConvertSummary {
+        digest: digest.to_string(),
+        fs_version: config.fs_version,
+        layers: blobs.iter().map(BlobLayer::summary).collect(),
+        bootstrap_bytes: bytes.len(),
+    })
+}
+
+fn stop_if_asked(progress: &dyn Progress) -> Result<(), ConvertError> {
+    if progress.is_cancelled() {
+        return Err(ConvertError::Cancelled);
+    }
+    Ok(())
+}
+
+fn write_bootstrap(merged: &Merged, format: BlobFormat, path: &Path) -> Result<(), ConvertError> {
+    let plan = BootstrapPlan {
+        tree: &merged.tree,
+        fs_version: format.fs_version,
+        compressor: format.compressor,
+        chunk_size: format.chunk_size,
+        blobs: &merged.blobs,
+        blob_indexes: &merged.blob_indexes,
+        mark_implicit: false,
+    };
+    with_nydus(|| plan.write(path)).map_err(|source| ConvertError::bootstrap(path, bootstrap_error(source)))
+}
+
+/// The chunks of the image that is to be deduplicated against.
+fn dictionary(config: &ConvertConfig, format: BlobFormat) -> Result<Dictionary, ConvertError> {
+    let Some(path) = &config.chunk_dict else {
+        return Ok(Dictionary::default());
+    };
+    let loaded = with_nydus(|| load(path)).map_err(|source| ConvertError::Dictionary {
+        path: path.clone(),
+        source,
+    })?;
+    let alike = loaded.fs_version == format.fs_version
+        && loaded.chunk_size == format.chunk_size
+        && loaded
+            .blobs
+            .iter()
+            .all(|blob| blob.compressor == format.compressor);
+    if !alike {
+        return Err(ConvertError::DictionaryFormat { path: path.clone() });
+    }
+    Ok(Dictionary::of(loaded))
+}
+
+/// Blobs of the dictionary that the image needs, as layers; they have to be where the image goes.
+fn dictionary_layers(
+    merged: &Merged,
+    blobs: &[BlobLayer],
+    sink: &dyn ImageSink,
+) -> Result<Vec<Descriptor>, ConvertError> {
+    let mut extra = Vec::new();
+    for blob in &merged.blobs {
+        if blobs.iter().any(|layer| layer.id() == blob.id) {
+            continue;
+        }
+        let descriptor = manifest::blob_descriptor(&blob.id, blob.compressed_bytes)?;
+        if !sink.has(&descriptor)? {
+            return Err(ConvertError::DictionaryBlob { id: blob.id.clone() });
+        }
+        extra.push(descriptor);
+    }
+    Ok(extra)
+}
+
+/// The layers on their way.
+struct Layers<'a> {
+    image: &'a SourceImage,
+    work: &'a Path,
+    done: Vec<Option<(MergeLayer, BlobLayer)>>,
+}
+
+impl<'a> Layers<'a> {
+    fn new(image: &'a SourceImage, work: &'a Path) -> Self {
+        Self {
+            image,
+            work,
+            done: image.layers().iter().map(|_| None).collect(),
+        }
+    }
+
+    /// Takes those that were converted before. One that can't be had is converted again.
+    fn reuse(&mut self, known: &reuse::Previous<'_>, format: BlobFormat) {
+        for (number, layer) in self.image.layers().iter().enumerate() {
+            let path = blob_path(self.work, number);
+            match known.layer(layer, format, &path) {
+                Ok(found) => self.done[number] = found,
+                Err(error) => tracing::debug!(layer = %layer.digest(), %error, "cannot be used again"),
+            }
+        }
+    }
+
+    fn convert(
+        &mut self,
+        source: &dyn ImageSource,
+        format: BlobFormat,
+        dictionary: &Dictionary,
+        progress: &dyn Progress,
+    ) -> Result<(), ConvertError> {
+        let missing: Vec<_> = (0..self.done.len())
+            .filter(|at| self.done[*at].is_none())
+            .collect();
+        let all = self.image.layers();
+        let bytes = missing.iter().map(|at| all[*at].size()).sum();
+        progress.begin(Phase::Data, Some(bytes));
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let sources: Vec<_> = missing
+            .iter()
+            .map(|at| LayerSource {
+                number: *at,
+                open: Box::new(|| source.blob(&all[*at]).map_err(io::Error::other)),
+            })
+            .collect();
+        let converted = convert_layers(&sources, format, dictionary, self.work, progress)
+            .map_err(|failed| layer_error(failed, self.image, self.work))?;
+        for (at, converted) in missing.iter().copied().zip(converted) {
+            let layer = BlobLayer::new(
+                &all[at],
+                &converted.blob.id,
+                converted.blob.compressed_bytes,
+                false,
+            )?;
+            self.done[at] = Some((converted.into(), layer));
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> (Vec<MergeLayer>, Vec<BlobLayer>) {
+        self.done.into_iter().flatten().unzip()
+    }
+}
+
+/// Copies `content` to `path`.
+fn copy_to(content: &mut dyn Read, path: &Path) -> io::Result<()> {
+    io::copy(content, &mut File::create(path)?).map(drop)
+}
+
+impl ConvertConfig {
+    fn make_work_dir(&self) -> Result<TempDir, ConvertError> {
+        let parent = self.work_dir.clone().unwrap_or_else(std::env::temp_dir);
+        tempfile::Builder::new()
+            .prefix("nydusbox-convert-")
+            .tempdir_in(&parent)
+            .map_err(|source| ConvertError::work(&parent, source))
+    }
+}

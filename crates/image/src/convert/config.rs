@@ -1,0 +1,69 @@
+//! What can be asked of a conversion. Every value here is valid once it exists.
+
+use std::path::PathBuf;
+
+use crate::config::{ChunkSize, Compressor, FsVersion};
+use crate::source::Platform;
+
+/// How an image is converted. See [`convert`](crate::convert()).
+#[derive(Debug, Clone)]
+pub struct ConvertConfig {
+    pub(super) platform: Platform,
+    pub(super) fs_version: FsVersion,
+    pub(super) compressor: Compressor,
+    pub(super) chunk_size: ChunkSize,
+    pub(super) chunk_dict: Option<PathBuf>,
+    pub(super) work_dir: Option<PathBuf>,
+}
+
+impl ConvertConfig {
+    /// A conversion of the image for `platform`, to RAFS v6 with zstd and chunks of 1 MiB.
+    #[must_use]
+    pub fn new(platform: Platform) -> Self {
+        Self {
+            platform,
+            fs_version: FsVersion::default(),
+            compressor: Compressor::default(),
+            chunk_size: ChunkSize::default(),
+            chunk_dict: None,
+            work_dir: None,
+        }
+    }
+
+    /// Sets the version of the format.
+    #[must_use]
+    pub fn fs_version(mut self, version: FsVersion) -> Self {
+        self.fs_version = version;
+        self
+    }
+
+    /// Sets how chunks are compressed.
+    #[must_use]
+    pub fn compressor(mut self, compressor: Compressor) -> Self {
+        self.compressor = compressor;
+        self
+    }
+
+    /// Sets the size of chunks.
+    #[must_use]
+    pub fn chunk_size(mut self, size: ChunkSize) -> Self {
+        self.chunk_size = size;
+        self
+    }
+
+    /// Sets the bootstrap of an image whose chunks are not stored again. Its blobs have to be where the image is
+    /// written to.
+    #[must_use]
+    pub fn chunk_dict(mut self, bootstrap: Option<PathBuf>) -> Self {
+        self.chunk_dict = bootstrap;
+        self
+    }
+
+    /// Sets where blobs are made before they are written; the system's temporary directory if `None`. As much
+    /// room as the image takes is needed there.
+    #[must_use]
+    pub fn work_dir(mut self, dir: Option<PathBuf>) -> Self {
+        self.work_dir = dir;
+        self
+    }
+}

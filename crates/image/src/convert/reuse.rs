@@ -1,0 +1,92 @@
+//! Layers that were converted before: their blobs are where the image goes, and have their own bootstraps.
+//!
+//! A blob is taken for a layer if its descriptor says that it was made of it, and if its bootstrap says that it
+//! was made as is asked now. Never trusts a blob further than its digest.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use thiserror::Error;
+
+use super::manifest::{BLOB, BLOB_TYPE, BlobLayer, SOURCE_DIGEST};
+use super::{ConvertConfig, copy_to};
+use crate::merge::MergeLayer;
+use crate::rafs::load::load;
+use crate::rafs::tail::{self, BlobFormat};
+use crate::rafs::{NydusError, with_nydus};
+use crate::source::{Descriptor, ImageSource, SourceError, SourceImage};
+
+/// The image that was there before.
+#[derive(Debug)]
+pub(super) struct Previous<'a> {
+    place: &'a dyn ImageSource,
+    image: SourceImage,
+}
+
+/// Why a blob can't be used again.
+#[derive(Debug, Error)]
+pub(super) enum ReuseError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("its bootstrap cannot be read: {0}")]
+    Bootstrap(NydusError),
+    #[error("it has no descriptor")]
+    Descriptor,
+}
+
+impl<'a> Previous<'a> {
+    /// Looks at the image; without one, or if it can't be read, there is nothing to use again.
+    pub(super) fn open(place: &'a dyn ImageSource, config: &ConvertConfig) -> Option<Self> {
+        let image = place.image(&config.platform).ok()?;
+        Some(Self { place, image })
+    }
+
+    /// The layer that `source` became, its blob copied to `path`; none if it wasn't converted like this.
+    pub(super) fn layer(
+        &self,
+        source: &Descriptor,
+        format: BlobFormat,
+        path: &Path,
+    ) -> Result<Option<(MergeLayer, BlobLayer)>, ReuseError> {
+        let Some(blob) = self.image.layers().iter().find(|layer| made_of(layer, source)) else {
+            return Ok(None);
+        };
+        copy_to(&mut *self.place.blob(blob)?, path)?;
+        let file = File::open(path)?;
+        let bootstrap = tail::bootstrap_in(&file)?;
+        let boot_path = path.with_extension("boot");
+        std::fs::write(&boot_path, bootstrap)?;
+        let loaded = with_nydus(|| load(&boot_path)).map_err(ReuseError::Bootstrap)?;
+        std::fs::remove_file(&boot_path)?;
+        let alike = loaded.fs_version == format.fs_version
+            && loaded.chunk_size == format.chunk_size
+            && loaded
+                .blobs
+                .iter()
+                .all(|blob| blob.compressor == format.compressor);
+        if !alike {
+            return Ok(None);
+        }
+        let id = blob.digest().digest();
+        let mut blobs = loaded.blobs.clone();
+        for own in blobs.iter_mut().filter(|blob| blob.is_own()) {
+            tail::complete(own, id, &file)?;
+        }
+        let merge = MergeLayer {
+            blobs,
+            layer: loaded.into_layer(),
+        };
+        let layer = BlobLayer::new(source, id, blob.size(), true).map_err(|_| ReuseError::Descriptor)?;
+        Ok(Some((merge, layer)))
+    }
+}
+
+fn made_of(layer: &Descriptor, source: &Descriptor) -> bool {
+    let annotation = |name: &str| layer.annotations().as_ref().and_then(|all| all.get(name));
+    annotation(BLOB).is_some()
+        && layer.media_type().to_string() == BLOB_TYPE
+        && annotation(SOURCE_DIGEST).is_some_and(|digest| *digest == source.digest().to_string())
+}
