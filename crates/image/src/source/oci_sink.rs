@@ -37,25 +37,28 @@ impl OciLayoutSink {
             tag: tag.map(str::to_owned),
         };
         let failed = |source| write_error(place, source);
-        match fs::read_dir(place) {
-            Ok(mut entries) => {
-                if !place.join(LAYOUT_FILE).is_file() && entries.next().is_some() {
-                    return Err(SinkError::Occupied {
-                        path: place.to_owned(),
-                    });
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(place).map_err(failed)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+        match fs::create_dir_all(place) {
+            Ok(()) => {}
+            // Something other than a directory at its place, or on the way there.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory
+                ) =>
+            {
                 return Err(SinkError::Occupied {
                     path: place.to_owned(),
                 });
             }
             Err(error) => return Err(failed(error)),
         }
+        // Before the look: somebody else may be making the layout.
         let _lock = sink.lock()?;
+        if !place.join(LAYOUT_FILE).is_file() && fs::read_dir(place).map_err(failed)?.next().is_some() {
+            return Err(SinkError::Occupied {
+                path: place.to_owned(),
+            });
+        }
         if !place.join(INDEX_FILE).exists() {
             let empty = json!({"schemaVersion": SCHEMA_VERSION, "manifests": []}).to_string();
             sink.replace(INDEX_FILE, |file| file.write_all(empty.as_bytes()))?;
