@@ -5,19 +5,25 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use common::peer;
 use common::sandboxes::{Sandboxes, kill, pid, runs, steady, text, until};
+use nydusbox_testkit::guest::{FuseClient, GuestConfig, SimGuest};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// A sandbox with a mount whose supervisor was killed.
 fn abandoned(s: &Sandboxes, id: &str, daemon: Option<&PathBuf>) -> Value {
-    let (bootstrap, config) = s.image();
+    let image = s.image();
     s.start(id, daemon.map(PathBuf::as_path));
-    s.ok(&["mount", id, "c1", "--bootstrap", &bootstrap, "--config", &config]);
+    s.mount(id, "c1", &image);
+    abandon(s, id)
+}
+
+/// Kills a sandbox's supervisor; how the sandbox was.
+fn abandon(s: &Sandboxes, id: &str) -> Value {
     let info = s.json(&["status", id]);
     let supervisor = pid(&info, "supervisor");
     kill(supervisor, Signal::KILL);
@@ -45,6 +51,107 @@ fn an_adopted_sandbox_is_as_it_was_and_takes_commands() {
         assert_eq!(s.json(&["umount", "s1", "c1"])["outcome"], "unmounted");
         assert_eq!(s.json(&["stop", "s1"])["leftovers"], json!([]));
         s.assert_nothing_left();
+    }
+}
+
+fn start_replacing(s: &Sandboxes, daemon: Option<&Path>) {
+    let args = s.start_args("s1", daemon);
+    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+    args.extend(["--on-exit", "restart"]);
+    s.json(&args);
+}
+
+/// The slots are written down, and so is the log level: a supervisor that has adopted the daemon gives the next one
+/// what this one had. With our daemon and with a genuine nydusd.
+#[test]
+fn a_guest_of_an_adopted_daemon_reads_on_when_that_is_replaced() {
+    for daemon in [None, peer("nydusd")] {
+        let s = Sandboxes::new();
+        let image = s.image();
+        start_replacing(&s, daemon.as_deref());
+        for container in ["c1", "c2", "c3"] {
+            s.mount("s1", container, &image);
+        }
+        s.ok(&["umount", "s1", "c1"]);
+        s.ok(&["log-level", "s1", "debug"]);
+        let socket = s.state_dir().join("s1/vhost.sock");
+        let mut guest = FuseClient::mount(&socket, GuestConfig::default()).unwrap();
+        let known = ["c2", "c3"].map(|container| {
+            let file = guest.resolve(format!("/rafs/{container}/lowerdir/file")).unwrap();
+            assert!(guest.read_node(file.nodeid, 100_000).unwrap() == vec![7; 100_000]);
+            file.nodeid
+        });
+        abandon(&s, "s1");
+        let adopted = s.json(&["adopt", "s1"])["sandbox"].clone();
+        kill(pid(&adopted, "daemon"), Signal::KILL);
+        until("another daemon serves", || {
+            let now = s.json(&["status", "s1"]);
+            now["state"] == "serving" && now["daemon"]["pid"] != adopted["daemon"]["pid"]
+        });
+        let events = s.ok(&["events", "s1", "--json"]);
+        assert!(
+            events.contains(r#""guest":"images_if_vmm_reconnects""#),
+            "{events}"
+        );
+        drop(guest);
+        let connected = SimGuest::connect(&socket, GuestConfig::default()).unwrap();
+        let mut guest = FuseClient::new(connected);
+        for nodeid in known {
+            assert!(guest.read_node(nodeid, 100_000).unwrap() == vec![7; 100_000]);
+        }
+        let successor = pid(&s.json(&["status", "s1"]), "daemon");
+        let line = std::fs::read_to_string(format!("/proc/{successor}/cmdline")).unwrap();
+        assert!(line.contains("\0debug\0"), "{line:?}");
+        drop(guest);
+        s.ok(&["stop", "s1"]);
+        s.assert_nothing_left();
+    }
+}
+
+/// Its state then has the old command and the new one, and the daemon has either. The new one is given to it again.
+#[test]
+fn a_remount_that_was_under_way_is_carried_out_or_as_if_it_had_not_been() {
+    for daemon in [None, peer("nydusd")] {
+        for refused in [false, true] {
+            let s = Sandboxes::new();
+            let (bootstrap, config) = s.image();
+            s.start("s1", daemon.as_deref());
+            s.mount("s1", "c1", &(bootstrap.clone(), config.clone()));
+            abandon(&s, "s1");
+            let state = s.state_dir().join("s1/state.json");
+            let mut document: Value = serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
+            let mounts = document["mounts"].as_array_mut().unwrap();
+            let mount = mounts
+                .iter_mut()
+                .find(|m| m["at"] == "/rafs/c1/lowerdir")
+                .unwrap();
+            let mut command = mount["command"].clone();
+            let other = s.dir.join("other.json");
+            let mut changed: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+            changed["cache"]["filecache"]["work_dir"] = json!(s.dir.mkdir("other"));
+            std::fs::write(&other, changed.to_string()).unwrap();
+            command["config"] = json!(changed.to_string());
+            if refused {
+                command["source"] = json!(s.dir.join("nowhere"));
+            }
+            mount["replacements"] = json!([command]);
+            std::fs::write(&state, document.to_string()).unwrap();
+
+            let adopted = s.json(&["adopt", "s1"]);
+            assert_eq!(adopted["sandbox"]["mounts"][1]["confirmed"], true, "{adopted}");
+            let holds = match refused {
+                false => text(&other),
+                true => config,
+            };
+            assert_eq!(
+                s.mount("s1", "c1", &(bootstrap, holds))["outcome"],
+                "already_mounted"
+            );
+            let state: Value = serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
+            assert!(!state.to_string().contains("replacements"), "{state}");
+            s.ok(&["stop", "s1"]);
+            s.assert_nothing_left();
+        }
     }
 }
 
@@ -137,20 +244,9 @@ fn on_exit_stop_ends_the_sandbox_and_tells_followers_why() {
 #[test]
 fn on_exit_restart_puts_another_daemon_in_its_place_with_the_same_mounts() {
     let s = Sandboxes::new();
-    let (bootstrap, config) = s.image();
-    let args = s.start_args("s1", None);
-    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
-    args.extend(["--on-exit", "restart"]);
-    s.json(&args);
-    s.ok(&[
-        "mount",
-        "s1",
-        "c1",
-        "--bootstrap",
-        &bootstrap,
-        "--config",
-        &config,
-    ]);
+    let image = s.image();
+    start_replacing(&s, None);
+    s.mount("s1", "c1", &image);
     let before = s.json(&["status", "s1"]);
     kill(pid(&before, "daemon"), Signal::KILL);
     until("another daemon serves", || {

@@ -25,7 +25,7 @@ use crate::output::{LogFile, Output};
 use crate::process::Process;
 use crate::remains::Remains;
 use crate::sandbox::Sandbox;
-use crate::state::{DaemonLock, Holder, Journal, StateDocument, probe};
+use crate::state::{DaemonLock, Holder, Journal, MountRecord, StateDocument, probe};
 
 /// What became of a sandbox whose supervisor is gone.
 #[derive(Debug)]
@@ -144,7 +144,7 @@ async fn take_over(
     config: &SandboxConfig,
     mut dir: SandboxDir,
     daemon: Holder,
-    document: StateDocument,
+    mut document: StateDocument,
 ) -> Result<Serving, AdoptError> {
     let failed = |action| move |source| take(action, config.dir(), source);
     let mut client =
@@ -158,6 +158,9 @@ async fn take_over(
         );
     }
     let info = info.ok();
+    for mount in &mut document.mounts {
+        settle_replacements(&mut client, config.id(), mount).await;
+    }
     let lock = match probe(&dir).map_err(failed("look at the daemon's lock in"))? {
         Some(DaemonLock::Held(inode)) => inode,
         Some(DaemonLock::Taken(_)) | None => {
@@ -176,7 +179,6 @@ async fn take_over(
         .map(|text| text.0.clone().into());
     let process = Process::adopt(daemon, lock, cgroup).map_err(failed("watch the daemon of"))?;
     dir.own();
-    let mounts = document.mounts.into_iter().map(|m| (m.at, m.command));
     let reported = info.as_ref().and_then(|info| info.backend_collection.as_ref());
     let mut daemon = Daemon::new(process, output);
     daemon.set_version(match &info {
@@ -188,9 +190,30 @@ async fn take_over(
         journal,
         binds: BindBook::recalled(document.binds.into_iter().map(|b| (b.at, b.bind))),
         dir,
-        ledger: Ledger::recalled(mounts, reported),
+        ledger: Ledger::recalled(document.mounts, document.next_slot, reported),
         adopted: true,
     })
+}
+
+/// A mount that was being given another command has it or has not. It is given it again: then it has, or the daemon
+/// says no, and it has what it had. Without an answer it stays in doubt.
+async fn settle_replacements(client: &mut ApiClient, sandbox: &SandboxId, mount: &mut MountRecord) {
+    while let Some(command) = mount.replacements.pop() {
+        match client.remount(&mount.at, &command).await {
+            Ok(()) => {
+                mount.command = command;
+                mount.replacements.clear();
+            }
+            Err(error) if error.is_definite() => {
+                tracing::info!(%sandbox, at = %mount.at, error = chain(&error), "keeps what it had before a remount");
+            }
+            Err(error) => {
+                tracing::warn!(%sandbox, at = %mount.at, error = chain(&error), "has one of two configurations");
+                mount.replacements.push(command);
+                return;
+            }
+        }
+    }
 }
 
 fn take(action: &'static str, path: &Path, source: io::Error) -> AdoptError {

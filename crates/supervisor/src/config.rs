@@ -14,7 +14,7 @@ use crate::environment::{Environment, Limits, Netns, OnSupervisorDeath};
 use crate::program::Program;
 use crate::recovery::OnExit;
 use crate::secrets::Secrets;
-use crate::state::{Settings, StateDocument};
+use crate::state::{Settings, StateDocument, millis};
 
 /// Where sandboxes keep their directories unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/run/nydusbox";
@@ -146,10 +146,13 @@ impl SandboxConfig {
             stop_grace_ms,
             environment,
             on_exit,
+            health_interval_ms,
         } = document.settings.clone();
         let plain = Self::new(document.sandbox.clone(), state_dir, program)?;
         for mount in &document.mounts {
-            plain.secrets.learn_config(&mount.command.config);
+            for command in std::iter::once(&mount.command).chain(&mount.replacements) {
+                plain.secrets.learn_config(&command.config);
+            }
         }
         Ok(Self {
             share,
@@ -159,6 +162,7 @@ impl SandboxConfig {
             stop_grace: Duration::from_millis(stop_grace_ms),
             environment,
             on_exit,
+            health_interval: health_interval_ms.map(Duration::from_millis),
             ..plain
         })
     }
@@ -179,19 +183,18 @@ impl SandboxConfig {
             stop_grace,
             environment,
             on_exit,
-            // The successor's own affair.
-            health_interval: _,
+            health_interval,
             secrets: _,
         } = self;
-        let ms = |duration: &Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Settings {
             share: share.clone(),
             log_level: *log_level,
-            start_deadline_ms: ms(start_deadline),
-            call_deadline_ms: ms(call_deadline),
-            stop_grace_ms: ms(stop_grace),
+            start_deadline_ms: millis(*start_deadline),
+            call_deadline_ms: millis(*call_deadline),
+            stop_grace_ms: millis(*stop_grace),
             environment: environment.clone(),
             on_exit: *on_exit,
+            health_interval_ms: health_interval.map(millis),
         }
     }
 
@@ -326,6 +329,11 @@ impl SandboxConfig {
         }
     }
 
+    /// How much the next daemon logs.
+    pub(crate) fn set_log_level(&mut self, level: LogLevel) {
+        self.log_level = level;
+    }
+
     pub(crate) fn health_interval(&self) -> Option<Duration> {
         self.health_interval
     }
@@ -384,6 +392,22 @@ mod tests {
             panic!("{error:?}")
         };
         assert_eq!(len, "/run/nydusbox/".len() + 100 + "/vhost.sock".len());
+    }
+
+    #[test]
+    fn what_is_written_down_is_what_is_configured_again() {
+        for interval in [None, Some(Duration::from_millis(1234))] {
+            let config = config("s", "/run/nydusbox")
+                .unwrap()
+                .with_health_interval(interval)
+                .with_log_level(LogLevel::Debug)
+                .with_stop_grace(Duration::from_secs(7));
+            let program = config.program().record();
+            let document = StateDocument::new(config.id().clone(), program, config.settings());
+            let again = SandboxConfig::recorded(Path::new("/run/nydusbox"), &document).unwrap();
+            assert_eq!(again.settings(), config.settings());
+            assert_eq!(again.health_interval(), interval);
+        }
     }
 
     #[test]

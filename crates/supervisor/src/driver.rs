@@ -11,7 +11,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
-use nydusbox_protocol::{FsType, MountCommand, MountPoint, SocketPath};
+use nydusbox_protocol::{FsType, LogLevel, MountCommand, MountPoint, SocketPath};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -57,6 +57,8 @@ pub(crate) struct Strings {
     pub(crate) stop: oneshot::Sender<()>,
     /// Dropping it abandons the sandbox.
     pub(crate) alive: oneshot::Sender<std::convert::Infallible>,
+    /// How much the daemon was told to log.
+    pub(crate) log_level: watch::Sender<LogLevel>,
     pub(crate) status: watch::Receiver<Status>,
 }
 
@@ -88,6 +90,7 @@ pub(crate) struct Driver {
     requests: Requests,
     stop: oneshot::Receiver<()>,
     alive: oneshot::Receiver<std::convert::Infallible>,
+    log_level: watch::Receiver<LogLevel>,
     status: watch::Sender<Status>,
     events: EventSink,
 }
@@ -117,6 +120,7 @@ impl Driver {
         let (requests_in, requests) = mpsc::channel(16);
         let (stop_in, stop) = oneshot::channel();
         let (alive_in, alive) = oneshot::channel();
+        let (log_level_in, log_level) = watch::channel(config.log_level());
         let mut lifecycle = Lifecycle::serving(ledger, body_limit_bytes(config.program().kind()));
         if let OnExit::Restart(policy) = config.on_exit() {
             lifecycle = lifecycle.with_recovery(Recovery::new(policy, Duration::ZERO));
@@ -126,6 +130,7 @@ impl Driver {
             requests: requests_in,
             stop: stop_in,
             alive: alive_in,
+            log_level: log_level_in,
             status: status_out,
         };
         let mut driver = Self {
@@ -147,6 +152,7 @@ impl Driver {
             config,
             stop,
             alive,
+            log_level,
             status,
             events,
         };
@@ -159,10 +165,17 @@ impl Driver {
     /// Runs to the sandbox's end.
     pub(crate) async fn run(mut self) -> StopOutcome {
         let mut health = Watch::new(&self.config, self.status.subscribe());
+        let mut log_level = self.log_level.clone();
         self.expect_vmm();
         loop {
             let event = tokio::select! {
                 biased;
+                Ok(()) = log_level.changed() => {
+                    // For the daemon that may take this one's place.
+                    self.config.set_log_level(*log_level.borrow_and_update());
+                    self.record();
+                    continue;
+                }
                 event = self.next_event() => event,
                 (report, worse) = health.report() => {
                     self.take_health(report, worse);
@@ -418,8 +431,10 @@ impl Driver {
         };
         let (ledger, binds) = (self.lifecycle.ledger(), &self.binds);
         let version = self.daemon.version();
+        let log_level = self.config.log_level();
         self.recorded = self.journal.write(|document| {
             version.clone_into(&mut document.program.version);
+            document.settings.log_level = log_level;
             document.enter(phase, ledger, binds);
         });
         if let Err(error) = &self.recorded {
@@ -427,7 +442,7 @@ impl Driver {
         }
     }
 
-    /// What has to be done before a call: a mount that is not written down, or lacks its bind, is not made.
+    /// What has to be done before a call: what is not written down, or lacks its bind, is not mounted.
     fn prepare(&mut self, call: &Call) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         match call {
             Call::Mount(at, _) => {
@@ -436,8 +451,9 @@ impl Driver {
                 // to be waited for when the call is abandoned.
                 Ok(self.binds.make(at)?)
             }
+            Call::Remount(..) => Ok(std::mem::replace(&mut self.recorded, Ok(()))?),
             Call::Admit => Ok(self.dir.admit(self.config.program().kind())?),
-            Call::Remount(..) | Call::Unmount(_) | Call::Restore(..) | Call::Skip(_) => Ok(()),
+            Call::Unmount(_) | Call::Restore(..) | Call::Skip(_) => Ok(()),
         }
     }
 

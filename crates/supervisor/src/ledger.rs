@@ -10,6 +10,7 @@ use crate::client::CallError;
 use crate::request::MountRequest;
 use crate::restoration::{Restoration, Wanted};
 use crate::slots::{SLOTS, Slot, Slots};
+use crate::state::MountRecord;
 
 /// What is known about one mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +30,10 @@ struct Entry {
     knowledge: Knowledge,
     /// It was in doubt before it was asked for again.
     doubted: bool,
-    /// A new command whose answer was lost: the mount has the one or the other.
-    replacement: Option<MountCommand>,
+    /// New commands whose answers were lost: the mount has one of them, or the old.
+    replacements: Vec<MountCommand>,
+    /// A new command that is being asked for.
+    asked: Option<MountCommand>,
     /// `None` until it is confirmed, and when it cannot be known.
     slot: Option<Slot>,
 }
@@ -85,7 +88,7 @@ impl Ledger {
     /// Enters a request, if it can be granted.
     pub(crate) fn admit(&mut self, request: &MountRequest) -> Result<Admission, Refusal> {
         if let Some(entry) = self.find_mut(request.at()) {
-            if entry.command != *request.command() || entry.replacement.is_some() {
+            if entry.command != *request.command() || !entry.replacements.is_empty() {
                 return Err(Refusal::Conflict);
             }
             return Ok(match entry.knowledge {
@@ -108,7 +111,8 @@ impl Ledger {
             command: request.command().clone(),
             knowledge: Knowledge::Asked,
             doubted: false,
-            replacement: None,
+            replacements: Vec::new(),
+            asked: None,
             slot: None,
         });
         Ok(Admission::Ask)
@@ -151,14 +155,17 @@ impl Ledger {
         }
     }
 
-    /// Whether what is mounted at a place may be given a new command.
-    pub(crate) fn admit_remount(&self, request: &MountRequest) -> Result<(), RemountRefusal> {
-        match self.find(request.at()) {
-            None => Err(RemountRefusal::NotMounted),
-            Some(entry) => match (entry.command.fs_type, request.command().fs_type) {
-                (FsType::Rafs, FsType::Rafs) => Ok(()),
-                (FsType::PassthroughFs, _) | (_, FsType::PassthroughFs) => Err(RemountRefusal::NotAnImage),
-            },
+    /// Enters a new command for what is mounted at a place, if it can be granted.
+    pub(crate) fn admit_remount(&mut self, request: &MountRequest) -> Result<(), RemountRefusal> {
+        let Some(entry) = self.find_mut(request.at()) else {
+            return Err(RemountRefusal::NotMounted);
+        };
+        match (entry.command.fs_type, request.command().fs_type) {
+            (FsType::Rafs, FsType::Rafs) => {
+                entry.asked = Some(request.command().clone());
+                Ok(())
+            }
+            (FsType::PassthroughFs, _) | (_, FsType::PassthroughFs) => Err(RemountRefusal::NotAnImage),
         }
     }
 
@@ -171,10 +178,11 @@ impl Ledger {
         let Some(entry) = self.find_mut(request.at()) else {
             return answer;
         };
+        let asked = entry.asked.take();
         match answer {
             Ok(()) => {
                 entry.command = request.command().clone();
-                entry.replacement = None;
+                entry.replacements.clear();
                 entry.knowledge = Knowledge::Confirmed;
                 Ok(())
             }
@@ -184,7 +192,8 @@ impl Ledger {
             }
             Err(error) => {
                 if !error.is_definite() {
-                    entry.replacement = Some(request.command().clone());
+                    let lost = asked.filter(|command| !entry.replacements.contains(command));
+                    entry.replacements.extend(lost);
                 }
                 Err(error)
             }
@@ -218,39 +227,75 @@ impl Ledger {
     }
 
     /// The book of a predecessor: what the daemon says it has of it, or all of it in doubt when it does not say.
+    /// `next` is where the daemon's count of slots stood.
     pub(crate) fn recalled(
-        mounts: impl IntoIterator<Item = (MountPoint, MountCommand)>,
+        records: Vec<MountRecord>,
+        next: Option<Slot>,
         reported: Option<&BackendCollection>,
     ) -> Self {
-        let entry = |(at, command): (MountPoint, MountCommand)| {
-            let knowledge = match reported.map(|places| places.contains_key(at.as_str())) {
+        let is_there = |at: &MountPoint| reported.map(|places| places.contains_key(at.as_str()));
+        // A mount that was made past the supervisor has taken a slot, nobody knows when.
+        let strangers = reported.is_some_and(|places| {
+            let ours = |place: &String| records.iter().any(|record| record.at.as_str() == place);
+            !places.keys().all(ours)
+        });
+        let mut slots = Slots::recalled(next);
+        // What was asked for and is not there may be under way.
+        let under_way = |record: &MountRecord| record.slot.is_none() && is_there(&record.at) != Some(true);
+        if strangers || reported.is_none() || records.iter().any(under_way) {
+            slots.lose_count();
+        }
+        let entry = |record: MountRecord| {
+            let knowledge = match is_there(&record.at) {
                 Some(true) => Knowledge::Confirmed,
                 Some(false) => return None,
                 None => Knowledge::Doubtful,
             };
             Some(Entry {
-                at,
-                command,
+                at: record.at,
+                command: record.command,
                 knowledge,
                 doubted: knowledge == Knowledge::Doubtful,
-                replacement: None,
-                slot: None,
+                replacements: record.replacements,
+                asked: None,
+                slot: record.slot.filter(|_| !strangers),
             })
         };
-        let mut slots = Slots::default();
-        slots.lose_count();
-        Self {
-            mounts: mounts.into_iter().filter_map(entry).collect(),
-            slots,
+        let mut mounts: Vec<Entry> = records.into_iter().filter_map(entry).collect();
+        // Its answer had not been written down yet.
+        while let Some(at) = mounts.iter().position(|m| m.slot.is_none()) {
+            let Some(slot) = slots.allocate(mounts.iter().filter_map(|m| m.slot)) else {
+                break;
+            };
+            mounts[at].slot = Some(slot);
         }
+        Self { mounts, slots }
+    }
+
+    /// What is to be remembered of every mount that is or may be there.
+    pub(crate) fn records(&self) -> impl Iterator<Item = MountRecord> {
+        self.mounts.iter().map(|m| MountRecord {
+            at: m.at.clone(),
+            command: m.command.clone(),
+            slot: m.slot,
+            replacements: {
+                let asked = m.asked.iter().filter(|asked| !m.replacements.contains(asked));
+                m.replacements.iter().chain(asked).cloned().collect()
+            },
+        })
+    }
+
+    /// Where the daemon's count of slots stands, if that is known.
+    pub(crate) fn next_slot(&self) -> Option<Slot> {
+        self.slots.next()
     }
 
     /// Every mount that is or may be there, in the order in which they were made.
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (&MountPoint, &MountCommand, Knowledge)> {
         self.mounts.iter().map(|m| {
-            let knowledge = match m.replacement {
-                Some(_) => Knowledge::Doubtful,
-                None => m.knowledge,
+            let knowledge = match m.replacements.is_empty() {
+                false => Knowledge::Doubtful,
+                true => m.knowledge,
             };
             (&m.at, &m.command, knowledge)
         })
@@ -261,7 +306,8 @@ impl Ledger {
     pub(crate) fn daemon_is_gone(&mut self) {
         self.mounts.retain(|m| m.knowledge == Knowledge::Confirmed);
         for entry in &mut self.mounts {
-            entry.replacement = None;
+            entry.replacements.clear();
+            entry.asked = None;
             entry.knowledge = Knowledge::Asked;
         }
     }
@@ -294,10 +340,6 @@ impl Ledger {
     /// How many slots are or may be in use.
     pub(crate) fn used(&self) -> usize {
         self.mounts.len()
-    }
-
-    fn find(&self, at: &MountPoint) -> Option<&Entry> {
-        self.mounts.iter().find(|m| m.at == *at)
     }
 
     fn find_mut(&mut self, at: &MountPoint) -> Option<&mut Entry> {

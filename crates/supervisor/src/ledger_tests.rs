@@ -229,12 +229,15 @@ fn a_remount_whose_answer_was_lost_leaves_the_content_in_doubt() {
     let mut ledger = Ledger::default();
     ledger.admit(&request(0, 0)).unwrap();
     ledger.settle_mount(request(0, 0).at(), Ok(())).unwrap();
+    ledger.admit_remount(&request(0, 1)).unwrap();
     ledger
         .settle_remount(&request(0, 1), Err(Peer::lost()))
         .unwrap_err();
     for content in [0, 1] {
         assert_eq!(ledger.admit(&request(0, content)), Err(Refusal::Conflict));
     }
+    ledger.admit_remount(&request(0, 1)).unwrap();
+    assert_eq!(ledger.records().next().unwrap().replacements.len(), 1);
     ledger.settle_remount(&request(0, 1), Ok(())).unwrap();
     assert_eq!(ledger.admit(&request(0, 1)), Ok(Admission::Present));
 }
@@ -264,4 +267,105 @@ fn a_place_taken_by_someone_else_is_not_ours() {
     let settled = ledger.settle_mount(request.at(), Err(CallError::AlreadyMounted));
     assert!(matches!(settled, Err(CallError::AlreadyMounted)));
     assert_eq!(ledger.iter().count(), 0);
+}
+
+/// What a predecessor has written down at any moment, and what the daemon says.
+mod recalled {
+    use nydusbox_protocol::BackendEntry;
+
+    use super::*;
+
+    fn reported(places: &[&str]) -> BackendCollection {
+        let entry = |at: &&str| {
+            let entry = BackendEntry {
+                backend_type: "Rafs".to_owned(),
+                mountpoint: (*at).to_owned(),
+                mounted_time: String::new(),
+                config: None,
+            };
+            ((*at).to_owned(), entry)
+        };
+        places.iter().map(entry).collect()
+    }
+
+    /// `/b` and `/ab` in slots 1 and 3, after `/a` was unmounted from 2.
+    fn predecessor() -> Ledger {
+        let mut ledger = Ledger::default();
+        for place in [2, 0, 5] {
+            let request = request(place, 0);
+            assert_eq!(ledger.admit(&request), Ok(Admission::Ask));
+            ledger.settle_mount(request.at(), Ok(())).unwrap();
+        }
+        ledger.settle_unmount(request(0, 0).at(), Ok(())).unwrap();
+        ledger
+    }
+
+    fn recall(ledger: &Ledger, places: Option<&[&str]>) -> Ledger {
+        let reported = places.map(reported);
+        Ledger::recalled(ledger.records().collect(), ledger.next_slot(), reported.as_ref())
+    }
+
+    fn slots(ledger: &Ledger) -> Vec<(String, Option<Slot>)> {
+        let slot = |record: MountRecord| (record.at.as_str().to_owned(), record.slot);
+        ledger.records().map(slot).collect()
+    }
+
+    fn pairs(expected: &[(&str, Option<Slot>)]) -> Vec<(String, Option<Slot>)> {
+        expected
+            .iter()
+            .map(|(at, slot)| ((*at).to_owned(), *slot))
+            .collect()
+    }
+
+    #[test]
+    fn slots_and_the_count_are_those_that_were_written_down() {
+        let ledger = recall(&predecessor(), Some(&["/b", "/ab"]));
+        assert_eq!(slots(&ledger), pairs(&[("/b", Some(1)), ("/ab", Some(3))]));
+        assert_eq!(ledger.next_slot(), Some(4));
+    }
+
+    #[test]
+    fn a_mount_whose_answer_was_not_written_down_is_in_the_slot_that_came_next() {
+        let mut before = predecessor();
+        before.admit(&request(0, 0)).unwrap();
+        let there = recall(&before, Some(&["/b", "/ab", "/a"]));
+        assert_eq!(slots(&there)[2], ("/a".to_owned(), Some(4)));
+        assert_eq!(there.next_slot(), Some(5));
+        // It may come yet.
+        let not_yet = recall(&before, Some(&["/b", "/ab"]));
+        assert_eq!(slots(&not_yet), pairs(&[("/b", Some(1)), ("/ab", Some(3))]));
+        assert_eq!(not_yet.next_slot(), None);
+    }
+
+    #[test]
+    fn a_mount_made_past_the_supervisor_makes_every_slot_uncertain() {
+        let ledger = recall(&predecessor(), Some(&["/b", "/ab", "/x"]));
+        assert_eq!(slots(&ledger), pairs(&[("/b", None), ("/ab", None)]));
+        assert_eq!(ledger.next_slot(), None);
+    }
+
+    #[test]
+    fn of_a_daemon_that_does_not_say_everything_is_in_doubt() {
+        let ledger = recall(&predecessor(), None);
+        assert!(
+            ledger
+                .iter()
+                .all(|(_, _, knowledge)| knowledge == Knowledge::Doubtful)
+        );
+        assert_eq!(ledger.next_slot(), None);
+    }
+
+    #[test]
+    fn both_commands_of_a_remount_under_way_are_remembered() {
+        let mut ledger = predecessor();
+        let new = request(2, 1);
+        ledger.admit_remount(&new).unwrap();
+        let record = ledger.records().next().unwrap();
+        assert_eq!(record.command, *request(2, 0).command());
+        assert_eq!(record.replacements, [new.command().clone()]);
+        let recalled = recall(&ledger, Some(&["/b", "/ab"]));
+        assert_eq!(recalled.iter().next().unwrap().2, Knowledge::Doubtful);
+        ledger.settle_remount(&new, Err(Peer::refused())).unwrap_err();
+        assert_eq!(ledger.records().next().unwrap().replacements, []);
+    }
 }

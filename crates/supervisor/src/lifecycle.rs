@@ -230,7 +230,7 @@ impl Lifecycle {
         })
     }
 
-    fn admit_remount(&self, request: &MountRequest) -> Result<(), RemountError> {
+    fn admit_remount(&mut self, request: &MountRequest) -> Result<(), RemountError> {
         let at = request.at().clone();
         if let Some(len_bytes) = self.too_large(request) {
             return Err(RemountError::TooLarge {

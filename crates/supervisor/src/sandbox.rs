@@ -157,14 +157,16 @@ impl Sandbox {
         counters::read(self.client(), at).await
     }
 
-    /// Changes how much the daemon logs, until it is started again.
+    /// Changes how much the daemon logs, and whichever takes its place.
     ///
     /// # Errors
     /// [`CallError`] when the daemon refuses or cannot be asked.
     pub async fn set_log_level(&self, level: LogLevel) -> Result<(), CallError> {
         let command = ConfigureCommand { log_level: level };
         let span = tracing::info_span!("set_log_level", sandbox = %self.id, %level);
-        self.client().configure(command).instrument(span).await
+        self.client().configure(command).instrument(span).await?;
+        self.strings.log_level.send_replace(level);
+        Ok(())
     }
 
     /// A connection of its own: what changes no mount waits for none.

@@ -50,6 +50,19 @@ impl Slots {
         self.counted = false;
     }
 
+    /// The count as it was written down; `None` when it was lost.
+    pub(crate) fn recalled(next: Option<Slot>) -> Self {
+        Self {
+            next: next.unwrap_or_default(),
+            counted: next.is_some(),
+        }
+    }
+
+    /// Where the daemon begins to look for the next free slot; `None` when the count was lost.
+    pub(crate) fn next(&self) -> Option<Slot> {
+        Some(self.next).filter(|_| self.counted)
+    }
+
     /// The count of a daemon that has given slots out up to this one; 0 when it has given out none.
     pub(crate) fn after(last: Slot) -> Self {
         Self {

@@ -162,9 +162,8 @@ async fn an_adopted_daemon_that_dies_is_replaced_if_the_sandbox_wants_that() {
         loop {
             match events.next().await {
                 Some(EventItem::Record(record)) => match record.event {
-                    // Which slots its mounts had was known to the supervisor before only.
                     SandboxEvent::Recovered { mounts, guest, .. } => {
-                        assert_ne!(guest, GuestOutlook::ImagesIfVmmReconnects);
+                        assert_ne!(guest, GuestOutlook::MustMountAgain, "the slots are written down");
                         assert_eq!(mounts, 2);
                         break;
                     }

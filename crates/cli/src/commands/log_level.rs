@@ -12,7 +12,7 @@ use crate::control::wire::{self, LevelBody};
 use crate::error::Failure;
 use crate::state_dir::StateDir;
 
-/// It lasts until the daemon is started again.
+/// It lasts as long as the sandbox, also if another daemon takes this one's place.
 #[derive(Debug, Args)]
 pub(crate) struct LogLevelArgs {
     /// Sandbox whose daemon is to log more or less

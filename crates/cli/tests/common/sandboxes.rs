@@ -87,6 +87,19 @@ impl Sandboxes {
         self.json(&args.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// Mounts an image in a sandbox; the document the command prints.
+    pub fn mount(&self, id: &str, container: &str, (bootstrap, config): &(String, String)) -> Value {
+        self.json(&[
+            "mount",
+            id,
+            container,
+            "--bootstrap",
+            bootstrap,
+            "--config",
+            config,
+        ])
+    }
+
     /// An image and its configuration, as files.
     pub fn image(&self) -> (String, String) {
         let source = self.dir.mkdir("source");

@@ -102,6 +102,8 @@ fn document(config: &SandboxConfig) -> StateDocument {
     let share = config.share().map(|share| MountRecord {
         at: MountPoint::containers(),
         command: MountCommand::passthrough(share),
+        slot: None,
+        replacements: Vec::new(),
     });
     document.mounts.extend(share);
     document.cgroup = config

@@ -5,6 +5,7 @@
 //! version that is not known is refused, because what a newer supervisor promised in it cannot be honoured.
 
 use std::fmt;
+use std::time::Duration;
 
 use nydusbox_protocol::{LogLevel, MountCommand, MountPoint, SandboxId};
 use serde::{Deserialize, Serialize};
@@ -12,9 +13,11 @@ use serde::{Deserialize, Serialize};
 use super::identity::DaemonRecord;
 use super::os_text::OsText;
 use crate::binds::Bind;
+use crate::config::DEFAULT_HEALTH_INTERVAL;
 use crate::environment::Environment;
 use crate::program::ProgramKind;
 use crate::recovery::OnExit;
+use crate::slots::Slot;
 
 /// The version that is written.
 const VERSION: u32 = 1;
@@ -53,6 +56,9 @@ pub struct StateDocument {
     pub(crate) cgroup: Option<OsText>,
     /// In the order of the daemon's slots.
     pub(crate) mounts: Vec<MountRecord>,
+    /// Where the daemon begins to look for the next free slot, if that is known.
+    #[serde(default)]
+    pub(crate) next_slot: Option<Slot>,
     pub(crate) binds: Vec<BindRecord>,
 }
 
@@ -90,6 +96,19 @@ pub(crate) struct Settings {
     pub(crate) environment: Environment,
     #[serde(default)]
     pub(crate) on_exit: OnExit,
+    /// `None` for never.
+    #[serde(default = "default_health_interval_ms")]
+    pub(crate) health_interval_ms: Option<u64>,
+}
+
+/// Of a document that does not say.
+fn default_health_interval_ms() -> Option<u64> {
+    Some(millis(DEFAULT_HEALTH_INTERVAL))
+}
+
+/// A duration as it is written down.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A mount that is there, or is being made or unmade.
@@ -97,6 +116,12 @@ pub(crate) struct Settings {
 pub(crate) struct MountRecord {
     pub(crate) at: MountPoint,
     pub(crate) command: MountCommand,
+    /// The daemon's slot it is in, once it is there and if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) slot: Option<Slot>,
+    /// Commands it is being given, or was given without an answer, the last one last: it has one of them, or the old.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) replacements: Vec<MountCommand>,
 }
 
 /// A bind that is there, or is being made or unmade.
@@ -123,6 +148,7 @@ impl StateDocument {
             daemon: None,
             cgroup: None,
             mounts: Vec::new(),
+            next_slot: None,
             binds: Vec::new(),
         }
     }

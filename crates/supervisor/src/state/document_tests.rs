@@ -21,16 +21,21 @@ fn mount() -> impl Strategy<Value = MountRecord> {
         ".{0,20}",
         any::<bool>(),
         proptest::option::of(proptest::collection::vec(".{0,8}", 0..3)),
+        any::<Option<u8>>(),
+        any::<bool>(),
     )
-        .prop_map(|(at, text, rafs, prefetch)| {
+        .prop_map(|(at, text, rafs, prefetch, slot, replaced)| {
             let mut command = match rafs {
                 true => MountCommand::rafs(text.clone(), text),
                 false => MountCommand::passthrough(text),
             };
+            let replacements = replaced.then(|| command.clone()).into_iter().collect();
             command.prefetch_files = prefetch;
             MountRecord {
                 at: MountPoint::new(format!("/{at}")).unwrap(),
                 command,
+                slot,
+                replacements,
             }
         })
 }
@@ -85,6 +90,8 @@ prop_compose! {
         ],
         daemon in proptest::option::of((any::<[u64; 3]>(), any::<u32>(), ".{0,36}", os_text())),
         mounts in proptest::collection::vec(mount(), 0..4),
+        next_slot in any::<Option<u8>>(),
+        health_interval_ms in any::<Option<u64>>(),
         binds in proptest::collection::vec(bind(), 0..4),
     ) -> StateDocument {
         let settings = Settings {
@@ -92,6 +99,7 @@ prop_compose! {
             start_deadline_ms,
             call_deadline_ms,
             stop_grace_ms,
+            health_interval_ms,
             ..settings()
         };
         StateDocument {
@@ -100,6 +108,7 @@ prop_compose! {
                 DaemonRecord { pid, start_ticks, boot_id, exe: Some(Inode { dev, ino }), cgroup: Some(cgroup) }
             }),
             mounts,
+            next_slot,
             binds,
             ..StateDocument::new(SandboxId::new("s1").unwrap(), program, settings)
         }
@@ -150,12 +159,33 @@ fn fields_of_a_later_writer_are_ignored() {
     assert!(StateDocument::parse(json.to_string().as_bytes()).unwrap() == document);
 }
 
+/// From before slots, replacements and the interval of health were written down.
+#[test]
+fn a_document_of_an_earlier_writer_is_read_and_what_it_lacks_is_unknown() {
+    let mut document = StateDocument::new(SandboxId::new("s1").unwrap(), plain_program(), settings());
+    document.mounts.push(MountRecord {
+        at: MountPoint::new("/m").unwrap(),
+        command: MountCommand::passthrough("/src"),
+        slot: None,
+        replacements: Vec::new(),
+    });
+    let mut json: serde_json::Value = serde_json::from_slice(&document.encode().unwrap()).unwrap();
+    assert!(json.as_object_mut().unwrap().remove("next_slot").is_some());
+    let settings = json["settings"].as_object_mut().unwrap();
+    assert!(settings.remove("health_interval_ms").is_some());
+    let mount = json["mounts"][0].as_object().unwrap();
+    assert_eq!(mount.keys().collect::<Vec<_>>(), ["at", "command"]);
+    assert!(StateDocument::parse(json.to_string().as_bytes()).unwrap() == document);
+}
+
 #[test]
 fn debug_shows_no_configuration_and_no_environment() {
     let mut document = StateDocument::new(SandboxId::new("s1").unwrap(), plain_program(), settings());
     document.mounts.push(MountRecord {
         at: MountPoint::new("/m").unwrap(),
         command: MountCommand::rafs("/bootstrap", "c2VjcmV0"),
+        slot: Some(1),
+        replacements: Vec::new(),
     });
     assert!(!format!("{document:?}").contains("c2VjcmV0"));
 }

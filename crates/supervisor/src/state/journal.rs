@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::document::{BindRecord, MountRecord, PhaseRecord, StateDocument};
+use super::document::{BindRecord, PhaseRecord, StateDocument};
 use super::store;
 use crate::binds::BindBook;
 use crate::ledger::Ledger;
@@ -45,11 +45,8 @@ impl StateDocument {
     pub(crate) fn enter(&mut self, phase: PhaseRecord, ledger: &Ledger, binds: &BindBook) {
         self.phase = phase;
         if phase != PhaseRecord::Stopping {
-            let mounts = ledger.iter().map(|(at, command, _)| MountRecord {
-                at: at.clone(),
-                command: command.clone(),
-            });
-            self.mounts = mounts.collect();
+            self.mounts = ledger.records().collect();
+            self.next_slot = ledger.next_slot();
         }
         let binds = binds.iter().map(|(at, bind)| BindRecord {
             at: at.clone(),

@@ -16,7 +16,7 @@ mod journal;
 mod os_text;
 mod store;
 
-pub(crate) use document::{MountRecord, PhaseRecord, ProgramRecord, Settings};
+pub(crate) use document::{MountRecord, PhaseRecord, ProgramRecord, Settings, millis};
 pub use document::{StateDocument, StateError};
 pub(crate) use holders::{DAEMON_LOCK, DaemonLock, Holder, holders, probe, take};
 pub(crate) use identity::DaemonRecord;
