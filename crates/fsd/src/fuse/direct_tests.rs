@@ -104,6 +104,37 @@ fn outcome(buffers: &[Buffer], request: &[u8], ours: bool) -> (u32, Vec<u8>) {
     (written.unwrap_or(0), answer)
 }
 
+#[test]
+fn a_buffer_may_lie_in_two_mappings() {
+    let mut request = Vec::new();
+    request.extend(56_u32.to_le_bytes());
+    request.extend(opcode::GETATTR.to_le_bytes());
+    request.extend(42_u64.to_le_bytes());
+    request.extend(7_u64.to_le_bytes());
+    request.resize(56, 0);
+    let answer = |regions: &[(GuestAddress, usize)]| {
+        let map = GuestMemoryMmap::from_ranges(regions).unwrap();
+        map.write_slice(&request, GuestAddress(0x7fe0)).unwrap();
+        let memory = GuestMemoryAtomic::new(map).memory();
+        let buffer = |addr, len, write| Buffer { addr, len, write };
+        let buffers = [buffer(0x7fe0, 56, false), buffer(0x2ff0, 120, true)];
+        let written = with_chain(&memory, &buffers, |chain| {
+            serve(&Echo, &InHeader::read(chain).unwrap(), chain).unwrap()
+        });
+        let mut answer = vec![0; 120];
+        memory.read_slice(&mut answer, GuestAddress(0x2ff0)).unwrap();
+        (written, answer)
+    };
+    let whole = answer(&[(GuestAddress(0), 0x10000)]);
+    let apart = [
+        (GuestAddress(0), 0x3000),
+        (GuestAddress(0x3000), 0x5000),
+        (GuestAddress(0x8000), 0x8000),
+    ];
+    assert_eq!(whole.0, 120);
+    assert_eq!(answer(&apart), whole);
+}
+
 proptest! {
     #[test]
     fn answers_are_those_of_the_server(

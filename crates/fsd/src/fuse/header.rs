@@ -79,11 +79,15 @@ pub(super) fn read_at(chain: &Chain<'_>, skip: u64, buf: &mut [u8]) -> Option<()
             continue;
         }
         let here = usize::try_from(len - skip).ok()?.min(buf.len() - filled);
-        let from = GuestAddress(segment.addr.checked_add(skip)?);
-        chain
-            .memory()
-            .read_slice(&mut buf[filled..filled + here], from)
-            .ok()?;
+        let from = segment.addr.checked_add(skip)?;
+        let part = &mut buf[filled..filled + here];
+        match chain.piece(from, here) {
+            Some(piece) => piece.copy_to(part),
+            None => {
+                chain.memory().read_slice(part, GuestAddress(from)).ok()?;
+                here
+            }
+        };
         filled += here;
         skip = 0;
         if filled == buf.len() {

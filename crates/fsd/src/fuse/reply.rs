@@ -43,7 +43,14 @@ pub(super) fn header(len: u32, unique: u64, error: i32) -> [u8; HEADER_LEN as us
 /// Writes the beginning of an answer; how much that is, or nothing where the guest left no room for all of it.
 pub(super) fn put(chain: &Chain<'_>, raw: &[u8]) -> u32 {
     let done = each_writable(chain, raw.len(), |at, addr, len| {
-        chain.memory().write_slice(&raw[at..at + len], addr).is_ok()
+        let part = &raw[at..at + len];
+        match chain.piece(addr.0, len) {
+            Some(piece) => {
+                piece.copy_from(part);
+                true
+            }
+            None => chain.memory().write_slice(part, addr).is_ok(),
+        }
     });
     if done {
         u32::try_from(raw.len()).unwrap_or(0)

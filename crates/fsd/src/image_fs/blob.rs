@@ -11,10 +11,11 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use arc_swap::{ArcSwap, Guard};
 use nydus_utils::metrics::{BlobcacheMetrics, Metric};
 
 use super::cache_files::{CacheFiles, WriteError};
@@ -147,7 +148,7 @@ pub(super) struct Supply {
 /// One blob.
 pub(super) struct Blob {
     parts: BlobParts,
-    present: RwLock<Arc<Generation>>,
+    present: ArcSwap<Generation>,
     replacing: Mutex<()>,
     flights: Flights,
     /// The cache takes nothing, and that has been said.
@@ -160,7 +161,7 @@ impl Blob {
     /// # Errors
     /// What the file system said.
     pub(super) fn open(parts: BlobParts) -> io::Result<Self> {
-        let present = RwLock::new(Arc::new(Generation::open(&parts)?));
+        let present = ArcSwap::from_pointee(Generation::open(&parts)?);
         Ok(Self {
             parts,
             present,
@@ -171,8 +172,8 @@ impl Blob {
     }
 
     /// The cache files now.
-    pub(super) fn generation(&self) -> Arc<Generation> {
-        Arc::clone(&self.present.read().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn generation(&self) -> Guard<Arc<Generation>> {
+        self.present.load()
     }
 
     /// The length of all content, in bytes.
@@ -361,7 +362,7 @@ impl Blob {
         }
         match Generation::open(&self.parts) {
             Ok(generation) => {
-                *self.present.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(generation);
+                self.present.store(Arc::new(generation));
             }
             // Chunks are served without being kept, and the next one tries again.
             Err(error) => self.refused(error),

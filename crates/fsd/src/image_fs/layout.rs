@@ -7,8 +7,10 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::io;
+use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use arc_swap::{ArcSwapOption, Guard};
 use nydus_rafs::metadata::RafsSuper;
 use rustix::io::Errno;
 
@@ -48,9 +50,13 @@ impl Piece {
     }
 }
 
+/// Segments found without a lock and without hashing: the one last read of all that have the same place.
+const RECENT: u64 = 256;
+
 /// A file's segment: pieces without gaps, in order.
 #[derive(Debug)]
 pub(super) struct Segment {
+    key: Key,
     /// The length of the whole file, in bytes.
     pub(super) file_size: u64,
     pub(super) pieces: Vec<Piece>,
@@ -63,14 +69,37 @@ impl Segment {
     }
 }
 
-/// Segments by inode and number.
-type Shard = RwLock<HashMap<(u64, u64), Arc<Segment>>>;
+/// Inode and the segment's number in it.
+type Key = (u64, u64);
+type Shard = RwLock<HashMap<Key, Arc<Segment>>>;
+
+/// A segment that stays for as long as this is held.
+pub(super) struct Found(Guard<Option<Arc<Segment>>>);
+
+impl Deref for Found {
+    type Target = Segment;
+
+    fn deref(&self) -> &Segment {
+        self.0.as_ref().expect("`Layouts::segment` holds segments only")
+    }
+}
 
 /// Segments of files that have been read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Layouts {
+    recent: Box<[ArcSwapOption<Segment>]>,
     shards: [Shard; SHARDS],
     hasher: RandomState,
+}
+
+impl Default for Layouts {
+    fn default() -> Self {
+        Self {
+            recent: (0..RECENT).map(|_| ArcSwapOption::empty()).collect(),
+            shards: Default::default(),
+            hasher: RandomState::new(),
+        }
+    }
 }
 
 impl Layouts {
@@ -84,14 +113,25 @@ impl Layouts {
         storage: &Storage,
         ino: u64,
         offset: u64,
-    ) -> io::Result<Arc<Segment>> {
+    ) -> io::Result<Found> {
         let key = (ino, offset / SEGMENT);
+        let recent = &self.recent[usize::try_from((ino ^ key.1) % RECENT).unwrap_or(0)];
+        let found = recent.load();
+        if found.as_ref().is_some_and(|segment| segment.key == key) {
+            return Ok(Found(found));
+        }
+        let segment = self.kept(image, storage, key)?;
+        recent.store(Some(Arc::clone(&segment)));
+        Ok(Found(Guard::from(Some(segment))))
+    }
+
+    fn kept(&self, image: &RafsSuper, storage: &Storage, key: Key) -> io::Result<Arc<Segment>> {
         let shard = usize::try_from(self.hasher.hash_one(key)).unwrap_or(0) % SHARDS;
         let shard = &self.shards[shard];
         if let Some(segment) = shard.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(Arc::clone(segment));
         }
-        let segment = Arc::new(lay_out(image, storage, ino, key.1 * SEGMENT)?);
+        let segment = Arc::new(lay_out(image, storage, key)?);
         let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
         // Started anew rather than aged: laying out again is cheap, a list of uses would cost every read.
         if shard.values().map(|s| s.pieces.len() + 1).sum::<usize>() + segment.pieces.len() > PIECES_PER_SHARD
@@ -107,6 +147,9 @@ impl Layouts {
         for shard in &self.shards {
             shard.write().unwrap_or_else(PoisonError::into_inner).clear();
         }
+        for recent in &self.recent {
+            recent.store(None);
+        }
     }
 }
 
@@ -118,10 +161,12 @@ struct BadLayout {
     offset: u64,
 }
 
-fn lay_out(image: &RafsSuper, storage: &Storage, ino: u64, from: u64) -> io::Result<Segment> {
+fn lay_out(image: &RafsSuper, storage: &Storage, key: Key) -> io::Result<Segment> {
+    let (ino, from) = (key.0, key.1 * SEGMENT);
     let inode = image.get_inode(ino, false)?;
     let file_size = inode.size();
     let mut segment = Segment {
+        key,
         file_size,
         pieces: Vec::new(),
     };

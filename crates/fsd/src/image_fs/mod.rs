@@ -36,9 +36,10 @@ mod work_dir;
 mod workers;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use arc_swap::{ArcSwap, Guard};
 use nydus_api::ConfigV2;
 use nydus_rafs::metadata::{RafsSuper, RafsSuperMeta};
 use nydus_rafs::{RafsError, RafsIoReader, RafsResult};
@@ -59,7 +60,8 @@ pub(crate) struct ImageFs {
 struct Image {
     /// The image's metadata.
     sb: RafsSuper,
-    storage: RwLock<Arc<Storage>>,
+    /// Read by every request, which should not write to a cache line that others use for it.
+    storage: ArcSwap<Storage>,
     layouts: Layouts,
     streams: Streams,
     workers: Arc<Workers>,
@@ -126,7 +128,7 @@ impl ImageFs {
         ios.toggle_latest_read_files_recording(rafs.latest_read_files);
         let image = Image {
             sb,
-            storage: RwLock::new(Arc::new(storage)),
+            storage: ArcSwap::from_pointee(storage),
             layouts: Layouts::default(),
             streams: Streams::default(),
             workers,
@@ -167,7 +169,7 @@ impl ImageFs {
         self.image.sb.update(reader)?;
         let infos = self.image.sb.superblock.get_blob_infos();
         let storage = Storage::open(&config, &infos, &self.image.gate).map_err(RafsError::SwapBackend)?;
-        *self.image.storage.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(storage);
+        self.image.storage.store(Arc::new(storage));
         self.image.layouts.clear();
         Ok(())
     }
@@ -186,8 +188,8 @@ impl Drop for ImageFs {
 }
 
 impl Image {
-    fn storage(&self) -> Arc<Storage> {
-        Arc::clone(&self.storage.read().unwrap_or_else(PoisonError::into_inner))
+    fn storage(&self) -> Guard<Arc<Storage>> {
+        self.storage.load()
     }
 }
 

@@ -4,9 +4,9 @@
 //! jump, an entry may change between two looks. Who may take and return requests, and when, is in `ring.rs`;
 //! following a chain is in `chain.rs`.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, VolatileMemory, VolatileSlice};
 
 /// `avail.flags`: the guest wants no interrupts (only without EVENT_IDX).
 const AVAIL_NO_INTERRUPT: u16 = 1;
@@ -53,6 +53,19 @@ impl Layout {
     }
 }
 
+// `VolatileSlice::load` and `store` are calls into their crate, which a ring that is looked at all the time feels.
+
+fn load(part: &VolatileSlice<'_>, at: usize, order: Ordering) -> Option<u16> {
+    let word: &AtomicU16 = part.get_atomic_ref(at).ok()?;
+    Some(u16::from_le(word.load(order)))
+}
+
+fn store(part: &VolatileSlice<'_>, at: usize, value: u16, order: Ordering) -> Option<()> {
+    let word: &AtomicU16 = part.get_atomic_ref(at).ok()?;
+    word.store(value.to_le(), order);
+    Some(())
+}
+
 impl<'m> View<'m> {
     /// The descriptor table.
     pub(super) fn table(&self) -> &VolatileSlice<'m> {
@@ -61,56 +74,56 @@ impl<'m> View<'m> {
 
     /// How far the guest has made requests available.
     pub(super) fn avail_idx(&self) -> Option<u16> {
-        self.avail.load(2, Ordering::Acquire).ok().map(u16::from_le)
+        load(&self.avail, 2, Ordering::Acquire)
     }
 
     /// The head of a request.
     pub(super) fn head(&self, index: u16) -> Option<u16> {
         let at = 4 + 2 * usize::from(index % self.size);
-        self.avail.load(at, Ordering::Relaxed).ok().map(u16::from_le)
+        load(&self.avail, at, Ordering::Relaxed)
     }
 
     /// The used index up to which the guest wants no interrupt.
     pub(super) fn used_event(&self) -> Option<u16> {
         let at = 4 + 2 * usize::from(self.size);
-        self.avail.load(at, Ordering::Relaxed).ok().map(u16::from_le)
+        load(&self.avail, at, Ordering::Relaxed)
     }
 
     /// Without EVENT_IDX: whether the guest wants no interrupts at all.
     pub(super) fn interrupts_off(&self) -> bool {
-        let flags: Option<u16> = self.avail.load(0, Ordering::Relaxed).ok();
-        flags.is_some_and(|flags| u16::from_le(flags) & AVAIL_NO_INTERRUPT != 0)
+        load(&self.avail, 0, Ordering::Relaxed).is_some_and(|flags| flags & AVAIL_NO_INTERRUPT != 0)
     }
 
     /// Asks for a kick when the guest makes request `index` available.
     pub(super) fn set_avail_event(&self, index: u16) -> Option<()> {
         let at = 4 + 8 * usize::from(self.size);
-        self.used.store(index.to_le(), at, Ordering::Relaxed).ok()
+        store(&self.used, at, index, Ordering::Relaxed)
     }
 
     /// Without EVENT_IDX: asks for kicks, or for none.
     pub(super) fn set_kicks(&self, wanted: bool) -> Option<()> {
         let flags = if wanted { 0 } else { USED_NO_NOTIFY };
-        self.used.store(flags.to_le(), 0, Ordering::Relaxed).ok()
+        store(&self.used, 0, flags, Ordering::Relaxed)
     }
 
     /// How far the guest was told that requests are done.
     pub(super) fn used_idx(&self) -> Option<u16> {
-        self.used.load(2, Ordering::Relaxed).ok().map(u16::from_le)
+        load(&self.used, 2, Ordering::Relaxed)
     }
 
     /// Writes the entry for a request that is done. The guest looks at it after [`Self::set_used_idx`].
     pub(super) fn put_used(&self, index: u16, head: u16, written: u32) -> Option<()> {
         let at = 4 + 8 * usize::from(index % self.size);
-        self.used
-            .store(u32::from(head).to_le(), at, Ordering::Relaxed)
-            .ok()?;
-        self.used.store(written.to_le(), at + 4, Ordering::Relaxed).ok()
+        let id: &AtomicU32 = self.used.get_atomic_ref(at).ok()?;
+        let len: &AtomicU32 = self.used.get_atomic_ref(at + 4).ok()?;
+        id.store(u32::from(head).to_le(), Ordering::Relaxed);
+        len.store(written.to_le(), Ordering::Relaxed);
+        Some(())
     }
 
     /// Tells the guest how far requests are done.
     pub(super) fn set_used_idx(&self, index: u16) -> Option<()> {
-        self.used.store(index.to_le(), 2, Ordering::Release).ok()
+        store(&self.used, 2, index, Ordering::Release)
     }
 }
 
