@@ -21,6 +21,8 @@ pub(crate) struct InflightOp {
 #[repr(align(128))]
 struct Cell {
     claimed: AtomicBool,
+    /// When the next request begins, as `since`.
+    clock: AtomicU64,
     /// Nanoseconds since the epoch of the table plus one; 0 when no request is being served.
     since: AtomicU64,
     inode: AtomicU64,
@@ -70,8 +72,12 @@ impl Inflight {
     }
 
     fn now(&self) -> u64 {
+        self.at(Instant::now())
+    }
+
+    fn at(&self, time: Instant) -> u64 {
         // 2^64 ns are 584 years.
-        u64::try_from(self.epoch.elapsed().as_nanos())
+        u64::try_from(time.saturating_duration_since(self.epoch).as_nanos())
             .unwrap_or(u64::MAX)
             .saturating_add(1)
     }
@@ -115,13 +121,20 @@ impl Slot<'_> {
         self.number
     }
 
+    /// When the next request begins: its worker has looked at the clock anyway.
+    pub(crate) fn set_clock(&self, now: Instant) {
+        let clock = &self.table.cells[self.number].clock;
+        clock.store(self.table.at(now), Ordering::Relaxed);
+    }
+
     /// A request begins.
     pub(crate) fn begin(&self, inode: u64, opcode: u32, unique: u64) {
         let cell = &self.table.cells[self.number];
         cell.inode.store(inode, Ordering::Relaxed);
         cell.opcode.store(opcode, Ordering::Relaxed);
         cell.unique.store(unique, Ordering::Relaxed);
-        cell.since.store(self.table.now(), Ordering::Release);
+        cell.since
+            .store(cell.clock.load(Ordering::Relaxed), Ordering::Release);
     }
 
     /// It is done.
@@ -150,6 +163,7 @@ mod tests {
         let table = Inflight::new(2);
         let slot = table.claim().unwrap();
         assert_eq!(table.busy_for(Duration::ZERO), 0);
+        slot.set_clock(Instant::now());
         slot.begin(7, 15, 42);
         assert_eq!(table.busy_for(Duration::from_secs(3600)), 0);
         assert_eq!(table.busy_for(Duration::ZERO), 1);

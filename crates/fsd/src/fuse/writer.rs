@@ -6,7 +6,7 @@ use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
 use fuse_backend_rs::file_buf::FileVolatileSlice;
 use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 use smallvec::SmallVec;
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::transport::{Chain, Segment};
 
@@ -112,11 +112,7 @@ impl ZeroCopyWriter for GuestWriter<'_> {
         let mut buffers: SmallVec<[FileVolatileSlice<'_>; INLINE]> = SmallVec::new();
         for piece in self.room(count) {
             let len = usize::try_from(piece.len).unwrap_or(0);
-            let slice = self
-                .chain
-                .memory()
-                .get_slice(GuestAddress(piece.addr), len)
-                .map_err(|_| outside())?;
+            let slice = self.chain.piece(piece.addr, len).ok_or_else(outside)?;
             buffers.push(FileVolatileSlice::from_volatile_slice(&slice));
         }
         let got = f.read_vectored_at_volatile(&buffers, off)?;

@@ -6,9 +6,9 @@
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, VolatileMemory, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryMmap, VolatileMemory, VolatileSlice};
 
-use super::memory::Guard;
+use super::memory::{Guard, Near};
 use super::ring::MAX_QUEUE_SIZE;
 use super::split::{Layout, View};
 
@@ -31,7 +31,7 @@ pub(super) struct Buffers {
 
 impl Buffers {
     /// Collects the buffers of the chain that begins at `head`.
-    pub(super) fn collect(&mut self, view: &View<'_>, size: u16, memory: &GuestMemoryMmap, head: u16) {
+    pub(super) fn collect(&mut self, view: &View<'_>, size: u16, memory: &Near<'_>, head: u16) {
         self.readable.clear();
         self.writable.clear();
         if let Some((addr, len)) = self.follow(view.table(), size, head) {
@@ -39,7 +39,7 @@ impl Buffers {
             let entries = len / 16;
             if let Ok(entries) = u16::try_from(entries)
                 && len.is_multiple_of(16)
-                && let Ok(table) = memory.get_slice(GuestAddress(addr), usize::from(entries) * DESCRIPTOR)
+                && let Some(table) = memory.slice(addr, usize::from(entries) * DESCRIPTOR)
             {
                 let _nested = self.follow(&table, entries, 0);
             }
@@ -86,6 +86,7 @@ fn low_u64(wide: u128) -> u64 {
 pub(crate) struct Chain<'r> {
     pub(super) buffers: &'r Buffers,
     pub(super) memory: &'r Guard,
+    pub(super) near: Near<'r>,
     pub(super) layout: Layout,
     /// Where it was in the available ring.
     pub(super) index: u16,
@@ -108,10 +109,9 @@ impl Chain<'_> {
         self.memory
     }
 
-    /// A piece of it that lies in one mapping, as buffers nearly always do. Much cheaper than going through all of
-    /// the memory.
+    /// A piece of it that lies in one mapping, as buffers nearly always do.
     pub(crate) fn piece(&self, addr: u64, len: usize) -> Option<VolatileSlice<'_>> {
-        self.memory.get_slice(GuestAddress(addr), len).ok()
+        self.near.slice(addr, len)
     }
 
     /// The same request for code that follows descriptors itself. `None` if the guest has changed the ring under
@@ -174,10 +174,12 @@ pub(crate) mod testing {
         }
         memory.write_obj(1_u16, GuestAddress(layout.avail + 2)).unwrap();
         let mut collected = Buffers::default();
-        collected.collect(&layout.view(memory).unwrap(), layout.size, memory, 0);
+        let near = Near::new(memory);
+        collected.collect(&layout.view(memory).unwrap(), layout.size, &near, 0);
         act(&Chain {
             buffers: &collected,
             memory,
+            near,
             layout,
             index: 0,
             head: 0,
@@ -225,8 +227,9 @@ mod tests {
             map.write_obj(head, GuestAddress(LAYOUT.avail + 4)).unwrap();
             let memory = GuestMemoryAtomic::new(map).memory();
             let mut buffers = Buffers::default();
-            buffers.collect(&LAYOUT.view(&memory).unwrap(), SIZE, &memory, head);
-            let chain = Chain { buffers: &buffers, memory: &memory, layout: LAYOUT, index: 0, head };
+            let near = Near::new(&memory);
+            buffers.collect(&LAYOUT.view(&memory).unwrap(), SIZE, &near, head);
+            let chain = Chain { buffers: &buffers, memory: &memory, near, layout: LAYOUT, index: 0, head };
             let theirs = chain.descriptors().unwrap();
             let of = |d: virtio_queue::desc::split::Descriptor| Segment { addr: d.addr().0, len: d.len() };
             prop_assert_eq!(chain.readable(), theirs.clone().readable().map(of).collect::<Vec<_>>());

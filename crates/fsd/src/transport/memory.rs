@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use vhost::vhost_user::message::{VhostUserMemoryRegion, VhostUserSingleMemoryRegion};
 use vhost::vhost_user::{Error, Result};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap,
-    GuestRegionMmap, MmapRegion,
+    FileOffset, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryLoadGuard,
+    GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 
 /// Memory slots offered with `CONFIGURE_MEM_SLOTS`; QEMU's and rust-vmm's customary maximum.
@@ -19,6 +19,36 @@ pub(crate) const MAX_MEM_SLOTS: u64 = 509;
 
 /// A snapshot of the table, held by each request.
 pub(crate) type Guard = GuestMemoryLoadGuard<GuestMemoryMmap>;
+
+/// Guest memory with the region at hand that is probably used next.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Near<'m> {
+    memory: &'m GuestMemoryMmap,
+    region: Option<&'m GuestRegionMmap>,
+}
+
+impl<'m> Near<'m> {
+    pub(super) fn new(memory: &'m GuestMemoryMmap) -> Self {
+        Self { memory, region: None }
+    }
+
+    /// What is around this address will be used.
+    pub(super) fn expect(&mut self, addr: u64) {
+        let addr = GuestAddress(addr);
+        if self.region.and_then(|r| r.to_region_addr(addr)).is_none() {
+            self.region = self.memory.find_region(addr);
+        }
+    }
+
+    /// These bytes, if they are in one region.
+    pub(super) fn slice(&self, addr: u64, len: usize) -> Option<VolatileSlice<'m>> {
+        let addr = GuestAddress(addr);
+        match self.region.and_then(|r| Some((r, r.to_region_addr(addr)?))) {
+            Some((region, at)) => region.get_slice(at, len).ok(),
+            None => self.memory.get_slice(addr, len).ok(),
+        }
+    }
+}
 
 /// Where one region of the guest lies in the frontend's address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +130,7 @@ impl MemoryTable {
                 size: region.memory_size,
             });
         }
-        mapped.sort_by_key(|r| vm_memory::GuestMemoryRegion::start_addr(r.as_ref()));
+        mapped.sort_by_key(|r| GuestMemoryRegion::start_addr(r.as_ref()));
         let map = GuestMemoryMmap::from_arc_regions(mapped)
             .map_err(|e| Error::ReqHandlerError(std::io::Error::other(e)))?;
         self.publish(map);
@@ -173,5 +203,34 @@ impl MemoryTable {
             Err(poisoned) => poisoned.into_inner().replace(map),
         }
         self.memory.generation.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Wherever the one before was, and whatever a guest names.
+        #[test]
+        fn what_is_near_is_what_is_there(
+            pieces in prop::collection::vec((0_u64..0x6000, 0_usize..0x1800), 1..20),
+            wild in any::<(u64, usize)>(),
+        ) {
+            let regions = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000), (GuestAddress(0x4000), 0x1000)];
+            let memory = GuestMemoryMmap::<()>::from_ranges(&regions).unwrap();
+            let mut near = Near::new(&memory);
+            let place = |slice: VolatileSlice<'_>| (slice.ptr_guard().as_ptr(), slice.len());
+            for (addr, len) in pieces.into_iter().chain([wild]) {
+                prop_assert_eq!(
+                    near.slice(addr, len).map(place),
+                    memory.get_slice(GuestAddress(addr), len).ok().map(place)
+                );
+                near.expect(addr);
+            }
+        }
     }
 }

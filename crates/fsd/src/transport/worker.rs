@@ -12,6 +12,7 @@ use rustix::event::{Timespec, epoll};
 use smallvec::SmallVec;
 
 use super::chain::{Buffers, Chain};
+use super::memory::Near;
 use super::polling::Patience;
 use super::pool::{STOP, Shared};
 use super::ring::{Done, Next, Ring, Snapshot};
@@ -213,6 +214,7 @@ impl Worker<'_> {
     fn drain_ring(&mut self, index: usize, view: &View<'_>, snapshot: &Snapshot, count: &mut u64) -> Ended {
         let shared = self.shared;
         let ring = &shared.rings[index];
+        let mut near = Near::new(&snapshot.memory);
         let mut done = None;
         loop {
             let wary = shared.wary.load(Ordering::Relaxed);
@@ -228,14 +230,26 @@ impl Worker<'_> {
             };
             self.provide(ring, view, snapshot, taken.backlog, wary);
             self.buffers
-                .collect(view, snapshot.layout.size, &snapshot.memory, taken.head);
+                .collect(view, snapshot.layout.size, &near, taken.head);
+            if let Some(first) = self.buffers.readable.first() {
+                near.expect(first.addr);
+            }
+
             let chain = Chain {
                 buffers: &self.buffers,
                 memory: &snapshot.memory,
+                near,
                 layout: snapshot.layout,
                 index: taken.index,
                 head: taken.head,
             };
+            // One that follows another at once begins when that was done.
+            let begun = if *count > 0 {
+                self.last_done
+            } else {
+                Instant::now()
+            };
+            self.slot.set_clock(begun);
             let written = shared.fuse.serve(&chain, self.slot);
             self.measure(*count > 0);
             *count += 1;
