@@ -21,6 +21,7 @@ use tempfile::TempDir;
 
 pub use config::ConvertConfig;
 pub use error::ConvertError;
+pub(crate) use manifest::BOOTSTRAP;
 
 use crate::config::FsVersion;
 use crate::layer_pool::{LayerSource, blob_path, convert_layers};

@@ -27,13 +27,17 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod check;
 mod config;
 mod convert;
+mod diff;
 mod error;
 mod image_dir;
+mod inspect;
 mod layer_pool;
 mod layers;
 mod merge;
+mod nydus_image;
 mod progress;
 mod rafs;
 mod rafs_config;
@@ -44,11 +48,15 @@ mod summary;
 mod tree;
 
 pub use build::build;
+pub use check::{CheckProblem, CheckReport};
 pub use config::{BuildConfig, ChunkSize, ChunkSizeError, Compressor, FsVersion, Source, UnknownName};
 pub use convert::{ConvertConfig, ConvertError, ConvertSummary, ConvertedLayerSummary, convert};
+pub use diff::{Aspect, Change, Difference};
 pub use error::{BuildError, TarEntryProblem};
 pub use image_dir::{ImageDir, OpenError};
+pub use inspect::{BlobReport, ImageReport};
 pub use layers::{EntryProblem, LayerError, TarProblem};
+pub use nydus_image::{NydusImage, NydusImageError};
 pub use progress::{Phase, Progress, Quiet};
 pub use rafs_config::{RafsConfigError, rafs_config};
 pub use summary::{BlobSummary, BuildSummary};

@@ -1,7 +1,8 @@
-//! `nydusbox image`: makes RAFS images.
+//! `nydusbox image`: makes RAFS images and looks at them.
 
 mod bar;
 mod convert;
+mod look;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +21,12 @@ pub(crate) enum ImageCommand {
     Build(BuildArgs),
     /// Convert an OCI image to one that is fetched as it is read
     Convert(convert::ConvertArgs),
+    /// Show what is in an image in nydus' form
+    Inspect(look::InspectArgs),
+    /// Verify an image in nydus' form, every chunk by its digest
+    Check(look::CheckArgs),
+    /// Show in which files two images in nydus' form differ
+    Diff(look::DiffArgs),
 }
 
 #[derive(Debug, Args)]
@@ -50,6 +57,9 @@ pub(crate) fn main(command: ImageCommand) -> ExitCode {
     let done = match command {
         ImageCommand::Build(args) => run(&args).map_err(|failure| failure.code(FAILED)),
         ImageCommand::Convert(args) => convert::run(&args),
+        ImageCommand::Inspect(args) => look::inspect(&args),
+        ImageCommand::Check(args) => look::check(&args),
+        ImageCommand::Diff(args) => look::diff(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,6 +13,8 @@ pub(crate) struct Blob {
     pub(crate) id: String,
     pub(crate) features: BlobFeatures,
     pub(crate) compressor: compress::Algorithm,
+    /// By which its chunks are named.
+    pub(crate) digester: digest::Algorithm,
     pub(crate) chunk_bytes: u32,
     pub(crate) chunks: u32,
     /// The blob as a file.
@@ -46,6 +48,7 @@ impl Blob {
             id: info.raw_blob_id().trim_end_matches('\0').to_owned(),
             features: info.features(),
             compressor: info.compressor(),
+            digester: info.digester(),
             chunk_bytes: info.chunk_size(),
             chunks: info.chunk_count(),
             compressed_bytes: info.compressed_size(),
@@ -75,7 +78,7 @@ impl Blob {
             0,
             self.features,
             self.compressor,
-            DIGESTER,
+            self.digester,
             crypt::Algorithm::None,
             std::sync::Arc::default(),
             None,

@@ -17,7 +17,7 @@ use nydus_utils::compress;
 use nydus_utils::digest::{self, RafsDigest};
 use sha2::{Digest, Sha256};
 
-use super::blob::{Blob, ChunkTable};
+use super::blob::{Blob, ChunkTable, DIGESTER};
 use super::chunks::{BlobFile, Data};
 use crate::config::{ChunkSize, FsVersion};
 use crate::layers::LayerError;
@@ -121,6 +121,7 @@ impl Tail {
             id,
             features,
             compressor: self.format.compressor,
+            digester: DIGESTER,
             chunk_bytes: self.format.chunk_size.bytes(),
             chunks: u32::try_from(self.chunks.len()).unwrap_or(u32::MAX),
             compressed_bytes: self.file.position(),

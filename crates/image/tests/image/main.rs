@@ -5,6 +5,7 @@
 
 mod convert;
 mod layers;
+mod look;
 mod peers;
 mod progress;
 mod refusals;

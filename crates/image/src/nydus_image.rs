@@ -1,0 +1,140 @@
+//! An image in nydus' form that is looked at: its bootstrap's content, and a way to its blobs.
+//!
+//! Ours, nydus-image's and nydus-snapshotter's alike. Never writes. What is found in it is in `inspect.rs`,
+//! whether it is right in `check.rs`, how two differ in `diff.rs`.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::convert::BOOTSTRAP;
+use crate::rafs::blob::Blob;
+use crate::rafs::load::{Loaded, load};
+use crate::rafs::{NydusError, with_nydus};
+use crate::source::{Descriptor, ImageSource, Platform, SourceError};
+
+/// Larger than that of any image there is; nobody gets to fill the disk with one.
+const MAX_BOOTSTRAP_BYTES: u64 = 1 << 30;
+
+/// An image in nydus' form.
+#[derive(Debug)]
+pub struct NydusImage {
+    pub(crate) loaded: Loaded,
+    pub(crate) bootstrap_bytes: u64,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Directory(PathBuf),
+    Source {
+        source: Box<dyn ImageSource>,
+        layers: Vec<Descriptor>,
+    },
+}
+
+/// Why an image can't be looked at.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum NydusImageError {
+    /// The place can't be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// There is an image, but not in nydus' form.
+    #[error("the image has no nydus bootstrap; it has to be converted first")]
+    NotNydus,
+    /// The layer with the bootstrap can't be read, or has none.
+    #[error("the layer with the bootstrap cannot be read")]
+    BootstrapLayer {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The bootstrap can't be read.
+    #[error("cannot read the bootstrap {}", path.display())]
+    Bootstrap {
+        /// The file.
+        path: PathBuf,
+        /// What nydus met.
+        #[source]
+        source: NydusError,
+    },
+}
+
+impl NydusImage {
+    /// The image of a bootstrap, with its blobs in `blob_dir` under their ids.
+    ///
+    /// # Errors
+    /// See [`NydusImageError`]. The blobs aren't looked at.
+    pub fn open(bootstrap: &Path, blob_dir: &Path) -> Result<Self, NydusImageError> {
+        Self::load(bootstrap, Place::Directory(blob_dir.to_owned()))
+    }
+
+    /// The image for `platform` in `source`.
+    ///
+    /// # Errors
+    /// See [`NydusImageError`]. The blobs aren't looked at.
+    pub fn open_source(source: Box<dyn ImageSource>, platform: &Platform) -> Result<Self, NydusImageError> {
+        let layers = source.image(platform)?.layers().to_vec();
+        let marked = |layer: &&Descriptor| {
+            let annotations = layer.annotations().as_ref();
+            annotations.is_some_and(|all| all.contains_key(BOOTSTRAP))
+        };
+        let layer = layers.last().filter(marked).ok_or(NydusImageError::NotNydus)?;
+        let failed = |source| NydusImageError::BootstrapLayer { source };
+        let file = tempfile::NamedTempFile::new().map_err(failed)?;
+        unpack_bootstrap(source.blob(layer)?, file.as_file()).map_err(failed)?;
+        Self::load(file.path(), Place::Source { source, layers })
+    }
+
+    fn load(bootstrap: &Path, place: Place) -> Result<Self, NydusImageError> {
+        let failed = |source| NydusImageError::Bootstrap {
+            path: bootstrap.to_owned(),
+            source,
+        };
+        let loaded = with_nydus(|| load(bootstrap)).map_err(failed)?;
+        let meta = fs::metadata(bootstrap).map_err(|error| failed(error.into()))?;
+        Ok(Self {
+            loaded,
+            bootstrap_bytes: meta.len(),
+            place,
+        })
+    }
+
+    /// A blob's bytes from its beginning.
+    pub(crate) fn blob(&self, blob: &Blob) -> io::Result<Box<dyn Read + Send>> {
+        match &self.place {
+            Place::Directory(dir) => Ok(Box::new(File::open(dir.join(&blob.id))?)),
+            Place::Source { source, layers } => {
+                let layer = layers.iter().find(|layer| layer.digest().digest() == blob.id);
+                let layer = layer.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+                source.blob(layer).map_err(io::Error::other)
+            }
+        }
+    }
+}
+
+/// Copies the bootstrap in a layer to `out`; the rest of the layer is read too, so that its digest is checked.
+fn unpack_bootstrap(layer: Box<dyn Read + Send>, mut out: &File) -> io::Result<()> {
+    let mut archive = tar::Archive::new(crate::layers::decompressed(layer)?);
+    let mut found = false;
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        // As old converters have it, or as new ones.
+        if !found && matches!(&*entry.path_bytes(), b"image/image.boot" | b"image.boot") {
+            found = true;
+            if entry.size() > MAX_BOOTSTRAP_BYTES {
+                return Err(io::Error::other("the bootstrap is larger than 1 GiB"));
+            }
+            io::copy(&mut entry, &mut out)?;
+        }
+    }
+    io::copy(&mut archive.into_inner(), &mut io::sink())?;
+    if found {
+        Ok(())
+    } else {
+        Err(io::Error::other("it has no image/image.boot"))
+    }
+}
