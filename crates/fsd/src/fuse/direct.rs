@@ -1,4 +1,5 @@
-//! The requests guests send most, decoded and answered here: GETATTR, LOOKUP and READ.
+//! The requests guests send most, decoded and answered here: GETATTR, LOOKUP and READ; in `listing.rs` READDIR and
+//! READDIRPLUS.
 //!
 //! fuse-backend-rs' server walks a chain twice and allocates several times for a request, which takes longer than
 //! answering it does; here nothing is allocated and data goes from the file system straight into guest memory. What
@@ -14,6 +15,7 @@ use rustix::io::Errno;
 use vm_memory::ByteValued;
 
 use super::header::{IN_HEADER_LEN, InHeader, opcode, read_at, u32_at, u64_at};
+use super::listing::list;
 use super::reply::{self, HEADER_LEN};
 use super::writer::GuestWriter;
 use crate::transport::Chain;
@@ -25,7 +27,7 @@ const GETATTR_FH: u32 = 1;
 /// The longest request that may be one of these; the server refuses much longer ones.
 const USUAL_LEN: u32 = 4096;
 
-const HEADER: usize = HEADER_LEN as usize;
+pub(super) const HEADER: usize = HEADER_LEN as usize;
 
 /// Answers a request, if it is one of those; the number of bytes written for the guest.
 pub(super) fn serve<F>(fs: &F, header: &InHeader, chain: &Chain<'_>) -> Option<u32>
@@ -47,12 +49,14 @@ where
             lookup(fs, header, chain, len)
         }
         opcode::READ => read(fs, header, chain),
+        opcode::READDIR => list(fs, header, chain, false)?,
+        opcode::READDIRPLUS => list(fs, header, chain, true)?,
         _ => return None,
     };
     Some(answered.unwrap_or_else(|errno| reply::error(chain, header.unique, errno)))
 }
 
-fn context(header: &InHeader) -> Context {
+pub(super) fn context(header: &InHeader) -> Context {
     Context {
         uid: header.uid,
         gid: header.gid,
@@ -60,11 +64,11 @@ fn context(header: &InHeader) -> Context {
     }
 }
 
-fn errno(error: &io::Error) -> Errno {
+pub(super) fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
-fn argument<const N: usize>(chain: &Chain<'_>) -> Result<[u8; N], Errno> {
+pub(super) fn argument<const N: usize>(chain: &Chain<'_>) -> Result<[u8; N], Errno> {
     let mut raw = [0; N];
     read_at(chain, u64::from(IN_HEADER_LEN), &mut raw).ok_or(Errno::IO)?;
     Ok(raw)

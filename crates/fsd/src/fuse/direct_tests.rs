@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::stat64;
-use fuse_backend_rs::api::filesystem::{Entry, ZeroCopyWriter};
+use fuse_backend_rs::api::filesystem::{DirEntry, Entry, ZeroCopyWriter};
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
 use proptest::prelude::*;
@@ -55,6 +55,50 @@ impl FileSystem for Echo {
         })
     }
 
+    fn readdir(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        handle: u64,
+        _size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        for n in 0..30_u8 {
+            let name = vec![b'n'; usize::from(n % 11) + 1];
+            let entry = DirEntry {
+                ino: inode ^ handle ^ u64::from(ctx.uid),
+                offset: offset.wrapping_add(n.into()),
+                type_: n.into(),
+                name: &name,
+            };
+            if add_entry(entry)? == 0 {
+                break;
+            }
+        }
+        // Too late for what is written already.
+        if inode == 13 {
+            Err(io::Error::from_raw_os_error(116))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        handle: u64,
+        size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.readdir(ctx, inode, handle, size, offset, &mut |dirent| {
+            let entry = self.lookup(ctx, inode, c"name")?;
+            add_entry(dirent, entry)
+        })
+    }
+
     fn getattr(&self, ctx: &Context, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)> {
         if inode == 13 {
             return Err(io::Error::from_raw_os_error(116));
@@ -88,9 +132,9 @@ fn outcome(buffers: &[Buffer], request: &[u8], ours: bool) -> (u32, Vec<u8>) {
     map.write_slice(request, GuestAddress(0x8000)).unwrap();
     let memory = GuestMemoryAtomic::new(map).memory();
     let written = with_chain(&memory, buffers, |chain| {
-        if ours {
-            let header = InHeader::read(chain)?;
-            return serve(&Echo, &header, chain);
+        let header = InHeader::read(chain)?;
+        if ours && let Some(written) = serve(&Echo, &header, chain) {
+            return Some(written);
         }
         let server = Server::new(Arc::new(Echo));
         let descriptors = chain.descriptors()?;
@@ -138,7 +182,9 @@ fn a_buffer_may_lie_in_two_mappings() {
 proptest! {
     #[test]
     fn answers_are_those_of_the_server(
-        code in prop::sample::select(vec![opcode::GETATTR, opcode::LOOKUP, opcode::READ]),
+        code in prop::sample::select(vec![
+            opcode::GETATTR, opcode::LOOKUP, opcode::READ, opcode::READDIR, opcode::READDIRPLUS,
+        ]),
         nodeid in prop_oneof![Just(13_u64), any::<u64>()],
         ids in any::<[u32; 2]>(),
         argument in prop::collection::vec(any::<u8>(), 40),
@@ -150,7 +196,7 @@ proptest! {
         let mut argument = argument;
         if code == opcode::LOOKUP {
             argument = [name.as_bytes(), &[0]].concat();
-        } else if code == opcode::READ {
+        } else if code != opcode::GETATTR {
             argument[16..20].copy_from_slice(&size.to_le_bytes());
         }
         let len = 40 + argument.len();

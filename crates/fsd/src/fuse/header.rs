@@ -16,9 +16,11 @@ pub(super) mod opcode {
     pub(in crate::fuse) const GETXATTR: u32 = 22;
     pub(in crate::fuse) const LISTXATTR: u32 = 23;
     pub(in crate::fuse) const INIT: u32 = 26;
+    pub(in crate::fuse) const READDIR: u32 = 28;
     pub(in crate::fuse) const INTERRUPT: u32 = 36;
     pub(in crate::fuse) const DESTROY: u32 = 38;
     pub(in crate::fuse) const BATCH_FORGET: u32 = 42;
+    pub(in crate::fuse) const READDIRPLUS: u32 = 44;
     pub(in crate::fuse) const COPY_FILE_RANGE: u32 = 47;
     pub(in crate::fuse) const SETUPMAPPING: u32 = 48;
     pub(in crate::fuse) const REMOVEMAPPING: u32 = 49;

@@ -9,6 +9,7 @@
 mod direct;
 mod extensions;
 mod header;
+mod listing;
 mod reply;
 mod screen;
 mod unlisted;

@@ -10,8 +10,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::transport::{Chain, Segment};
 
-/// Buffers filled at once without asking the allocator: those of 64 KiB in pages.
-const INLINE: usize = 17;
+/// Buffers filled at once without asking the allocator: those of the largest READ, in pages.
+const INLINE: usize = 257;
 
 /// What is left of the writable part of a chain.
 #[derive(Debug)]
