@@ -96,17 +96,25 @@ pub fn lookup_shape(name: usize) -> Shape {
     }
 }
 
+/// `fuse_read_in`.
+fn read_in(fh: u64, offset: usize, size: usize) -> Vec<u8> {
+    let size = u32::try_from(size).unwrap_or(u32::MAX);
+    let mut arg = Vec::with_capacity(READ_IN);
+    arg.extend(fh.to_le_bytes());
+    arg.extend((offset as u64).to_le_bytes());
+    arg.extend(size.to_le_bytes());
+    arg.resize(READ_IN, 0);
+    arg
+}
+
+/// Size of `fuse_read_in`, in bytes.
+const READ_IN: usize = 40;
+
 /// FUSE_READ of a whole range of a file whose content is known.
 pub fn read(nodeid: u64, fh: u64, content: &Arc<[u8]>, range: Range<usize>) -> Call {
-    let size = u32::try_from(range.len()).unwrap_or(u32::MAX);
-    let mut arg = Vec::with_capacity(40);
-    arg.extend(fh.to_le_bytes());
-    arg.extend((range.start as u64).to_le_bytes());
-    arg.extend(size.to_le_bytes());
-    arg.resize(40, 0);
     Call {
         nodeid,
-        arg,
+        arg: read_in(fh, range.start, range.len()),
         expected: Expected {
             at: 0,
             content: Arc::clone(content),
@@ -119,8 +127,25 @@ pub fn read(nodeid: u64, fh: u64, content: &Arc<[u8]>, range: Range<usize>) -> C
 pub fn read_shape(size: usize) -> Shape {
     Shape {
         opcode: op::READ,
-        arg: 40,
+        arg: READ_IN,
         reply: 0,
         data: size,
+    }
+}
+
+/// FUSE_READDIRPLUS from the beginning of a directory, for as much as is expected.
+pub fn readdirplus(nodeid: u64, fh: u64, expected: Expected) -> Call {
+    Call {
+        nodeid,
+        arg: read_in(fh, 0, expected.range.len()),
+        expected,
+    }
+}
+
+/// The shape of [`readdirplus`] that is answered with this many bytes.
+pub fn readdirplus_shape(size: usize) -> Shape {
+    Shape {
+        opcode: op::READDIRPLUS,
+        ..read_shape(size)
     }
 }

@@ -31,13 +31,16 @@ pub(super) fn measure(
         let contender = Contender::start(entrant, dataset, &home, &config)?;
         if idle {
             // Before the next of the same program comes and shares its pages.
-            let bytes = memory::pss(contender.daemon.pid())?;
+            let bytes = memory::idle_pss(contender.daemon.pid())?;
             report
                 .series(IDLE, contender.name, contender.kind)
                 .values
                 .push(bytes);
         }
         contenders.push(contender);
+    }
+    if rows.is_empty() {
+        return Ok(());
     }
     for contender in &mut contenders {
         // Fills the caches of the image and of the page cache, and compares all of it.

@@ -219,7 +219,7 @@ impl SimGuest {
     }
 
     /// Memory and one queue, for a driver that works on the rings itself while nothing else is in flight.
-    pub(crate) fn parts(&mut self, lane: Lane) -> Option<(&mut GuestRam, &mut SplitQueue)> {
+    pub fn parts(&mut self, lane: Lane) -> Option<(&mut GuestRam, &mut SplitQueue)> {
         let queue = self.queues.get_mut(lane.index())?;
         Some((&mut self.ram, queue))
     }
