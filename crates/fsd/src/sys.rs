@@ -6,6 +6,7 @@
 )]
 
 pub(crate) mod file_handle;
+pub(crate) mod footprint;
 pub(crate) mod statvfs;
 pub(crate) mod thread;
 pub(crate) mod volatile;

@@ -133,7 +133,9 @@ async fn mount(
         Err(e) => return unknown_fs_type(body).unwrap_or_else(|| bad_body("a mount command", &e)),
     };
     let namespace = Arc::clone(&context.namespace);
-    off_thread(move || operation(&namespace, &at, &command)).await
+    let answer = off_thread(move || operation(&namespace, &at, &command)).await;
+    context.device.pool().tidy();
+    answer
 }
 
 /// nydusd answers a type it does not know like a mount that failed, and so is it here.
@@ -151,7 +153,9 @@ async fn umount(context: &Arc<Context>, query: &str) -> Answer {
         Err(answer) => return answer,
     };
     let namespace = Arc::clone(&context.namespace);
-    off_thread(move || namespace.umount(&at)).await
+    let answer = off_thread(move || namespace.umount(&at)).await;
+    context.device.pool().tidy();
+    answer
 }
 
 async fn off_thread(operation: impl FnOnce() -> Result<(), MountError> + Send + 'static) -> Answer {

@@ -64,6 +64,7 @@ impl Device {
 
     pub(crate) fn set_attached(&self, attached: bool) {
         self.attached.store(attached, Ordering::Relaxed);
+        self.pool.tidy();
     }
 
     /// Ends waits for requests in flight; from now on the device only winds down.

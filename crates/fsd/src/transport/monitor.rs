@@ -2,16 +2,17 @@
 //!
 //! A worker that serves a ring has told the guest not to kick. If its request blocks, nobody looks at the ring: the
 //! monitor notices within a tick and has a colleague look, who is woken or, if all are blocked, added. When requests
-//! go on blocking, workers are told to have a colleague watch before each. It sleeps without a timer when nobody
-//! works.
+//! go on blocking, workers are told to have a colleague watch before each. When nobody works it sees to it that the
+//! process takes little memory, and sleeps without a timer.
 
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::pool::{Shared, spawn_worker};
 use super::ring::Ring;
+use crate::sys::footprint;
 
 /// How often it looks. Long against a warm request (tens of µs), short against what a guest feels.
 const TICK: Duration = Duration::from_millis(1);
@@ -21,6 +22,8 @@ const SLOW: Duration = Duration::from_millis(8);
 const CALM: u32 = 100;
 /// Ticks without anybody working after which it sleeps.
 const QUIET: u32 = 50;
+/// How long nobody has to have worked until what it takes to work is given back: as long as surplus workers stay.
+const LONG: Duration = Duration::from_secs(10);
 
 /// What a tick has to do something about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +62,9 @@ fn relief(seen: Seen) -> Relief {
 /// Runs until the pool ends. Holds it weakly: it ends with it.
 pub(super) fn run(pool: &Weak<Shared>) {
     let (mut quiet_ticks, mut calm_ticks) = (0, 0);
+    let mut memory = Memory::Untidy;
     loop {
-        let sleep = {
+        let pause = {
             let Some(shared) = pool.upgrade() else { return };
             if shared.stopped.load(Ordering::SeqCst) {
                 return;
@@ -70,17 +74,61 @@ pub(super) fn run(pool: &Weak<Shared>) {
                 |shared: &Shared| shared.threads.load(Ordering::SeqCst) > shared.idle.load(Ordering::SeqCst);
             quiet_ticks = if awake(&shared) { 0 } else { quiet_ticks + 1 };
             // First the flag, then the look; a worker that wakes does it the other way round.
-            quiet_ticks > QUIET && {
+            let sleep = quiet_ticks > QUIET && {
                 shared.monitor_asleep.store(true, Ordering::SeqCst);
                 !awake(&shared)
+            };
+            if sleep {
+                if shared.untidy.swap(false, Ordering::SeqCst) {
+                    memory = Memory::Untidy;
+                }
+                memory.rest()
+            } else {
+                Some(TICK)
             }
         };
-        if sleep {
+        let Some(pause) = pause else {
             thread::park();
-            quiet_ticks = 0;
-        } else {
-            thread::park_timeout(TICK);
+            (quiet_ticks, memory) = (0, memory.after_work());
+            continue;
+        };
+        let began = Instant::now();
+        thread::park_timeout(pause);
+        if pause == LONG {
+            (quiet_ticks, memory) = if began.elapsed() < LONG {
+                (0, memory.after_work())
+            } else {
+                (quiet_ticks, Memory::Untidy)
+            };
         }
+    }
+}
+
+/// What there is to give back of what work has left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// Nothing.
+    Tidy,
+    /// Something, which the next request would want again.
+    InUse,
+    /// Something that nobody needs soon.
+    Untidy,
+}
+
+impl Memory {
+    /// Nobody works: gives back what is not needed, and says how long to sleep, if not until there is work.
+    fn rest(&mut self) -> Option<Duration> {
+        match self {
+            Self::Tidy => return None,
+            Self::InUse => return Some(LONG),
+            Self::Untidy => footprint::give_back(),
+        }
+        *self = Self::Tidy;
+        None
+    }
+
+    fn after_work(self) -> Self {
+        if self == Self::Untidy { self } else { Self::InUse }
     }
 }
 

@@ -67,6 +67,8 @@ pub(super) struct Shared {
     pub(super) wary: AtomicBool,
     pub(super) stopped: AtomicBool,
     pub(super) monitor_asleep: AtomicBool,
+    /// Something was done that is done seldom and leaves memory behind: starting, mounting, a new frontend.
+    pub(super) untidy: AtomicBool,
     monitor: Mutex<Option<Thread>>,
 }
 
@@ -95,6 +97,7 @@ impl Pool {
             wary: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             monitor_asleep: AtomicBool::new(true),
+            untidy: AtomicBool::new(true),
             monitor: Mutex::new(None),
         });
         // Edge-triggered: each write wakes one waiting worker and nobody has to read the counter back.
@@ -155,6 +158,12 @@ impl Pool {
     /// Has one worker look at all rings.
     pub(crate) fn wake_one(&self) {
         self.shared.wake_one();
+    }
+
+    /// Has memory given back that is no longer needed, as soon as no request is served.
+    pub(crate) fn tidy(&self) {
+        self.shared.untidy.store(true, Ordering::SeqCst);
+        self.shared.wake_monitor();
     }
 
     /// Has every worker leave once its present request is done.
