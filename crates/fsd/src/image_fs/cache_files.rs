@@ -184,6 +184,17 @@ impl CacheFiles {
         Ok(self.data.metadata()?.len() == self.size)
     }
 
+    /// Takes space for a part of the data file, where the file system can.
+    ///
+    /// # Errors
+    /// What the file system said: usually that it is full.
+    pub(super) fn reserve(&self, offset: u64, length: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.data, FallocateFlags::KEEP_SIZE, offset, length) {
+            Err(Errno::OPNOTSUPP) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
     /// Gives back the space of a part of the data file, where the file system can.
     pub(super) fn release(&self, offset: u64, length: u64) {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

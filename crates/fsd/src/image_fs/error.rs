@@ -30,6 +30,13 @@ pub(crate) enum FetchError {
     /// The data are not those the image was built with.
     #[error("chunk {chunk} of blob {blob} has the wrong digest")]
     Digest { blob: String, chunk: u32 },
+    /// There is nowhere to unpack to.
+    #[error("there is no room to unpack chunks of blob {blob}")]
+    NoRoom {
+        blob: String,
+        #[source]
+        source: io::Error,
+    },
     /// The cache lost the chunk as often as it was fetched.
     #[error("cache of blob {blob} does not keep chunk {chunk}")]
     Cache { blob: String, chunk: u32 },
@@ -40,6 +47,7 @@ impl FetchError {
     pub(super) fn cause(&self) -> Cause {
         match self {
             Self::Backend { .. } => Cause::Unreachable,
+            Self::NoRoom { .. } => Cause::NoRoom,
             Self::Short { .. } | Self::Damaged { .. } | Self::Digest { .. } | Self::Cache { .. } => {
                 Cause::WrongContent
             }

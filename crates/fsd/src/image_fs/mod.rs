@@ -18,6 +18,7 @@ mod cache_files;
 mod chunk;
 mod error;
 mod events;
+mod factory;
 mod flight;
 mod gate;
 mod layout;
@@ -28,8 +29,10 @@ mod range_lock;
 mod read;
 mod readahead;
 mod ready;
+mod renewal;
 mod retry;
 mod runs;
+mod sealed;
 mod storage;
 mod unpacked;
 mod work_dir;
@@ -45,9 +48,11 @@ use nydus_rafs::metadata::{RafsSuper, RafsSuperMeta};
 use nydus_rafs::{RafsError, RafsIoReader, RafsResult};
 use nydus_utils::metrics::FsIoStats;
 
+pub(crate) use self::factory::drop_unused;
 use self::gate::Gate;
 use self::layout::Layouts;
 use self::readahead::Streams;
+use self::renewal::Renewals;
 use self::storage::Storage;
 pub(crate) use self::workers::Workers;
 
@@ -62,6 +67,7 @@ struct Image {
     sb: RafsSuper,
     /// Read by every request, which should not write to a cache line that others use for it.
     storage: ArcSwap<Storage>,
+    renewals: Renewals,
     layouts: Layouts,
     streams: Streams,
     workers: Arc<Workers>,
@@ -119,9 +125,7 @@ impl ImageFs {
         let gate = Arc::new(Gate::default());
         let infos = sb.superblock.get_blob_infos();
         let storage = Storage::open(&config, &infos, &gate).map_err(RafsError::CreateDevice)?;
-        if config.is_chunk_validation_enabled() && sb.meta.has_inlined_chunk_digest() {
-            sb.superblock.set_blob_device(storage.device.clone());
-        }
+        show_device(&sb, &storage);
         let ios = FsIoStats::new(id);
         ios.toggle_files_recording(rafs.iostats_files);
         ios.toggle_access_pattern(rafs.access_pattern);
@@ -129,6 +133,7 @@ impl ImageFs {
         let image = Image {
             sb,
             storage: ArcSwap::from_pointee(storage),
+            renewals: Renewals::default(),
             layouts: Layouts::default(),
             streams: Streams::default(),
             workers,
@@ -169,7 +174,7 @@ impl ImageFs {
         self.image.sb.update(reader)?;
         let infos = self.image.sb.superblock.get_blob_infos();
         let storage = Storage::open(&config, &infos, &self.image.gate).map_err(RafsError::SwapBackend)?;
-        self.image.storage.store(Arc::new(storage));
+        self.image.set_storage(storage);
         self.image.layouts.clear();
         Ok(())
     }
@@ -190,6 +195,18 @@ impl Drop for ImageFs {
 impl Image {
     fn storage(&self) -> Guard<Arc<Storage>> {
         self.storage.load()
+    }
+
+    fn set_storage(&self, storage: Storage) {
+        show_device(&self.sb, &storage);
+        self.storage.store(Arc::new(storage));
+    }
+}
+
+/// Shows nydus' metadata where digests are that the metadata lack.
+fn show_device(sb: &RafsSuper, storage: &Storage) {
+    if storage.config.is_chunk_validation_enabled() && sb.meta.has_inlined_chunk_digest() {
+        sb.superblock.set_blob_device(storage.device.clone());
     }
 }
 

@@ -38,7 +38,11 @@ impl NydusOrigin {
         }
     }
 
-    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), FetchError> {
+    /// Makes one request for a part of the blob as it is.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub(super) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), FetchError> {
         let reader = self.cache.reader();
         let begin = reader.metrics().begin();
         let result = reader.try_read(into, offset);

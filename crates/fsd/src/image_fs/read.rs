@@ -34,11 +34,11 @@ impl Image {
         size: u64,
         offset: u64,
     ) -> io::Result<usize> {
-        let storage = self.storage();
+        let mut storage = self.storage();
         if storage.blobs.is_empty() {
             return self.read_by_nydus(&storage, w, ino, size, offset);
         }
-        let mut segment = self.layouts.segment(&self.sb, &storage, ino, offset)?;
+        let mut segment = self.segment(&mut storage, ino, offset)?;
         let size = size
             .min(segment.file_size.saturating_sub(offset))
             .min(w.available_bytes() as u64);
@@ -49,7 +49,7 @@ impl Image {
         if !storage.is_complete()
             && let Some(range) = self.streams.note(ino, offset..end, segment.file_size)
         {
-            self.fetch_ahead(&storage, ino, range)?;
+            self.fetch_ahead(&storage, ino, range);
         }
         let mut at = offset;
         let mut fetched = 0;
@@ -71,7 +71,7 @@ impl Image {
             if at >= end {
                 break;
             }
-            segment = self.layouts.segment(&self.sb, &storage, ino, at)?;
+            segment = self.segment(&mut storage, ino, at)?;
             if segment.from(at).is_empty() {
                 return Err(Errno::IO.into());
             }
@@ -83,15 +83,13 @@ impl Image {
     }
 
     /// Has a part of a file fetched in the background.
-    fn fetch_ahead(
-        self: &Arc<Self>,
-        storage: &Arc<Storage>,
-        ino: u64,
-        range: std::ops::Range<u64>,
-    ) -> io::Result<()> {
+    fn fetch_ahead(self: &Arc<Self>, storage: &Arc<Storage>, ino: u64, range: std::ops::Range<u64>) {
         let mut at = range.start;
         while at < range.end {
-            let segment = self.layouts.segment(&self.sb, storage, ino, at)?;
+            // What is wrong there is told to whoever reads it.
+            let Ok(segment) = self.layouts.segment(&self.sb, storage, ino, at) else {
+                return;
+            };
             let pieces = segment.from(at);
             let until = pieces.partition_point(|p| p.at < range.end);
             let Some(last) = pieces[..until].last() else { break };
@@ -108,7 +106,6 @@ impl Image {
                 });
             }
         }
-        Ok(())
     }
 
     /// The kinds of caches that `storage.rs` leaves to nydus.

@@ -32,6 +32,8 @@ pub(super) enum Cause {
     Unreachable,
     /// It answered with what cannot be right: too little, or damaged. Once more, in case the way was at fault.
     WrongContent,
+    /// The backend was not asked, because there is nowhere to put its answer. That takes longer to change.
+    NoRoom,
 }
 
 /// The attempts of one request.
@@ -55,11 +57,15 @@ impl Retry {
 
     /// How long to pause before the next attempt; `None` to give up.
     pub(super) fn after(&mut self, cause: Cause, now: Instant) -> Option<Duration> {
-        if cause == Cause::WrongContent {
-            self.wrong += 1;
-            if self.wrong > 1 {
-                return None;
+        match cause {
+            Cause::Unreachable => {}
+            Cause::WrongContent => {
+                self.wrong += 1;
+                if self.wrong > 1 {
+                    return None;
+                }
             }
+            Cause::NoRoom => return None,
         }
         let pause = self.pause;
         self.pause = (self.pause * 2).min(self.policy.longest_pause);
@@ -102,5 +108,12 @@ mod tests {
         let mut retry = Retry::begin(RetryPolicy::default(), now);
         assert!(retry.after(Cause::WrongContent, now).is_some());
         assert_eq!(retry.after(Cause::WrongContent, now), None);
+    }
+
+    #[test]
+    fn a_full_disk_is_not_waited_for() {
+        let now = Instant::now();
+        let mut retry = Retry::begin(RetryPolicy::default(), now);
+        assert_eq!(retry.after(Cause::NoRoom, now), None);
     }
 }

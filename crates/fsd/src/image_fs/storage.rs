@@ -17,6 +17,8 @@ use nydus_utils::metrics::BlobcacheMetrics;
 
 use super::blob::{Blob, BlobParts, FetchPolicy};
 use super::chunk::Chunk;
+use super::error::FetchError;
+use super::factory;
 use super::gate::Gate;
 use super::origin::{NydusOrigin, Origin};
 use super::unpacked::{Nydus, UnpackedOrigin};
@@ -24,6 +26,8 @@ use super::work_dir::WorkDir;
 
 /// All blobs of an image, open.
 pub(super) struct Storage {
+    /// What it was opened with.
+    pub(super) config: Arc<ConfigV2>,
     /// nydus' side: it has the backends and, for RAFS v6, the tables of chunks.
     pub(super) device: BlobDevice,
     /// In the order of the image's table; empty if the image is left to nydus.
@@ -51,9 +55,31 @@ impl Storage {
         infos: &[Arc<BlobInfo>],
         gate: &Arc<Gate>,
     ) -> io::Result<Self> {
+        Self::open_in(config, infos, gate, WorkDir::shared)
+    }
+
+    /// The same with nothing of nydus' that another mount has, or this one had before.
+    ///
+    /// # Errors
+    /// What nydus or the file system said.
+    pub(super) fn open_apart(
+        config: &Arc<ConfigV2>,
+        infos: &[Arc<BlobInfo>],
+        gate: &Arc<Gate>,
+    ) -> io::Result<Self> {
+        Self::open_in(config, infos, gate, WorkDir::create)
+    }
+
+    fn open_in(
+        config: &Arc<ConfigV2>,
+        infos: &[Arc<BlobInfo>],
+        gate: &Arc<Gate>,
+        work_dir: fn(&Path) -> io::Result<Arc<WorkDir>>,
+    ) -> io::Result<Self> {
         let Some(dir) = plain_cache(config, infos)? else {
             return Ok(Self {
-                device: BlobDevice::new(config, infos)?,
+                config: Arc::clone(config),
+                device: factory::open_device(config, infos)?,
                 blobs: Vec::new(),
             });
         };
@@ -61,14 +87,14 @@ impl Storage {
         let work = if infos.iter().any(|info| is_unpacked(info)) {
             WorkDir::create(&dir)?
         } else {
-            WorkDir::shared(&dir)?
+            work_dir(&dir)?
         };
         let private = work.configure(config);
         let mut parts = Vec::with_capacity(infos.len());
         for info in infos {
             parts.push(Nydus::open(&private, &work, info)?);
         }
-        let device = BlobDevice::new(&private, infos)?;
+        let device = factory::open_device(&private, infos)?;
         let counters = counters(&config.id, &dir);
         let blobs = infos.iter().zip(parts).map(|(info, nydus)| {
             let id = info.blob_id();
@@ -95,7 +121,11 @@ impl Storage {
             })
         });
         let blobs = blobs.collect::<io::Result<_>>()?;
-        Ok(Self { device, blobs })
+        Ok(Self {
+            config: Arc::clone(config),
+            device,
+            blobs,
+        })
     }
 
     /// Whether everything is in the cache.
@@ -119,6 +149,25 @@ impl ImageBlob {
         });
         let table: Box<[Chunk]> = chunks.collect::<Option<_>>()?;
         Some(self.table.get_or_init(|| table))
+    }
+
+    /// Whether nydus has given up getting the blob's table; waits while it has not.
+    pub(super) fn lacks_table(&self) -> bool {
+        self.table.get().is_none() && self.cache.get_blob_meta_info().is_err()
+    }
+
+    /// Asks the backend for a byte of the blob's table.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub(super) fn ask_for_table(&self, info: &BlobInfo) -> Result<(), FetchError> {
+        // A table that is a blob of its own is behind the same backend as this one.
+        let offset = if info.has_feature(BlobFeatures::SEPARATE) {
+            0
+        } else {
+            info.meta_ci_offset()
+        };
+        NydusOrigin::new(Arc::clone(&self.cache)).read(offset, &mut [0])
     }
 
     /// Whether a chunk is where this blob's chunks can be.

@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nydus_api::ConfigV2;
 use nydus_storage::cache::BlobCache;
 use nydus_storage::device::BlobInfo;
-use nydus_storage::factory::BLOB_FACTORY;
 
 use super::cache_files::CacheFiles;
 use super::chunk::Chunk;
 use super::error::FetchError;
+use super::factory;
 use super::origin::Origin;
 use super::work_dir::WorkDir;
 
@@ -42,7 +42,7 @@ impl Nydus {
         // Before nydus makes them, without space of their own.
         let files = work.admit(info)?;
         Ok(Self {
-            cache: BLOB_FACTORY.new_blob_cache(config, info)?,
+            cache: factory::open_blob(config, info)?,
             files,
             _work: Arc::clone(work),
         })
@@ -84,6 +84,7 @@ impl UnpackedOrigin {
         if chunks.iter().any(|c| state.given.contains(&c.id)) {
             state.nydus = Arc::new((self.renew)()?);
             state.given.clear();
+            factory::drop_unused();
         }
         Ok(Arc::clone(&state.nydus))
     }
@@ -132,14 +133,25 @@ impl Origin for UnpackedOrigin {
             offset: first.blob_offset,
             why: why.to_string(),
         };
-        let nydus = self.nydus_for(chunks).map_err(|e| failed("", &e))?;
+        let nydus = self
+            .nydus_for(chunks)
+            .map_err(|e| failed(self.state().nydus.cache.blob_id(), &e))?;
         let blob = nydus.cache.blob_id();
         let object = nydus
             .cache
             .get_blob_object()
             .ok_or_else(|| failed(blob, &"nydus cannot fetch this kind of blob"))?;
+        let length = last.end() - first.offset;
+        // nydus would say only that it could not write, and would be asked again and again.
+        nydus
+            .files
+            .reserve(first.offset, length)
+            .map_err(|source| FetchError::NoRoom {
+                blob: blob.to_owned(),
+                source,
+            })?;
         object
-            .fetch_range_uncompressed(first.offset, last.end() - first.offset)
+            .fetch_range_uncompressed(first.offset, length)
             .map_err(|e| failed(blob, &e))?;
         self.take(&nydus, chunks)
     }

@@ -22,6 +22,8 @@ use nydus_storage::device::BlobInfo;
 use rustix::fs::{FlockOperation, flock};
 
 use super::cache_files::{CacheFiles, is_at};
+use super::events::report;
+use super::sealed::{self, Seal};
 
 /// Where such directories are within a cache directory.
 const PLACE: &str = ".nydusbox";
@@ -32,6 +34,13 @@ const TABLE_HEADER: u64 = 4096;
 /// What nydus fetches of a blob besides its chunks, and keeps: its table of chunks, and digests of these with the
 /// table of contents that leads to them.
 const TABLES: [&str; 3] = ["blob.meta", "blob.digest", "blob.toc"];
+
+/// A table that is no longer as it was made; it is fetched again.
+#[derive(Debug, thiserror::Error)]
+#[error("table of chunks in the cache, {}, is damaged", path.display())]
+struct DamagedTable {
+    path: PathBuf,
+}
 
 /// The directory, as long as this lives.
 #[derive(Debug)]
@@ -137,11 +146,23 @@ impl WorkDir {
         }
         let whole = (table == TABLES[0]).then(|| table_size(info));
         let content = match fs::read(&shared) {
-            Ok(content) if whole.is_none_or(|whole| content.len() as u64 == whole) => Some(content),
-            // Was truncated; or is being made by a nydusd, which then shares it with nobody.
-            Ok(_) => {
-                fs::remove_file(&shared)?;
-                None
+            Ok(content) if whole.is_none() => Some(content),
+            Ok(content) => {
+                let seal = if whole == Some(content.len() as u64) {
+                    sealed::look(&content)
+                } else {
+                    Seal::Broken
+                };
+                if seal == Seal::Broken {
+                    report(&DamagedTable { path: shared.clone() });
+                }
+                if seal == Seal::Intact {
+                    Some(content)
+                } else {
+                    // Without a seal it is a nydusd's: nobody can say whether it is as it was made.
+                    fs::remove_file(&shared)?;
+                    None
+                }
             }
             Err(e) if e.kind() == ErrorKind::NotFound => None,
             Err(e) => return Err(e),
@@ -169,7 +190,12 @@ impl WorkDir {
             // Complete before it has its name.
             let copy = self.path.join(format!("{name}.copy"));
             let done = fs::read(&ours)
-                .and_then(|content| write_new(&copy, 0o644, &content))
+                .and_then(|mut content| {
+                    if table == TABLES[0] {
+                        sealed::seal(&mut content);
+                    }
+                    write_new(&copy, 0o644, &content)
+                })
                 .and_then(|()| fs::rename(&copy, &shared));
             if done.is_err() {
                 let _removed_with_the_directory = fs::remove_file(&copy);
@@ -263,11 +289,13 @@ mod tests {
     fn tables_are_shared_complete_and_never_replaced() {
         let cache = tempfile::tempdir().unwrap();
         let work = WorkDir::create(cache.path()).unwrap();
-        fs::write(work.path.join("b.blob.meta"), "ours").unwrap();
+        let shared = cache.path().join("b.blob.meta");
+        fs::write(work.path.join("b.blob.meta"), [7; 8192]).unwrap();
         work.share_tables("b").unwrap();
-        assert_eq!(fs::read(cache.path().join("b.blob.meta")).unwrap(), b"ours");
-        fs::write(work.path.join("b.blob.meta"), "newer").unwrap();
+        let first = fs::read(&shared).unwrap();
+        assert!(first.starts_with(&[7; 8000]) && matches!(sealed::look(&first), Seal::Intact));
+        fs::write(work.path.join("b.blob.meta"), [8; 8192]).unwrap();
         work.share_tables("b").unwrap();
-        assert_eq!(fs::read(cache.path().join("b.blob.meta")).unwrap(), b"ours");
+        assert!(fs::read(&shared).unwrap() == first);
     }
 }

@@ -17,7 +17,6 @@ use std::time::SystemTime;
 use fuse_backend_rs::api::filesystem::FsOptions;
 use fuse_backend_rs::api::{BackFileSystem, Vfs, VfsOptions};
 use nydus_api::ConfigV2;
-use nydus_storage::factory::BLOB_FACTORY;
 use nydusbox_protocol::{BackendCollection, BackendEntry, FsType, MountCommand, MountPoint};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
@@ -27,7 +26,7 @@ pub use self::error::{MAX_MOUNTS, MountError};
 pub(crate) use self::shares::Shares;
 pub(crate) use self::table::MountRecord;
 use self::table::{ImageOrigin, Table};
-use crate::image_fs::{ImageFs, Workers};
+use crate::image_fs::{ImageFs, Workers, drop_unused};
 use crate::passthrough::MountedShare;
 
 /// nydusd's form of `mounted_time`.
@@ -195,7 +194,7 @@ impl Namespace {
             Ok(()) => {
                 self.table().release(at);
                 // Blob caches are shared between mounts; those nobody uses any more are dropped.
-                BLOB_FACTORY.gc(None);
+                drop_unused();
                 tracing::info!(mount_point = %at, "unmounted");
                 Ok(())
             }

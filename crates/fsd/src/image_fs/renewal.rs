@@ -1,0 +1,119 @@
+//! Opens an image's storage once more when nydus has given up a blob's table of chunks.
+//!
+//! nydus asks for a table when the image is mounted, five times within 13 s, and never again; without it no chunk of
+//! the blob can be found. The read that finds it missing, and each one after it, asks whether the backend answers
+//! again, as long as a fetch of content would, and then has nydus begin anew. Reads of other blobs go on meanwhile.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use arc_swap::Guard;
+use nydus_storage::device::BlobInfo;
+use rustix::io::Errno;
+
+use super::Image;
+use super::error::FetchError;
+use super::events::report;
+use super::factory;
+use super::layout::Found;
+use super::retry::{Retry, RetryPolicy};
+use super::storage::{ImageBlob, Storage};
+
+/// Renewals of an image's storage, one at a time.
+#[derive(Debug, Default)]
+pub(super) struct Renewals {
+    /// When the last one failed.
+    failed: Mutex<Option<Instant>>,
+}
+
+/// A table that nydus did not get although its backend answers.
+#[derive(Debug, thiserror::Error)]
+#[error("table of chunks of blob {blob} is not to be had, or is not the image's")]
+struct NoTable {
+    blob: String,
+}
+
+impl Image {
+    /// The segment of a file that has `offset`; `storage` is renewed if that is what it takes.
+    ///
+    /// # Errors
+    /// As [`Layouts::segment`](super::layout::Layouts::segment); why a table is missing is among the events.
+    pub(super) fn segment(
+        &self,
+        storage: &mut Guard<Arc<Storage>>,
+        ino: u64,
+        offset: u64,
+    ) -> io::Result<Found> {
+        match self.layouts.segment(&self.sb, storage, ino, offset) {
+            Err(_) if storage.blobs.iter().any(ImageBlob::lacks_table) => {
+                self.renew(storage)?;
+                *storage = self.storage();
+                self.layouts.segment(&self.sb, storage, ino, offset)
+            }
+            found => found,
+        }
+    }
+
+    fn renew(&self, lame: &Arc<Storage>) -> io::Result<()> {
+        let asked = Instant::now();
+        let mut failed = self
+            .renewals
+            .failed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&self.storage(), lame) {
+            return Ok(());
+        }
+        // Whoever waited meanwhile has waited long enough.
+        if failed.is_some_and(|at| at >= asked) {
+            return Err(Errno::IO.into());
+        }
+        // nydus has just tried for 13 s, when it is the first time.
+        let policy = RetryPolicy {
+            deadline: failed.map_or(Duration::ZERO, |_| RetryPolicy::default().deadline),
+            ..RetryPolicy::default()
+        };
+        let renewed = self.begin_anew(lame, policy);
+        *failed = renewed.is_err().then(Instant::now);
+        renewed
+    }
+
+    fn begin_anew(&self, lame: &Storage, policy: RetryPolicy) -> io::Result<()> {
+        let infos = self.sb.superblock.get_blob_infos();
+        for (blob, info) in lame.blobs.iter().zip(&infos).filter(|(b, _)| b.lacks_table()) {
+            await_backend(blob, info, policy).map_err(|error| {
+                report(&error);
+                io::Error::from(Errno::IO)
+            })?;
+        }
+        // What earlier ones have left.
+        factory::drop_unused();
+        let storage = Storage::open_apart(&lame.config, &infos, &self.gate)?;
+        let lacking = storage.blobs.iter().zip(&infos).find(|(b, _)| b.lacks_table());
+        let lacking = lacking.map(|(_, info)| info.blob_id());
+        self.set_storage(storage);
+        match lacking {
+            None => Ok(()),
+            Some(blob) => {
+                report(&NoTable { blob });
+                Err(Errno::IO.into())
+            }
+        }
+    }
+}
+
+/// Asks for a byte of a blob's table until it comes, or for as long as a read may wait.
+fn await_backend(blob: &ImageBlob, info: &BlobInfo, policy: RetryPolicy) -> Result<(), FetchError> {
+    let mut retry = Retry::begin(policy, Instant::now());
+    loop {
+        let Err(error) = blob.ask_for_table(info) else {
+            return Ok(());
+        };
+        match retry.after(error.cause(), Instant::now()) {
+            Some(pause) => sleep(pause),
+            None => return Err(error),
+        }
+    }
+}
