@@ -103,6 +103,9 @@ behaviours! {
         cold_killed_daemon_holds_nobody_up
         cold_cache_with_wrong_bytes_is_found_out_and_filled_again
         cold_content_that_is_not_the_images_fails_the_read
+        cold_cache_of_v6_with_wrong_bytes_is_found_out_and_filled_again
+        cold_content_that_is_not_a_v6_images_fails_the_read
+        cold_zran_blobs_are_shared
         stops_after_the_guest_left
     }
     ours {
@@ -131,6 +134,18 @@ behaviours! {
         cold_cache_without_room_does_not_fail_reads
         cold_cache_files_are_opened_once_and_never_mapped
         cold_cache_truncated_under_the_daemon_is_filled_again
+        cold_batches_are_shared
+        cold_batches_outlive_faults_and_truncation
+        cold_zran_blobs_outlive_faults_and_truncation
+        cold_zran_blob_that_is_too_short_fails_the_read
+        cold_packed_blobs_without_room_fail_until_there_is_some
+        cold_table_that_was_not_to_be_had_is_asked_for_again
+        cold_table_damaged_in_the_cache_is_fetched_again
+        cold_mount_on_a_full_disk_is_refused_and_the_others_go_on
+        prefetch_takes_the_files_that_the_mount_names
+        prefetch_takes_the_files_that_the_image_names
+        prefetch_takes_everything_if_asked_to
+        prefetch_never_goes_before_a_reader
         stops_before_a_guest_came
         stops_with_a_guest_connected
         stops_by_its_api

@@ -5,6 +5,7 @@
 //! (`/blobs/<id>`) and the blob path of a registry (`/v2/<repo>/blobs/sha256:<id>`).
 //! One thread a connection. See [`BlobServer::hold`] for the gate.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -54,7 +55,12 @@ pub struct Conditions {
 #[derive(Debug, Default)]
 struct State {
     held: bool,
-    waiting: usize,
+    /// Numbers of the requests at the gate, in the order in which they came.
+    waiting: VecDeque<u64>,
+    /// Requests up to this number may pass although the gate is closed.
+    admitted: u64,
+    /// Where each request for data begins, in the order in which they came.
+    asked: Vec<u64>,
     stopping: bool,
     conditions: Conditions,
     /// When the line is free again.
@@ -158,8 +164,26 @@ impl BlobServer {
         let waited = self
             .shared
             .changed
-            .wait_timeout_while(state, patience, |s| s.waiting < count);
+            .wait_timeout_while(state, patience, |s| s.waiting.len() < count);
         waited.is_ok_and(|(_, timeout)| !timeout.timed_out())
+    }
+
+    /// Lets the first `count` of those through that stand at the gate.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn let_through(&self, count: usize) {
+        let mut state = self.shared.state();
+        assert!(state.waiting.len() >= count, "fewer than {count} requests wait");
+        let last = state.waiting.drain(..count).next_back();
+        state.admitted = last.unwrap_or(state.admitted);
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// The first byte of each request for data so far, in the order in which they came.
+    pub fn asked(&self) -> Vec<u64> {
+        self.shared.state().asked.clone()
     }
 
     /// Each request for data takes at least this long.
@@ -290,16 +314,17 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
 }
 
 /// Waits at the gate and for the delay, then says what goes wrong with this one; `None` to stop.
-fn pass_gate(shared: &Shared) -> Option<Option<Fault>> {
+fn pass_gate(shared: &Shared, from: u64) -> Option<Option<Fault>> {
     let mut state = shared.state();
     state.counters.gets += 1;
-    state.waiting += 1;
+    let number = state.counters.gets;
+    state.asked.push(from);
+    state.waiting.push_back(number);
     shared.changed.notify_all();
-    while state.held && !state.stopping {
+    while state.held && number > state.admitted && !state.stopping {
         state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
     }
-    state.waiting -= 1;
-    let number = state.counters.gets;
+    state.waiting.retain(|waiting| *waiting != number);
     let delay = state.conditions.delay + jitter(number, state.conditions.jitter);
     let mut state = shared.wait_until(state, Instant::now() + delay)?;
     if let Some((fault, left)) = state.faults.filter(|(_, left)| *left > 0) {
@@ -348,7 +373,7 @@ fn send_data(
     range: Option<(u64, Option<u64>)>,
     shared: &Shared,
 ) -> io::Result<bool> {
-    let Some(fault) = pass_gate(shared) else {
+    let Some(fault) = pass_gate(shared, range.map_or(0, |(from, _)| from)) else {
         return Ok(false);
     };
     let size = file.metadata()?.len();

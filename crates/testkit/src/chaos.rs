@@ -1,10 +1,10 @@
 //! Everything that can happen to a cold image at once, for as long as one likes.
 //!
-//! Two daemons share a cache directory on a disk that is too small for the image. Their guests read at random and
-//! compare every byte. Meanwhile the blob server refuses, breaks off, answers short, is slow or stands still, the
-//! disk is filled up, cache files are truncated, and one of the daemons is stopped in the middle of a request or
-//! killed and started again. Each READ must be right or fail with EIO, none may be stuck, and at the end, when all is
-//! calm, everything must read right, with nothing left open.
+//! Two daemons share a cache directory on a disk that is too small for the image, whose format goes by the seed.
+//! Their guests read at random and compare every byte. Meanwhile the blob server refuses, breaks off, answers short,
+//! is slow or stands still, the disk is filled up, cache files are truncated, and one of the daemons is stopped in the
+//! middle of a request or killed and started again. Each READ must be right or fail with EIO, none may be stuck, and
+//! at the end, when all is calm, everything must read right, with nothing left open.
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,8 @@ use crate::daemon::{DaemonProcess, Program};
 use crate::guest::FuseClient;
 use crate::guest::fuse::ops;
 use crate::image::{self, Image, RafsVersion, mount_body};
-use crate::peers::Skip;
+use crate::packed::{self, Packing};
+use crate::peers::{Peer, Skip, require};
 use crate::suite::fixture::{Fixture, done, guest};
 use crate::suite::small_disk::SmallDisk;
 use crate::tree;
@@ -61,6 +62,19 @@ struct Stage<'a> {
     failed: AtomicU64,
 }
 
+/// An image of a kind that depends on the seed, so that it is the same again.
+fn image_of(fixture: &Fixture, source: &Path, seed: u64) -> Result<Image, Skip> {
+    let packing = match seed % 4 {
+        0 => Packing::Batch,
+        1 => Packing::Zran,
+        2 => return fixture.image(source, RafsVersion::V6),
+        _ => return fixture.image(source, RafsVersion::V5),
+    };
+    let builder = require(Peer::NydusImage)?;
+    #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    Ok(packed::build(&builder, source, &fixture.path("image"), packing).unwrap())
+}
+
 /// A generator of numbers that are the same for the same seed.
 struct Dice(u64);
 
@@ -95,7 +109,7 @@ pub fn run(program: &Program, length: Duration, seed: u64) -> Result<Report, Ski
         #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
         fs::write(source.join(format!("file-{n}")), content).unwrap();
     }
-    let image = fixture.image(&source, RafsVersion::V6)?;
+    let image = image_of(&fixture, &source, seed)?;
     #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     let server = BlobServer::start(&image.blobs).unwrap();
     let disk = SmallDisk::mount(fixture.path("disk"), DISK);
@@ -268,7 +282,7 @@ impl Stage<'_> {
         while !self.over.load(Ordering::SeqCst) {
             thread::sleep(Duration::from_millis(20 + dice.roll(200)));
             count += 1;
-            match dice.roll(if small_disk { 8 } else { 7 }) {
+            match dice.roll(if small_disk { 9 } else { 8 }) {
                 0 => {
                     let faults = [
                         Fault::Status(503),
@@ -292,6 +306,8 @@ impl Stage<'_> {
                 }
                 3 | 4 => truncate(&self.cache, ".blob.data", dice.roll(40 << 20)),
                 5 => truncate(&self.cache, ".chunk_map", dice.roll(4110)),
+                // Seen by the next that mounts.
+                7 => truncate(&self.cache, ".blob.meta", dice.roll(5000)),
                 6 => self.server.set_conditions(Conditions::default()),
                 // Full, for a while.
                 _ => {

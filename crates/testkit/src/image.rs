@@ -14,13 +14,22 @@ pub enum RafsVersion {
     V5,
     /// RAFS v6.
     V6,
+    /// RAFS v6, with the digest of each chunk beside the blob's table of chunks.
+    V6Digests,
 }
 
 impl RafsVersion {
     fn argument(self) -> &'static str {
         match self {
             Self::V5 => "5",
-            Self::V6 => "6",
+            Self::V6 | Self::V6Digests => "6",
+        }
+    }
+
+    fn features(self) -> &'static [&'static str] {
+        match self {
+            Self::V5 | Self::V6 => &[],
+            Self::V6Digests => &["--features", "blob-toc"],
         }
     }
 }
@@ -39,12 +48,28 @@ pub struct Image {
 /// # Errors
 /// [`io::ErrorKind::Other`] with the builder's output if it failed.
 pub fn build(nydus_image: &Path, source: &Path, out: &Path, version: RafsVersion) -> io::Result<Image> {
+    build_with_prefetch(nydus_image, source, out, version, &[])
+}
+
+/// As [`build`], with a table of what is to be prefetched: paths within the image.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with_prefetch(
+    nydus_image: &Path,
+    source: &Path,
+    out: &Path,
+    version: RafsVersion,
+    prefetch: &[&str],
+) -> io::Result<Image> {
     let image = Image {
         bootstrap: out.join("bootstrap"),
         blobs: out.join("blobs"),
     };
     fs::create_dir_all(&image.blobs)?;
-    let output = Command::new(nydus_image)
+    let policy = if prefetch.is_empty() { "none" } else { "fs" };
+    let mut command = Command::new(nydus_image);
+    command
         .args([
             "create",
             "--log-level",
@@ -54,22 +79,34 @@ pub fn build(nydus_image: &Path, source: &Path, out: &Path, version: RafsVersion
             "--chunk-size",
             "0x100000",
         ])
+        .args(version.features())
+        .args(["--prefetch-policy", policy])
         .args(["--fs-version", version.argument(), "--bootstrap"])
         .arg(&image.bootstrap)
         .arg("--blob-dir")
         .arg(&image.blobs)
         .arg(source)
-        .current_dir(out)
-        .output()?;
+        .current_dir(out);
+    // The builder reads the names from its standard input.
+    let names = out.join("prefetch");
+    fs::write(&names, prefetch.join("\n"))?;
+    run(command.stdin(fs::File::open(&names)?))?;
+    Ok(image)
+}
+
+/// Runs a builder to its end.
+pub(crate) fn run(command: &mut Command) -> io::Result<()> {
+    let output = command.output()?;
     if output.status.success() {
-        return Ok(image);
+        return Ok(());
     }
     let (out, err) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
     );
     Err(io::Error::other(format!(
-        "nydus-image ended with {}:\n{out}\n{err}",
+        "{} ended with {}:\n{out}\n{err}",
+        command.get_program().display(),
         output.status
     )))
 }

@@ -27,6 +27,7 @@ pub mod http;
 pub mod image;
 pub mod leak;
 pub mod machine;
+pub mod packed;
 pub mod peers;
 pub mod suite;
 pub mod tree;

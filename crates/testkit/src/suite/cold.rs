@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::fixture::{Fixture, done, guest};
@@ -26,13 +26,13 @@ const MIB: usize = 1 << 20;
 const CHUNKS: usize = 16;
 
 /// An image with one large file `file-0` and one small `file-1`, behind a server that counts.
-struct Cold {
-    image: Image,
-    server: BlobServer,
-    content: Vec<u8>,
+pub(super) struct Cold {
+    pub(super) image: Image,
+    pub(super) server: BlobServer,
+    pub(super) content: Vec<u8>,
 }
 
-fn cold(fx: &Fixture, version: RafsVersion) -> Result<Cold, Skip> {
+pub(super) fn cold(fx: &Fixture, version: RafsVersion) -> Result<Cold, Skip> {
     let source = fx.path("source");
     fs::create_dir(&source).unwrap();
     let content = tree::bytes(1, CHUNKS * MIB);
@@ -48,12 +48,12 @@ fn cold(fx: &Fixture, version: RafsVersion) -> Result<Cold, Skip> {
 }
 
 impl Cold {
-    fn config(&self, fx: &Fixture, cache: &Path) -> String {
+    pub(super) fn config(&self, fx: &Fixture, cache: &Path) -> String {
         fx.spare(image::rafs_config_http_proxy(&self.server.address(), cache))
     }
 
     /// A daemon that has mounted the image with its cache there.
-    fn daemon(&self, fx: &Fixture, config: &str) -> DaemonProcess {
+    pub(super) fn daemon(&self, fx: &Fixture, config: &str) -> DaemonProcess {
         let daemon = fx.daemon(&[]);
         done(
             &daemon
@@ -64,14 +64,14 @@ impl Cold {
     }
 
     /// A guest, after which the blob's own metadata have been fetched.
-    fn guest(&self, daemon: &DaemonProcess) -> (FuseClient, u64) {
+    pub(super) fn guest(&self, daemon: &DaemonProcess) -> (FuseClient, u64) {
         let mut fs = guest(daemon);
         assert_eq!(fs.read_file("/image/file-1").unwrap(), tree::bytes(2, 5000));
         let node = fs.resolve("/image/file-0").unwrap().nodeid;
         (fs, node)
     }
 
-    fn assert_reads_right(&self, fs: &mut FuseClient) {
+    pub(super) fn assert_reads_right(&self, fs: &mut FuseClient) {
         assert!(fs.read_file("/image/file-0").unwrap() == self.content);
     }
 }
@@ -183,10 +183,17 @@ pub(super) fn cache_without_room_does_not_fail_reads(fx: &Fixture) -> Outcome {
 }
 
 /// The only file in the cache with this ending.
-fn cache_file(fx: &Fixture, ending: &str) -> File {
-    let mut files = fs::read_dir(fx.path("cache")).unwrap().map(|e| e.unwrap().path());
-    let path = files.find(|p| p.to_string_lossy().ends_with(ending)).unwrap();
-    OpenOptions::new().write(true).open(path).unwrap()
+pub(super) fn cache_path(cache: &Path, ending: &str) -> PathBuf {
+    let mut files = fs::read_dir(cache).unwrap().map(|e| e.unwrap().path());
+    files.find(|p| p.to_string_lossy().ends_with(ending)).unwrap()
+}
+
+/// It, open for writing.
+pub(super) fn cache_file(cache: &Path, ending: &str) -> File {
+    OpenOptions::new()
+        .write(true)
+        .open(cache_path(cache, ending))
+        .unwrap()
 }
 
 pub(super) fn cache_truncated_under_the_daemon_is_filled_again(fx: &Fixture) -> Outcome {
@@ -200,14 +207,16 @@ pub(super) fn cache_truncated_under_the_daemon_is_filled_again(fx: &Fixture) -> 
         (".chunk_map", 0),
         (".chunk_map", 4097),
     ] {
-        cache_file(fx, ending).set_len(length).unwrap();
+        cache_file(&fx.path("cache"), ending).set_len(length).unwrap();
         cold.assert_reads_right(&mut fs);
         assert!(daemon.is_alive());
     }
     let events = daemon.api("GET", "/api/v1/daemon/events", None).unwrap();
     assert!(events.body.contains("truncated"), "{}", events.body);
     // As does one that comes after it and finds the damage.
-    cache_file(fx, ".blob.data").set_len(1_000_000).unwrap();
+    cache_file(&fx.path("cache"), ".blob.data")
+        .set_len(1_000_000)
+        .unwrap();
     drop(fs);
     done(&daemon.umount("/image").unwrap());
     drop(daemon);
@@ -265,11 +274,19 @@ fn validating(config: &str) -> String {
 }
 
 pub(super) fn cache_with_wrong_bytes_is_found_out_and_filled_again(fx: &Fixture) -> Outcome {
-    let cold = cold(fx, RafsVersion::V5)?;
+    wrong_bytes_in_the_cache(fx, RafsVersion::V5)
+}
+
+pub(super) fn cache_of_v6_with_wrong_bytes_is_found_out_and_filled_again(fx: &Fixture) -> Outcome {
+    wrong_bytes_in_the_cache(fx, RafsVersion::V6Digests)
+}
+
+fn wrong_bytes_in_the_cache(fx: &Fixture, version: RafsVersion) -> Outcome {
+    let cold = cold(fx, version)?;
     let daemon = cold.daemon(fx, &validating(&cold.config(fx, &fx.path("cache"))));
     let (mut fs, _) = cold.guest(&daemon);
     cold.assert_reads_right(&mut fs);
-    let data = cache_file(fx, ".blob.data");
+    let data = cache_file(&fx.path("cache"), ".blob.data");
     for at in [100, 5_000_000, 16_000_000] {
         data.write_all_at(b"not what was here", at).unwrap();
     }
@@ -278,7 +295,15 @@ pub(super) fn cache_with_wrong_bytes_is_found_out_and_filled_again(fx: &Fixture)
 }
 
 pub(super) fn content_that_is_not_the_images_fails_the_read(fx: &Fixture) -> Outcome {
-    let cold = cold(fx, RafsVersion::V5)?;
+    spoilt_blob(fx, RafsVersion::V5)
+}
+
+pub(super) fn content_that_is_not_a_v6_images_fails_the_read(fx: &Fixture) -> Outcome {
+    spoilt_blob(fx, RafsVersion::V6Digests)
+}
+
+fn spoilt_blob(fx: &Fixture, version: RafsVersion) -> Outcome {
+    let cold = cold(fx, version)?;
     let blob = fs::read_dir(&cold.image.blobs)
         .unwrap()
         .next()

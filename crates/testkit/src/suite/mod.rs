@@ -6,12 +6,14 @@
 
 mod api;
 mod cold;
+mod cold_faults;
 mod files;
 pub mod fixture;
 mod gate;
 mod hostile;
 mod images;
 mod names;
+mod prefetch;
 mod sessions;
 mod shares;
 pub mod small_disk;
@@ -64,6 +66,9 @@ const ONE_INIT: &str = "it answers EINVAL to a second FUSE_INIT without FUSE_DES
 const DIES: &str = "its queue worker ends at the first message it cannot answer, and the guest hangs";
 const ONE_WORKER: &str = "one worker holds one lock over the whole queue, backend reads included";
 const UNLISTED: &str = "its FUSE library answers ENOSYS";
+const TRUNCATED: &str =
+    "it maps its cache files, believes its chunk map, and dies or answers with what is left";
+const PREFETCHES_ALONG: &str = "it fetches neighbours along, and some of it twice";
 const HANGS_AT_STOP: &str = "it hangs at SIGTERM until its VMM has left, and for ever if none came";
 
 /// Every behaviour, and the differences between the two daemons.
@@ -247,7 +252,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     ),
     ours(
         "cold_cache_truncated_under_the_daemon_is_filled_again",
-        "it maps its cache files, believes its chunk map, and dies or answers with what is left",
+        TRUNCATED,
         cold::cache_truncated_under_the_daemon_is_filled_again,
     ),
     both(
@@ -257,6 +262,75 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     both(
         "cold_content_that_is_not_the_images_fails_the_read",
         cold::content_that_is_not_the_images_fails_the_read,
+    ),
+    both(
+        "cold_cache_of_v6_with_wrong_bytes_is_found_out_and_filled_again",
+        cold::cache_of_v6_with_wrong_bytes_is_found_out_and_filled_again,
+    ),
+    both(
+        "cold_content_that_is_not_a_v6_images_fails_the_read",
+        cold::content_that_is_not_a_v6_images_fails_the_read,
+    ),
+    ours(
+        "cold_batches_are_shared",
+        "it does not know blobs of batches",
+        cold_faults::batches_are_shared,
+    ),
+    both("cold_zran_blobs_are_shared", cold_faults::zran_blobs_are_shared),
+    ours(
+        "cold_batches_outlive_faults_and_truncation",
+        TRUNCATED,
+        cold_faults::batches_outlive_faults,
+    ),
+    ours(
+        "cold_zran_blobs_outlive_faults_and_truncation",
+        TRUNCATED,
+        cold_faults::zran_blobs_outlive_faults,
+    ),
+    ours(
+        "cold_zran_blob_that_is_too_short_fails_the_read",
+        "its events do not tell why a read failed",
+        cold_faults::zran_blob_that_is_too_short_fails_the_read,
+    ),
+    ours(
+        "cold_packed_blobs_without_room_fail_until_there_is_some",
+        "its events do not tell why a read failed",
+        cold_faults::packed_blobs_without_room_fail_until_there_is_some,
+    ),
+    ours(
+        "cold_table_that_was_not_to_be_had_is_asked_for_again",
+        "it asks for it five times when it mounts, and never again",
+        cold_faults::table_that_was_not_to_be_had_is_asked_for_again,
+    ),
+    ours(
+        "cold_table_damaged_in_the_cache_is_fetched_again",
+        "it believes whatever has the right length",
+        cold_faults::table_damaged_in_the_cache_is_fetched_again,
+    ),
+    ours(
+        "cold_mount_on_a_full_disk_is_refused_and_the_others_go_on",
+        "it does not say that the disk is full",
+        cold_faults::mount_on_a_full_disk_is_refused_and_the_others_go_on,
+    ),
+    ours(
+        "prefetch_takes_the_files_that_the_mount_names",
+        PREFETCHES_ALONG,
+        prefetch::files_named_by_the_mount,
+    ),
+    ours(
+        "prefetch_takes_the_files_that_the_image_names",
+        PREFETCHES_ALONG,
+        prefetch::files_named_by_the_image,
+    ),
+    ours(
+        "prefetch_takes_everything_if_asked_to",
+        PREFETCHES_ALONG,
+        prefetch::everything_if_asked_for,
+    ),
+    ours(
+        "prefetch_never_goes_before_a_reader",
+        "its prefetching does not know who waits",
+        prefetch::never_before_a_reader,
     ),
     ours(
         "stops_before_a_guest_came",

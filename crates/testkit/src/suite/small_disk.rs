@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -31,6 +32,18 @@ impl SmallDisk {
                 None
             }
         }
+    }
+
+    /// Fills it up with a file, whose path is given.
+    ///
+    /// # Panics
+    /// If the file cannot be made.
+    #[expect(clippy::unwrap_used, reason = "a suite fails by panicking")]
+    pub fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut file = fs::File::create(&path).unwrap();
+        while file.write_all(&[1; 4096]).is_ok() {}
+        path
     }
 
     /// Where it is.
