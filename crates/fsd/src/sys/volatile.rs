@@ -9,9 +9,9 @@ use fuse_backend_rs::file_buf::FileVolatileSlice;
 use rustix::io::{Errno, Result};
 use smallvec::SmallVec;
 
-/// Pieces of a request that fit on the stack. A guest's 4 KiB requests have one or two, its larger ones one for each
-/// page that does not follow the one before.
-const INLINE: usize = 32;
+/// Pieces of a request that fit on the stack: one for each page of the largest that a guest sends, whether they follow
+/// each other or not.
+const INLINE: usize = 257;
 /// `IOV_MAX`: what the kernel takes at once.
 const MOST: usize = 1024;
 
