@@ -285,7 +285,7 @@ fn nothing_the_caller_holds_open_is_held_by_the_sandbox() {
 #[test]
 fn a_watched_status_follows_the_sandbox_to_its_end() {
     let s = Sandboxes::new();
-    let (bootstrap, config) = s.image();
+    let image = s.image();
     s.start("s1", None);
     let mut watch = s
         .command(&["status", "s1", "--watch", "--json"])
@@ -295,15 +295,7 @@ fn a_watched_status_follows_the_sandbox_to_its_end() {
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
     let mut next = || -> Option<Value> { Some(serde_json::from_str(&lines.next()?.unwrap()).unwrap()) };
     assert_eq!(next().unwrap()["state"], "serving");
-    s.ok(&[
-        "mount",
-        "s1",
-        "c1",
-        "--bootstrap",
-        &bootstrap,
-        "--config",
-        &config,
-    ]);
+    s.mount("s1", "c1", &image);
     until("the mount is seen", || {
         next().unwrap()["mounts"][1]["confirmed"] == true
     });

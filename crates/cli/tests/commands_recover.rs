@@ -8,8 +8,8 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use common::peer;
 use common::sandboxes::{Sandboxes, kill, pid, runs, steady, text, until};
+use common::{peer, told};
 use nydusbox_testkit::guest::{FuseClient, GuestConfig, SimGuest};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -52,6 +52,37 @@ fn an_adopted_sandbox_is_as_it_was_and_takes_commands() {
         assert_eq!(s.json(&["stop", "s1"])["leftovers"], json!([]));
         s.assert_nothing_left();
     }
+}
+
+/// What it was told about health, its stop and its cgroup is what an adopting supervisor goes by.
+#[test]
+fn options_of_the_start_are_written_down_and_kept_by_adopt() {
+    let s = Sandboxes::new();
+    let args = s.start_args("s1", None);
+    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+    args.extend(["--health-interval", "0", "--stop-grace", "7", "--cgroup-parent"]);
+    // Not one: an event says that the daemon runs outside.
+    let parent = text(&s.dir.mkdir("no-cgroup"));
+    args.push(&parent);
+    s.json(&args);
+    assert!(s.ok(&["events", "s1"]).contains("not in a cgroup v2 hierarchy"));
+    assert_eq!(std::fs::read_dir(&parent).unwrap().count(), 0);
+    let settings = || {
+        let state = std::fs::read(s.state_dir().join("s1/state.json")).unwrap();
+        serde_json::from_slice::<Value>(&state).unwrap()["settings"].clone()
+    };
+    let told = settings();
+    assert_eq!(
+        (&told["health_interval_ms"], &told["stop_grace_ms"]),
+        (&json!(null), &json!(7000))
+    );
+    assert!(told.to_string().contains(&parent), "{told}");
+    abandon(&s, "s1");
+    let adopted = s.json(&["adopt", "s1"]);
+    assert_eq!(settings(), told);
+    assert_eq!(adopted["sandbox"]["health"]["api"]["state"], "unknown");
+    s.ok(&["stop", "s1"]);
+    s.assert_nothing_left();
 }
 
 fn start_replacing(s: &Sandboxes, daemon: Option<&Path>) {
@@ -196,7 +227,12 @@ fn sweep_removes_what_is_abandoned_and_nothing_else() {
     let live = s.start("s2", None);
     let dead = abandoned(&s, "s1", None);
     std::fs::write(s.share().join("mine"), "the user's").unwrap();
-    let looked = s.json(&["sweep", "--dry-run"]);
+    let (code, looked, err) = s.run(&["sweep", "--dry-run", "--json"]);
+    assert!(
+        code == 4 && err.contains("1 sandbox is abandoned"),
+        "{code} {err}"
+    );
+    let looked: Value = serde_json::from_str(&looked).unwrap();
     assert_eq!(looked["sandboxes"][0]["verdict"], "abandoned");
     assert_eq!(looked["sandboxes"][0]["processes"], json!([pid(&dead, "daemon")]));
     assert!(runs(pid(&dead, "daemon")) && s.state_dir().join("s1").exists());
@@ -208,6 +244,7 @@ fn sweep_removes_what_is_abandoned_and_nothing_else() {
         std::fs::read_to_string(s.share().join("mine")).unwrap(),
         "the user's"
     );
+    s.ok(&["sweep", "--dry-run"]);
     // What is not a sandbox is not ours to remove.
     let foreign = s.state_dir().join("a file");
     std::fs::write(&foreign, "").unwrap();
@@ -218,6 +255,51 @@ fn sweep_removes_what_is_abandoned_and_nothing_else() {
         "{out}"
     );
     assert!(foreign.exists());
+    assert_eq!(s.run(&["sweep", "--dry-run"]).0, 1);
+}
+
+/// While the daemon is asked what it has mounted, which this one does not answer; and at any other moment.
+#[test]
+fn an_adopt_that_is_interrupted_leaves_the_daemon_alive() {
+    let s = Sandboxes::new();
+    let daemon = pid(&abandoned(&s, "s1", None), "daemon");
+    let adopt = || {
+        let mut command = s.command(&["adopt", "s1"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    kill(daemon, Signal::STOP);
+    let child = adopt();
+    let lock = s.state_dir().join("s1/lock");
+    // The supervisor that adopts has written itself down.
+    let owner = || {
+        std::fs::read_to_string(&lock)
+            .unwrap()
+            .trim()
+            .parse()
+            .is_ok_and(runs)
+    };
+    until("it is being adopted", owner);
+    kill(child.id(), Signal::INT);
+    let (code, _, err) = told(&child.wait_with_output().unwrap());
+    assert!(code == 130 && err.contains("it is as it was"), "{code} {err}");
+    kill(daemon, Signal::CONT);
+    for n in 0..30 {
+        let child = adopt();
+        for _ in 0..n * 50 {
+            std::thread::yield_now();
+        }
+        kill(child.id(), Signal::INT);
+        let (code, _, err) = told(&child.wait_with_output().unwrap());
+        assert!(runs(daemon), "{code} {err}");
+        // Either it was too early, or too late.
+        if s.json(&["list"])[0]["state"] == "serving" {
+            abandon(&s, "s1");
+        }
+    }
+    assert_eq!(s.json(&["adopt", "s1"])["outcome"], "adopted");
+    s.ok(&["stop", "s1"]);
+    s.assert_nothing_left();
 }
 
 #[test]

@@ -50,19 +50,11 @@ fn names(lines: &str) -> Vec<String> {
 #[test]
 fn events_are_told_from_the_start_to_the_end() {
     let s = Sandboxes::new();
-    let (bootstrap, config) = s.image();
+    let image = s.image();
     s.start("s1", None);
     let mut follow = Following::begin(&s, &["events", "s1", "--follow", "--json"]);
     assert_eq!(names(&s.ok(&["events", "s1", "--json"])), ["started", "mounted"]);
-    s.ok(&[
-        "mount",
-        "s1",
-        "c1",
-        "--bootstrap",
-        &bootstrap,
-        "--config",
-        &config,
-    ]);
+    s.mount("s1", "c1", &image);
     s.ok(&["umount", "s1", "c1"]);
     let text = s.ok(&["events", "s1"]);
     let last = text.lines().last().unwrap();
@@ -132,18 +124,10 @@ fn logs_can_be_read_after_the_supervisor_was_killed() {
 #[test]
 fn the_log_level_is_changed_while_the_daemon_runs() {
     let s = Sandboxes::new();
-    let (bootstrap, config) = s.image();
+    let image = s.image();
     s.start("s1", None);
     let mount = |container: &str| {
-        s.ok(&[
-            "mount",
-            "s1",
-            container,
-            "--bootstrap",
-            &bootstrap,
-            "--config",
-            &config,
-        ]);
+        s.mount("s1", container, &image);
         s.ok(&["logs", "s1"])
     };
     assert_eq!(s.json(&["log-level", "s1", "off"]), json!({"level": "off"}));
@@ -183,6 +167,13 @@ fn arguments_are_those_of_the_sandbox() {
             "--memory size=536870912,shared=on --fs tag=t,socket={socket},num_queues=1,queue_size=1024\n"
         )
     );
+    assert_eq!(
+        s.json(&["emit", "s1", "cloud-hypervisor-config", "--memory", "1G"]),
+        json!({
+            "memory": {"size": 1_u64 << 30, "shared": true},
+            "fs": [{"tag": "kataShared", "socket": socket, "num_queues": 1, "queue_size": 1024}],
+        })
+    );
     s.refused(&["emit", "s1", "qemu", "--queue-size", "2048"], 1, &["2048"]);
     let storages = s.json(&["emit", "s1", "kata-storage"]);
     assert_eq!(storages.as_array().unwrap().len(), 1);
@@ -204,6 +195,70 @@ fn arguments_are_those_of_the_sandbox() {
         storages[1]["options"][2],
         "lowerdir=/run/kata-containers/shared/rafs/c1/lowerdir"
     );
+}
+
+#[test]
+fn a_vmm_that_is_configured_already_is_judged() {
+    let s = Sandboxes::new();
+    s.start("s1", None);
+    let file = s.dir.join("config");
+    let check = |what: &str, config: &str, reasons: &[&str]| {
+        std::fs::write(&file, config).unwrap();
+        let args = ["emit", "s1", what, "--check", &text(&file)];
+        let (code, out, err) = s.run(&args);
+        assert_eq!(code == 0, reasons.is_empty(), "{out} {err}");
+        for reason in reasons {
+            assert!(out.contains(reason), "{reason}: {out}");
+        }
+    };
+    // What is emitted passes, once the machine uses the memory.
+    let arguments = s.json(&["emit", "s1", "qemu"]);
+    let mut arguments: Vec<&str> = arguments
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| a.as_str().unwrap())
+        .collect();
+    check("qemu", &arguments.join("\n"), &["memory is not shared"]);
+    arguments.extend(["-machine", "q35,memory-backend=mem"]);
+    check("qemu", &arguments.join("\0"), &[]);
+    let config = s.json(&["emit", "s1", "cloud-hypervisor-config"]);
+    check("cloud-hypervisor", &config.to_string(), &[]);
+    let private = r#"{"memory": {"shared": false}, "fs": [{"tag": "t", "queue_size": 2048}]}"#;
+    check("cloud-hypervisor-config", private, &["not shared", "2048"]);
+    let dax = r#"[{"fstype": "virtiofs", "source": "t", "options": ["dax"]}]"#;
+    check("kata-storage", dax, &["DAX"]);
+    s.refused(
+        &["emit", "s1", "kata-storage", "--check", "/nowhere"],
+        1,
+        &["/nowhere"],
+    );
+}
+
+#[test]
+fn an_image_of_another_version_than_the_option_says_is_refused_before_it_is_mounted() {
+    let s = Sandboxes::new();
+    let (bootstrap, config) = s.image();
+    s.start("s1", None);
+    let mount = |source: &str, version: &str| {
+        let option = json!({
+            "source": source,
+            "config": std::fs::read_to_string(&config).unwrap(),
+            "snapshotdir": text(&s.dir.join("snapshot")),
+            "fs_version": version,
+        });
+        let option = format!("extraoption={}", base64(&option.to_string()));
+        s.run(&["mount", "s1", "c1", "--mount-option", &option])
+    };
+    for (source, version, words) in [
+        (bootstrap.as_str(), "v5", "is RAFS v6, the mount says v5"),
+        (&config, "v6", "neither RAFS v5 nor v6"),
+        ("/nowhere", "v6", "/nowhere"),
+    ] {
+        let (code, out, err) = mount(source, version);
+        assert!(code == 1 && err.contains(words), "{words}: {out} {err}");
+    }
+    assert!(!s.ok(&["events", "s1"]).contains("c1"));
 }
 
 /// The snapshot's directory: an option names it, so it is bound into the share. Takes root.
@@ -275,7 +330,10 @@ fn layers_are_mounted_and_unmounted_together() {
         });
         format!("io.katacontainers.volume={}", base64(&volume.to_string()))
     };
-    let (good, bad) = (layer(&bootstrap), layer(&config));
+    // A bootstrap by its first bytes, and nothing to be mounted.
+    let cut = s.dir.join("cut.boot");
+    std::fs::write(&cut, &std::fs::read(&bootstrap).unwrap()[..1100]).unwrap();
+    let (good, bad) = (layer(&bootstrap), layer(&text(&cut)));
     let mount = |top: &str, below: &str| {
         s.run(&[
             "mount",

@@ -16,7 +16,8 @@ use nydusbox::{
 use supervisor::Place;
 
 const FAKE: &str = env!("CARGO_BIN_EXE_fake-daemon");
-const SHORT: Duration = Duration::from_millis(300);
+/// One after the other, if the one before was too short to get anywhere.
+const DEADLINES: [Duration; 3] = [Duration::from_millis(300), Duration::from_secs(3), LONG];
 
 fn embedded(behaviour: &str) -> Program {
     Program::embedded(FAKE)
@@ -109,13 +110,22 @@ async fn the_deadline_says_what_was_waited_for() {
         ),
         (embedded("wedge-mount"), WaitingFor::Share),
     ] {
-        let error = failure(program, SHORT).await;
-        match *error.cause {
-            StartCause::Deadline { after, waiting_for } => {
-                assert_eq!((after, waiting_for), (SHORT, expected));
+        // A machine that has much else to do may not get so far in a short time, and says so truthfully.
+        let mut found = Vec::new();
+        for deadline in DEADLINES {
+            let error = failure(program.clone(), deadline).await;
+            match *error.cause {
+                StartCause::Deadline { after, waiting_for } => {
+                    assert_eq!(after, deadline);
+                    found.push(waiting_for);
+                }
+                ref other => panic!("{other:?} instead of {expected:?}"),
             }
-            ref other => panic!("{other:?} instead of {expected:?}"),
+            if found.ends_with(&[expected]) {
+                break;
+            }
         }
+        assert!(found.ends_with(&[expected]), "{found:?} instead of {expected:?}");
     }
 }
 

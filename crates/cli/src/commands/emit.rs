@@ -1,11 +1,15 @@
 //! `nydusbox emit`: what a VMM and a Kata agent have to be told about a sandbox.
 
 use std::ffi::OsString;
+use std::io;
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use nydusbox_protocol::{ContainerId, SandboxId};
-use nydusbox_rootfs::{AgentStorage, OverlayPlan, QueueSize, ShareDevice, ShareSocket, ShareTag, qemu};
+use nydusbox_rootfs::{
+    AgentStorage, OverlayPlan, QueueSize, ShareDevice, ShareSocket, ShareTag, check, qemu,
+};
 
 use super::block_on;
 use super::output::OutputArgs;
@@ -17,7 +21,7 @@ use crate::error::Failure;
 use crate::state_dir::StateDir;
 
 /// Arguments are printed as one line for a shell, with --json as an array of strings. QEMU's machine must use the
-/// memory: `-machine …,memory-backend=mem`.
+/// memory: `-machine …,memory-backend=mem`. With --check nothing is printed but what is wrong with what you configured.
 #[derive(Debug, Args)]
 pub(crate) struct EmitArgs {
     /// Sandbox the VMM is to be connected to
@@ -36,6 +40,11 @@ pub(crate) struct EmitArgs {
     /// Name by which the guest mounts the share
     #[arg(long, value_name = "TAG", default_value = nydusbox_rootfs::layout::SHARE_TAG)]
     tag: String,
+    /// Instead, judge a VMM's configuration that is there already, and fail if the share cannot work with it: QEMU's
+    /// arguments, one a line or as in /proc/PID/cmdline; Cloud Hypervisor's VmConfig; the agent's storages; `-` reads
+    /// standard input
+    #[arg(long, value_name = "FILE|-")]
+    check: Option<PathBuf>,
     #[command(flatten)]
     pub(super) place: StateDirArg,
     #[command(flatten)]
@@ -48,6 +57,8 @@ enum What {
     Qemu,
     /// Arguments for cloud-hypervisor
     CloudHypervisor,
+    /// What `vm.create` of cloud-hypervisor's API takes among the rest, as JSON
+    CloudHypervisorConfig,
     /// Storages for the agent's requests, as JSON
     KataStorage,
 }
@@ -55,6 +66,9 @@ enum What {
 pub(crate) fn run(args: &EmitArgs, state_dir: &StateDir) -> Result<(), Failure> {
     let info: SandboxInfo =
         block_on(async { Client::of(state_dir, &args.id).await?.get(wire::SANDBOX).await })?;
+    if let Some(file) = &args.check {
+        return judge(args, file);
+    }
     let tag = ShareTag::new(&args.tag).map_err(|e| Failure::new("use this --tag", &e))?;
     if args.what == What::KataStorage {
         let mut storages = vec![AgentStorage::share(&tag)];
@@ -72,19 +86,62 @@ pub(crate) fn run(args: &EmitArgs, state_dir: &StateDir) -> Result<(), Failure> 
         queue_size: QueueSize::new(args.queue_size).map_err(|e| Failure::new("use this --queue-size", &e))?,
         ..ShareDevice::on(ShareSocket::new(sockets.vhost).map_err(|e| Failure::new("use the socket", &e))?)
     };
-    let arguments = if args.what == What::Qemu {
-        let mut arguments = qemu::memory_arguments(args.memory.bytes());
-        arguments.extend(qemu::share_arguments(&device));
-        arguments
-    } else {
-        device
-            .cloud_hypervisor_arguments(args.memory.bytes())
-            .map_err(|e| Failure::of(&e))?
+    let memory_bytes = args.memory.bytes();
+    let arguments = match args.what {
+        What::Qemu => {
+            let mut arguments = qemu::memory_arguments(memory_bytes);
+            arguments.extend(qemu::share_arguments(&device));
+            arguments
+        }
+        What::CloudHypervisor => device
+            .cloud_hypervisor_arguments(memory_bytes)
+            .map_err(|e| Failure::of(&e))?,
+        What::CloudHypervisorConfig => {
+            let config = device
+                .cloud_hypervisor_config(memory_bytes)
+                .map_err(|e| Failure::of(&e))?;
+            return OutputArgs { json: true }.print(&config, String::new);
+        }
+        // Returned above.
+        What::KataStorage => Vec::new(),
     };
     let arguments = texts(arguments)?;
     args.output.print(&arguments, || {
         arguments.iter().map(|a| quoted(a)).collect::<Vec<_>>().join(" ")
     })
+}
+
+/// Says what is wrong with a configuration of the user's; one complaint a line.
+fn judge(args: &EmitArgs, file: &Path) -> Result<(), Failure> {
+    let failed = |e: &(dyn std::error::Error + 'static)| {
+        Failure::new(&format!("read the configuration {}", file.display()), e)
+    };
+    let text = match file == Path::new("-") {
+        true => io::read_to_string(io::stdin()),
+        false => std::fs::read_to_string(file),
+    }
+    .map_err(|e| failed(&e))?;
+    let document = || serde_json::from_str(&text).map_err(|e| failed(&e));
+    let unfit = match args.what {
+        What::Qemu => {
+            let arguments: Vec<&str> = text.split(['\0', '\n']).filter(|a| !a.is_empty()).collect();
+            check::qemu(&arguments)
+        }
+        What::CloudHypervisor | What::CloudHypervisorConfig => check::cloud_hypervisor(&document()?),
+        What::KataStorage => check::agent_storages(&document()?),
+    };
+    let complaints: Vec<String> = unfit.iter().map(ToString::to_string).collect();
+    args.output.print(&complaints, || match complaints.is_empty() {
+        true => "the share works with it".to_owned(),
+        false => complaints.join("\n"),
+    })?;
+    match complaints.len() {
+        0 => Ok(()),
+        1 => Err(Failure::plain("the share does not work with this configuration")),
+        n => Err(Failure::plain(format!(
+            "the share does not work with this configuration, for {n} reasons"
+        ))),
+    }
 }
 
 /// The overlay of a container that is mounted.

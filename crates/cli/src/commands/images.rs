@@ -1,11 +1,12 @@
 //! Which image a mount is about: named by file, or by the options of a containerd mount.
 
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 use nydusbox_protocol::ContainerId;
-use nydusbox_rootfs::input::RootfsMount;
+use nydusbox_rootfs::input::{BOOTSTRAP_HEADER_LEN, RafsImage, RootfsMount};
 
 use super::absolute;
 use crate::control::wire::{ImageBody, MountBody};
@@ -72,6 +73,9 @@ impl ImageArgs {
         let plan = mount
             .plan()
             .map_err(|e| Failure::new("read the mount's options", &e))?;
+        for image in plan.images() {
+            check_header(image)?;
+        }
         let images = plan.images().iter().map(|image| ImageBody {
             bootstrap: image.source().as_path().to_owned(),
             config: image.config().expose().to_owned(),
@@ -83,6 +87,18 @@ impl ImageArgs {
             snapshotdir: snapshotdir.or_else(|| Some(plan.snapshot_dir().as_path().to_owned())),
         })
     }
+}
+
+/// Whether an image is what the option says: found out here, an error can tell the user which option is wrong.
+fn check_header(image: &RafsImage) -> Result<(), Failure> {
+    let path = image.source().as_path();
+    let mut header = Vec::with_capacity(BOOTSTRAP_HEADER_LEN);
+    File::open(path)
+        .and_then(|file| file.take(BOOTSTRAP_HEADER_LEN as u64).read_to_end(&mut header))
+        .map_err(|e| Failure::new(&format!("read the bootstrap {}", path.display()), &e))?;
+    image
+        .check_header(&header)
+        .map_err(|e| Failure::new("use the mount's options", &e))
 }
 
 fn read(file: &Path) -> Result<String, Failure> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use nydusbox::{OnExit, RestartPolicy};
+use nydusbox::{DEFAULT_HEALTH_INTERVAL, DEFAULT_STOP_GRACE, OnExit, RestartPolicy};
 use nydusbox_protocol::{LogLevel, SandboxId};
 
 use super::output::OutputArgs;
@@ -46,12 +46,24 @@ pub(crate) struct StartArgs {
     /// Processes and threads the daemon may have (cgroup v2; root only)
     #[arg(long, value_name = "NUMBER")]
     pids_max: Option<u64>,
+    /// Cgroup (v2, a directory) in which the daemon's own is made, instead of beside this command's; one is made then
+    /// even without a limit (root only)
+    #[arg(long, value_name = "DIR")]
+    cgroup_parent: Option<PathBuf>,
     /// Fail where a limit cannot be applied; otherwise that is an event, and the sandbox runs without it
     #[arg(long)]
     require_limits: bool,
     /// How long the start may take in all
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
+    /// How often it is looked how well the daemon is; 0 for never
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_HEALTH_INTERVAL.as_secs(),
+          value_parser = clap::value_parser!(u64).range(..=86_400))]
+    health_interval: u64,
+    /// How long the daemon may take to end when the sandbox is stopped, before it is killed
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_STOP_GRACE.as_secs(),
+          value_parser = clap::value_parser!(u64).range(..=86_400))]
+    stop_grace: u64,
     #[command(flatten)]
     pub(super) place: StateDirArg,
     #[command(flatten)]
@@ -98,10 +110,13 @@ pub(crate) fn run(args: StartArgs, state_dir: &StateDir) -> Result<(), Failure> 
         limits: LimitsChoice {
             memory_max_bytes: args.memory_max.map(Size::bytes),
             pids_max: args.pids_max,
+            cgroup_parent: args.cgroup_parent.as_deref().map(absolute).transpose()?,
             required: args.require_limits,
         },
         log_level: args.log_level,
         start_deadline: Duration::from_secs(args.timeout.into()),
+        health_interval: Some(Duration::from_secs(args.health_interval)).filter(|i| !i.is_zero()),
+        stop_grace: Duration::from_secs(args.stop_grace),
     };
     let share = order.share.clone();
     let info = match block_on(supervise::begin(&Task::Start(Box::new(order))))? {

@@ -3,15 +3,18 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use nydusbox::{SweepReport, SweepVerdict};
+use nydusbox::{SweepReport, SweepVerdict, SweptSandbox};
 
 use super::output::OutputArgs;
 use crate::args::StateDirArg;
-use crate::error::Failure;
+use crate::error::{ABANDONED, Failure};
 use crate::state_dir::StateDir;
 
 /// Sandboxes whose supervisor lives are left alone. The daemons of the others are killed (`adopt` keeps them),
 /// their binds, sockets and directories are removed; nothing of the user's is. What could not be removed is said.
+///
+/// The exit code is 0 when nothing is left that is abandoned, foreign or could not be removed. With --dry-run it is 4
+/// when there is something that would be removed, and 1 when there is only something that would be left.
 #[derive(Debug, Args)]
 pub(crate) struct SweepArgs {
     /// Only say what would be done
@@ -28,8 +31,20 @@ pub(crate) fn run(args: &SweepArgs, state_dir: &StateDir) -> Result<(), Failure>
     let report = nydusbox::sweep(dir, args.dry_run)
         .map_err(|e| Failure::new(&format!("read the state directory {}", dir.display()), &e))?;
     args.output.print(&report, || text(&report))?;
-    if args.dry_run || report.is_clean() {
+    if report.is_clean() {
         return Ok(());
+    }
+    let abandoned = |swept: &&SweptSandbox| swept.verdict == SweepVerdict::Abandoned;
+    let abandoned = report.sandboxes.iter().filter(abandoned).count();
+    if args.dry_run && abandoned > 0 {
+        let sandboxes = if abandoned == 1 {
+            "sandbox is"
+        } else {
+            "sandboxes are"
+        };
+        return Err(Failure::plain(format!("{abandoned} {sandboxes} abandoned"))
+            .hint("`nydusbox sweep` removes what is left of them, `nydusbox adopt` keeps those that live")
+            .code(ABANDONED));
     }
     Err(Failure::plain(
         "something is left that could not be removed, or is not ours to remove",

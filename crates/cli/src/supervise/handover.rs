@@ -73,6 +73,9 @@ pub(crate) struct Order {
     pub(crate) limits: LimitsChoice,
     pub(crate) log_level: LogLevel,
     pub(crate) start_deadline: Duration,
+    /// `None` for never.
+    pub(crate) health_interval: Option<Duration>,
+    pub(crate) stop_grace: Duration,
 }
 
 /// `--daemon`.
@@ -93,11 +96,12 @@ pub(crate) enum NetnsChoice {
     Path(PathBuf),
 }
 
-/// `--memory-max`, `--pids-max`, `--require-limits`.
+/// `--memory-max`, `--pids-max`, `--cgroup-parent`, `--require-limits`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LimitsChoice {
     pub(crate) memory_max_bytes: Option<u64>,
     pub(crate) pids_max: Option<u64>,
+    pub(crate) cgroup_parent: Option<PathBuf>,
     pub(crate) required: bool,
 }
 
@@ -109,6 +113,9 @@ impl LimitsChoice {
         }
         if let Some(count) = self.pids_max {
             limits = limits.pids_max(count);
+        }
+        if let Some(parent) = &self.cgroup_parent {
+            limits = limits.cgroup_parent(parent);
         }
         if self.required { limits.required() } else { limits }
     }

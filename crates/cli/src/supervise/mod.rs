@@ -135,6 +135,11 @@ impl Starter {
         let _ = self.0.read_u8().await;
     }
 
+    /// Tells a starter that waits for it that nothing more is done for it.
+    async fn hang_up(mut self) {
+        let _ = self.0.get_mut().shutdown().await;
+    }
+
     /// Whether the reply has arrived.
     async fn arrived(&mut self) -> bool {
         self.0.read_u8().await.is_ok_and(|byte| byte == ARRIVED)
@@ -198,7 +203,7 @@ async fn supervise(
                 .await;
             // A daemon that was there before outlives a command that is interrupted.
             if starter.arrived().await || adopted {
-                drop(starter);
+                starter.hang_up().await;
                 tokio::select! {
                     () = signals.any() => {}
                     () = given_up(end, ends_with_daemon) => {}
@@ -307,7 +312,9 @@ impl Served {
             .with_limits(order.limits.limits())
             // To be adopted.
             .with_on_supervisor_death(OnSupervisorDeath::Spare)
-            .with_start_deadline(order.start_deadline);
+            .with_start_deadline(order.start_deadline)
+            .with_health_interval(order.health_interval)
+            .with_stop_grace(order.stop_grace);
         let dir = config.dir().to_owned();
         // Checked before anything runs: its name is longer than the other sockets'.
         SocketPath::new(dir.join(CONTROL_SOCKET)).map_err(|e| refused(Failure::of(&e)))?;

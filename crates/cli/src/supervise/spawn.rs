@@ -23,7 +23,8 @@ pub(crate) enum Begun {
     CleanedUp(Vec<String>),
 }
 
-/// Begins a supervisor and waits until the share is served. Ctrl-C and SIGTERM undo a start.
+/// Begins a supervisor and waits until the share is served. Ctrl-C and SIGTERM undo a start. They never end a sandbox
+/// that was there before: it is left as it was, or adopted all the same if it was too late.
 pub(crate) async fn begin(task: &Task) -> Result<Begun, Failure> {
     let failed = |e: io::Error| Failure::new("start a supervisor", &e);
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -44,10 +45,21 @@ pub(crate) async fn begin(task: &Task) -> Result<Begun, Failure> {
     };
     if interrupted {
         let _ = writing.shutdown().await;
+        // What there still is to be read is the reply of a supervisor that has done its work already.
+        let _ = reading.read_line(&mut answer).await;
         hung_up(reading).await;
-        return Err(
-            Failure::plain(format!("the start of sandbox {} was interrupted", task.id())).code(INTERRUPTED),
-        );
+        let id = task.id();
+        return match (task, serde_json::from_str(&answer)) {
+            (Task::Adopt { .. }, Ok(Reply::Serving(info))) => Ok(Begun::Serving(info)),
+            (Task::Adopt { .. }, _) => {
+                let said = format!("adopting sandbox {id} was interrupted; it is as it was");
+                Err(Failure::plain(said).code(INTERRUPTED))
+            }
+            (Task::Start(_), _) => {
+                let said = format!("the start of sandbox {id} was interrupted");
+                Err(Failure::plain(said).code(INTERRUPTED))
+            }
+        };
     }
     match serde_json::from_str(&answer) {
         Ok(Reply::Serving(info)) => {

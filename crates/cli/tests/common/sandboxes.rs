@@ -180,10 +180,16 @@ pub fn kill(pid: u32, signal: Signal) {
     let _ = kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal);
 }
 
-/// Whether a process runs; a zombie does not.
+/// Whether any thread of a process runs; a zombie does not. The first thread may be one while others still keep files
+/// open, and locks.
 pub fn runs(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
+    let runs = |stat: &str| !stat.rsplit(')').next().unwrap().trim_start().starts_with('Z');
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten();
+    threads
+        .flatten()
+        .any(|thread| std::fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| runs(&stat)))
 }
 
 /// Waits for what no event can be had for.

@@ -22,6 +22,9 @@ const EMPTY_WAIT: Timespec = Timespec {
 /// Names tried when a cgroup of a sandbox of the same id, in another state directory, is in use.
 const NAMES: usize = 16;
 
+/// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
+const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
+
 /// The name a sandbox's leaf is given, unless it is in use.
 pub(super) fn leaf_name(sandbox: &SandboxId) -> String {
     format!("nydusbox-{sandbox}")
@@ -45,6 +48,17 @@ impl Leaf {
     /// Makes a new, empty cgroup below `parent`. One of the same name that is empty was left by a predecessor and is
     /// replaced, so that its counters are not taken for ours.
     pub(super) fn create(parent: &Path, name: &str) -> Result<Self, LimitError> {
+        let found = rustix::fs::statfs(parent).map_err(|errno| LimitError::Io {
+            action: "look at the cgroup",
+            path: parent.to_owned(),
+            source: errno.into(),
+        })?;
+        // Elsewhere a directory could be made too, and would not be a cgroup.
+        if found.f_type != CGROUP2_SUPER_MAGIC {
+            return Err(LimitError::NotACgroup {
+                path: parent.to_owned(),
+            });
+        }
         for n in 0..NAMES {
             let path = match n {
                 0 => parent.join(name),

@@ -187,6 +187,12 @@ pub enum LimitError {
     /// There is no cgroup v2 hierarchy.
     #[error("find a cgroup v2 hierarchy: none is mounted")]
     NoCgroup2,
+    /// The parent asked for is a directory of another file system.
+    #[error("make a cgroup in {path:?}: it is not in a cgroup v2 hierarchy")]
+    NotACgroup {
+        /// The parent.
+        path: PathBuf,
+    },
     /// The controller is absent there, or bound to a cgroup v1 hierarchy.
     #[error("use the {controller} controller in {path:?}: it is not available there")]
     NoController {
