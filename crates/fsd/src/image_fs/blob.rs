@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use nydus_utils::metrics::{BlobcacheMetrics, Metric};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::cache_files::{CacheFiles, WriteError};
 use super::chunk::Chunk;
@@ -94,6 +95,11 @@ impl Generation {
     fn open(parts: &BlobParts) -> io::Result<Self> {
         let files = CacheFiles::open(&parts.dir, &parts.id, parts.size, parts.chunks)?;
         let ready = Ready::new(parts.chunks, &files.ready_bits()?);
+        // Nobody asks when a guest last read of an image, and the kernel asks for each read whether to note it.
+        // Refused where the file is another user's; then it is noted.
+        if let Ok(flags) = fcntl_getfl(files.data()) {
+            let _noted = fcntl_setfl(files.data(), flags | OFlags::NOATIME);
+        }
         Ok(Self {
             files,
             ready,

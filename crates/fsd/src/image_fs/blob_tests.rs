@@ -112,6 +112,21 @@ fn assert_stored(blob: &Blob, ids: impl IntoIterator<Item = u32>) {
 }
 
 #[test]
+fn reads_of_the_cache_leave_its_access_time_alone() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::default());
+    let blob = blob(dir.path(), &backend);
+    blob.ensure(&chunks([0]), Urgency::Demand).unwrap();
+    let generation = blob.generation();
+    let data = generation.files().data();
+    // Long ago: a file system that notes access times at all notes one that follows such an old one.
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    data.set_times(std::fs::FileTimes::new().set_accessed(long_ago))
+        .unwrap();
+    assert_stored(&blob, [0]);
+    assert_eq!(data.metadata().unwrap().accessed().unwrap(), long_ago);
+}
+
+#[test]
 fn neighbours_are_asked_for_in_one_request() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::default());
     let blob = blob(dir.path(), &backend);
