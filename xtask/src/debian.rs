@@ -40,6 +40,7 @@ pub(crate) const TESTS: &[Package] = &[
     package("fuse3", "its mount.fuse3 is how containerd calls a mount helper"),
     package("nginx-light", "is the caching proxy that blobs go through"),
     package("umoci", "makes and unpacks the images that are converted"),
+    package("skopeo", "copies the images that are converted"),
     package("strace", "kills a supervisor at every system call it makes"),
 ];
 

@@ -10,19 +10,24 @@ use nydusbox_image::{
 };
 use serde_json::Value;
 
+use crate::nydusd::Served;
 use crate::{names, peers, temp_dir, tree, walk};
 
-/// umoci, or `None` with the reason told, unless it has to be there.
-fn umoci() -> bool {
-    let there = Command::new("umoci").arg("--version").output().is_ok();
+/// Whether the program is there; the reason is told if not, unless it has to be.
+fn is_there(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok();
     assert!(
         there || std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_none_or(|value| value != "1"),
-        "umoci is not there; `cargo xtask test` installs it"
+        "{program} is not there; `cargo xtask test` installs it"
     );
     if !there {
-        eprintln!("skipped: umoci is not there; `cargo xtask test` installs it");
+        eprintln!("skipped: {program} is not there; `cargo xtask test` installs it");
     }
     there
+}
+
+fn umoci() -> bool {
+    is_there("umoci")
 }
 
 /// Three layers: files of all kinds; some of them gone, replaced and changed; a hard link's group changed.
@@ -86,7 +91,7 @@ fn unpack_bootstrap(layout: &Path, summary: &ConvertSummary, to: &Path) -> Value
 }
 
 #[test]
-fn files_are_those_umoci_unpacks() {
+fn files_are_those_umoci_unpacks_and_nydusd_serves_them() {
     if !umoci() || !tree::is_root() {
         return;
     }
@@ -104,6 +109,12 @@ fn files_are_those_umoci_unpacks() {
         unpack_bootstrap(&out, &summary, &unpacked);
         let bootstrap = unpacked.join("image/image.boot");
         walk::assert_same(&expected, &walk::bootstrap(&bootstrap, &out.join("blobs/sha256")));
+        if let Some(nydusd) = peers::program("nydusd").filter(|_| Path::new("/dev/fuse").exists()) {
+            let dir = dir.path().join(format!("nydusd{version}"));
+            fs::create_dir(&dir).unwrap();
+            let served = Served::start(&nydusd, &bootstrap, &out.join("blobs/sha256"), &dir);
+            walk::assert_same(&expected, &walk::tree(served.root()));
+        }
         if let Some(nydus_image) = peers::nydus_image() {
             peers::run(
                 Command::new(nydus_image)
@@ -155,7 +166,7 @@ fn the_documents_are_those_the_snapshotter_expects() {
     assert_eq!(diff_ids[0], layers[0]["digest"]);
     assert_ne!(diff_ids[3], last["digest"]);
     // The names of Go's client, which checks what it copies.
-    if Command::new("skopeo").arg("--version").output().is_ok() {
+    if is_there("skopeo") {
         let copy = dir.path().join("copy");
         peers::run(Command::new("skopeo").args([
             "copy",

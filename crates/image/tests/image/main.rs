@@ -6,6 +6,7 @@
 mod convert;
 mod layers;
 mod look;
+mod nydusd;
 mod peers;
 mod progress;
 mod refusals;

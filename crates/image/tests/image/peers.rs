@@ -8,13 +8,17 @@ use nydusbox_image::{BuildConfig, FsVersion, ImageDir, Quiet, Source, build};
 
 use crate::{temp_dir, tree, walk};
 
-/// The program, or `None` with the reason told, unless it has to be there.
 pub(crate) fn nydus_image() -> Option<PathBuf> {
+    program("nydus-image")
+}
+
+/// The program, or `None` with the reason told, unless it has to be there.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let bin = std::env::var_os("NYDUSBOX_PEERS").map_or_else(
         || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/peers/bin")),
         PathBuf::from,
     );
-    let program = bin.join("nydus-image");
+    let program = bin.join(name);
     if program.exists() {
         return Some(program);
     }
