@@ -39,6 +39,7 @@ pub(crate) const TESTS: &[Package] = &[
     package("containerd", "is given the documented configuration"),
     package("fuse3", "its mount.fuse3 is how containerd calls a mount helper"),
     package("nginx-light", "is the caching proxy that blobs go through"),
+    package("skopeo", "writes images in every form, and reads ours"),
     package("umoci", "makes and unpacks the images that are converted"),
     package("skopeo", "copies the images that are converted"),
     package("strace", "kills a supervisor at every system call it makes"),

@@ -11,6 +11,7 @@ mod peers;
 mod progress;
 mod refusals;
 mod round_trip;
+mod sources;
 mod tree;
 mod walk;
 
