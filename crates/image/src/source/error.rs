@@ -186,7 +186,7 @@ pub enum DocumentName {
 #[non_exhaustive]
 pub enum SinkError {
     /// No images are written in this form.
-    #[error("{reference} cannot be written to; images go to docker:// or oci: only")]
+    #[error("{reference} cannot be written to; images go to oci: only")]
     ReadOnly {
         /// The reference.
         reference: String,
