@@ -16,6 +16,7 @@
 mod blob;
 mod cache_files;
 mod chunk;
+mod closing;
 mod error;
 mod events;
 mod factory;

@@ -17,6 +17,7 @@ use nydus_utils::metrics::BlobcacheMetrics;
 
 use super::blob::{Blob, BlobParts, FetchPolicy};
 use super::chunk::Chunk;
+use super::closing;
 use super::error::FetchError;
 use super::factory;
 use super::gate::Gate;
@@ -41,6 +42,8 @@ pub(super) struct ImageBlob {
     /// How chunks are verified; none where they are not.
     pub(super) digester: Option<Algorithm>,
     table: OnceLock<Box<[Chunk]>>,
+    /// Whether nydus fetches one.
+    has_table: bool,
     /// Where nydus keeps the table.
     work: Arc<WorkDir>,
 }
@@ -117,6 +120,7 @@ impl Storage {
                 digester: cache.need_validation().then(|| cache.blob_digester()),
                 cache,
                 table: OnceLock::new(),
+                has_table: info.meta_ci_is_valid(),
                 work: Arc::clone(&work),
             })
         });
@@ -173,6 +177,14 @@ impl ImageBlob {
     /// Whether a chunk is where this blob's chunks can be.
     pub(super) fn is_inside(&self, chunk: &Chunk) -> bool {
         chunk.id < self.blob.chunks() && chunk.end() <= self.blob.size()
+    }
+}
+
+impl Drop for ImageBlob {
+    fn drop(&mut self) {
+        if self.has_table && self.table.get().is_none() {
+            closing::close(Arc::clone(&self.cache), Arc::clone(&self.work));
+        }
     }
 }
 
