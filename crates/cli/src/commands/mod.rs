@@ -88,8 +88,8 @@ enum Command {
     Adopt(adopt::AdoptArgs),
     /// Remove what crashes have left
     Sweep(sweep::SweepArgs),
-    /// Serve images and directories to a VMM over vhost-user (compatible with `nydusd virtiofs`)
-    Virtiofs(DaemonArgs),
+    #[command(flatten)]
+    Resident(Resident),
     /// Run a command in a microVM on an image that is fetched as it is read
     Run(run::RunArgs),
     /// Make and look at images
@@ -105,8 +105,24 @@ enum Command {
     Completions(manual::CompletionsArgs),
     /// Write man pages
     Man(manual::ManArgs),
+}
+
+/// The commands that become processes which stay, one or two for each sandbox.
+#[derive(Debug, Subcommand)]
+enum Resident {
+    /// Serve images and directories to a VMM over vhost-user (compatible with `nydusd virtiofs`)
+    Virtiofs(Box<DaemonArgs>),
     /// Own one sandbox; begun by `start`, not by hand
     Supervise(supervise::SuperviseArgs),
+}
+
+/// Those without the others, whose options would be built each time, and lie about in memory for as long as the
+/// sandbox lives.
+#[derive(Debug, Parser)]
+#[command(name = "nydusbox", version)]
+struct ResidentCli {
+    #[command(subcommand)]
+    command: Resident,
 }
 
 #[derive(Debug, Args)]
@@ -117,7 +133,22 @@ struct DaemonArgs {
     virtiofs: VirtiofsArgs,
 }
 
+impl Resident {
+    const NAMES: [&str; 2] = ["virtiofs", "supervise"];
+
+    fn main(self) -> ExitCode {
+        match self {
+            Self::Virtiofs(args) => virtiofs::main(args.global, args.virtiofs),
+            Self::Supervise(args) => supervise::main(args),
+        }
+    }
+}
+
 pub(crate) fn main() -> ExitCode {
+    let first = std::env::args_os().nth(1);
+    if first.is_some_and(|first| Resident::NAMES.iter().any(|name| first == *name)) {
+        return ResidentCli::parse().command.main();
+    }
     let Cli { state_dir, command } = Cli::parse();
     let place = |own: &StateDirArg| StateDir::new(own.state_dir.clone().or(state_dir));
     match command {
@@ -134,7 +165,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Emit(args) => done(place(&args.place).and_then(|dir| emit::run(&args, &dir))),
         Command::Adopt(args) => done(place(&args.place).and_then(|dir| adopt::run(&args, &dir))),
         Command::Sweep(args) => done(place(&args.place).and_then(|dir| sweep::run(&args, &dir))),
-        Command::Virtiofs(DaemonArgs { global, virtiofs }) => virtiofs::main(global, virtiofs),
+        Command::Resident(command) => command.main(),
         Command::Run(args) => match place(&args.place) {
             Ok(dir) => run::main(args, &dir),
             Err(failure) => failure.report(RUN_FAILED),
@@ -145,7 +176,6 @@ pub(crate) fn main() -> ExitCode {
         Command::Doctor(args) => doctor::main(args),
         Command::Completions(args) => done(manual::completions(&args, Cli::command())),
         Command::Man(args) => done(manual::man(&args, Cli::command())),
-        Command::Supervise(args) => supervise::main(args),
     }
 }
 
@@ -173,6 +203,13 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resident_commands_are_all_known_by_name() {
+        let tree = ResidentCli::command();
+        let names: Vec<&str> = tree.get_subcommands().map(clap::Command::get_name).collect();
+        assert_eq!(names, Resident::NAMES);
+    }
 
     #[test]
     fn every_command_and_option_has_help() {

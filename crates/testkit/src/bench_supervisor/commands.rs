@@ -19,12 +19,15 @@ pub(super) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
     let place = Place::new(plan)?;
     for contender in contenders(plan)? {
         let daemon = (!contender.ours).then(|| contender.program.exe());
-        let (mut starts, mut stops, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut starts, mut stops) = (Vec::new(), Vec::new());
+        let (mut both, mut supervisors, mut daemons) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..plan.rounds {
             let begun = Instant::now();
             let info = json(&output(&mut start(plan, &place, "s1", daemon))?)?;
             starts.push(ms(begun));
-            alone.push(pss_mb(&info)?);
+            supervisors.push(process_mb(&info, "supervisor")?);
+            daemons.push(process_mb(&info, "daemon")?);
+            both.push(pss_mb(&info)?);
             let begun = Instant::now();
             output(&mut command(plan, &place, &["stop", "s1"]))?;
             stops.push(ms(begun));
@@ -36,9 +39,11 @@ pub(super) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
             Row::new(
                 format!("memory of one sandbox, supervisor and {name}, Pss"),
                 "MB",
-                alone,
+                both,
             )
             .at_most(SANDBOX_MB),
+            Row::new(format!("of it the supervisor, beside {name}"), "MB", supervisors),
+            Row::new(format!("of it {name}"), "MB", daemons),
         ]);
     }
     for contender in contenders(plan)? {
@@ -102,7 +107,7 @@ fn command(plan: &Plan, place: &Place, args: &[&str]) -> Command {
     command
         .args(args)
         .args(["--json", "--state-dir"])
-        .arg(place.path("state"))
+        .arg(place.state())
         .stdin(Stdio::null());
     command
 }
@@ -134,10 +139,10 @@ fn json(text: &str) -> Result<Value, BenchError> {
 
 /// Supervisor and daemon together.
 fn pss_mb(info: &Value) -> Result<f64, BenchError> {
-    let mut bytes = 0.0;
-    for whose in ["supervisor", "daemon"] {
-        let pid = info[whose]["pid"].as_u64().ok_or("no process id in the status")?;
-        bytes += proc::memory(u32::try_from(pid)?)?.pss_bytes;
-    }
-    Ok(bytes / MB)
+    Ok(process_mb(info, "supervisor")? + process_mb(info, "daemon")?)
+}
+
+fn process_mb(info: &Value, whose: &str) -> Result<f64, BenchError> {
+    let pid = info[whose]["pid"].as_u64().ok_or("no process id in the status")?;
+    Ok(proc::memory(u32::try_from(pid)?)?.pss_bytes / MB)
 }

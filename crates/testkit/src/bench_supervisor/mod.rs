@@ -16,6 +16,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+/// What `statfs` says of a tmpfs.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
 /// What goes wrong is told as it is; it ends the benchmark.
 pub type BenchError = Box<dyn std::error::Error>;
 
@@ -26,8 +29,10 @@ pub struct Plan {
     pub nydusbox: PathBuf,
     /// The genuine nydusd, if it is to be measured too.
     pub nydusd: Option<PathBuf>,
-    /// Where sandboxes and images are made.
+    /// Where images are made.
     pub work_dir: PathBuf,
+    /// Where sandboxes have their state: in memory, as by default.
+    pub state_dir: PathBuf,
     /// How often each step is measured.
     pub rounds: usize,
     /// How many sandboxes are started at once.
@@ -44,6 +49,7 @@ impl Plan {
             nydusbox,
             nydusd: None,
             work_dir,
+            state_dir: "/dev/shm".into(),
             rounds: 50,
             crowd: 200,
             cycles: 10_000,
@@ -69,6 +75,8 @@ pub struct Report {
     pub processors: usize,
     /// How often each step was measured.
     pub rounds: usize,
+    /// Whether the sandboxes' state was in memory.
+    pub state_in_memory: bool,
     /// In the order in which they are shown.
     pub rows: Vec<Row>,
 }
@@ -122,6 +130,7 @@ pub fn run(plan: &Plan) -> Result<Report, BenchError> {
     Ok(Report {
         processors: std::thread::available_parallelism()?.get(),
         rounds: plan.rounds,
+        state_in_memory: rustix::fs::statfs(&plan.state_dir)?.f_type == TMPFS_MAGIC,
         rows,
     })
 }

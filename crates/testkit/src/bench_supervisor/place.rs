@@ -37,24 +37,30 @@ pub(super) fn contenders(plan: &Plan) -> Result<Vec<Contender>, BenchError> {
 #[derive(Debug)]
 pub(super) struct Place {
     dir: tempfile::TempDir,
+    state: tempfile::TempDir,
 }
 
 impl Place {
     pub(super) fn new(plan: &Plan) -> Result<Self, BenchError> {
-        let dir = tempfile::Builder::new().prefix("nb").tempdir_in(&plan.work_dir)?;
-        for name in ["share", "state", "source", "cache"] {
+        let dir_in = |place: &Path| tempfile::Builder::new().prefix("nb").tempdir_in(place);
+        let (dir, state) = (dir_in(&plan.work_dir)?, dir_in(&plan.state_dir)?);
+        for name in ["share", "source", "cache"] {
             std::fs::create_dir(dir.path().join(name))?;
         }
-        Ok(Self { dir })
+        Ok(Self { dir, state })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
+    pub(super) fn state(&self) -> &Path {
+        self.state.path()
+    }
+
     pub(super) fn config(&self, id: &str, program: &Program) -> Result<SandboxConfig, BenchError> {
         Ok(
-            SandboxConfig::new(SandboxId::new(id)?, self.path("state"), program.clone())?
+            SandboxConfig::new(SandboxId::new(id)?, self.state(), program.clone())?
                 .with_share(self.path("share"))?,
         )
     }
@@ -80,7 +86,7 @@ impl Place {
     }
 
     pub(super) fn assert_empty(&self) -> Result<(), BenchError> {
-        match std::fs::read_dir(self.path("state"))?.next() {
+        match std::fs::read_dir(self.state())?.next() {
             None => Ok(()),
             Some(left) => Err(format!("left behind: {:?}", left?.path()).into()),
         }

@@ -26,6 +26,7 @@ fn measure() -> Result<(), BenchError> {
             "nydusbox" => plan.nydusbox = value.into(),
             "nydusd" => plan.nydusd = Some(value.into()),
             "work-dir" => plan.work_dir = value.into(),
+            "state-dir" => plan.state_dir = value.into(),
             "rounds" => plan.rounds = value.parse()?,
             "crowd" => plan.crowd = value.parse()?,
             "cycles" => plan.cycles = value.parse()?,

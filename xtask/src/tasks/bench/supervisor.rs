@@ -34,6 +34,7 @@ pub(crate) struct SupervisorArgs {
 struct Figures {
     processors: usize,
     rounds: usize,
+    state_in_memory: bool,
     rows: Vec<Row>,
 }
 
@@ -100,8 +101,14 @@ fn markdown(figures: &Figures) -> String {
     }
     let _ = writeln!(
         out,
-        "\nMedians of {} rounds in turn, and their range, on {} processors.",
-        figures.rounds, figures.processors
+        "\nMedians of {} rounds in turn, and their range, on {} processors; the state directory is {}.",
+        figures.rounds,
+        figures.processors,
+        if figures.state_in_memory {
+            "in memory (tmpfs), as /run is"
+        } else {
+            "on a disk"
+        }
     );
     out
 }
@@ -121,6 +128,7 @@ mod tests {
         let figures = Figures {
             processors: 2,
             rounds: 3,
+            state_in_memory: true,
             rows: vec![row(None), row(Some(2.0)), row(Some(1.5))],
         };
         let table = markdown(&figures);
