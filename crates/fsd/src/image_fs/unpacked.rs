@@ -152,7 +152,13 @@ impl Origin for UnpackedOrigin {
             })?;
         object
             .fetch_range_uncompressed(first.offset, length)
-            .map_err(|e| failed(blob, &e))?;
+            .map_err(|e| {
+                // It never asks for its table again: the next attempt has to open it anew.
+                if nydus.cache.get_blob_meta_info().is_err() {
+                    self.state().given.extend(chunks.iter().map(|c| c.id));
+                }
+                failed(blob, &e)
+            })?;
         self.take(&nydus, chunks)
     }
 }
