@@ -1,5 +1,6 @@
 //! The daemon's options, shared by `nydusbox virtiofs` and the `nydusd` personality.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
@@ -61,6 +62,12 @@ pub(crate) struct VirtiofsArgs {
     /// Share this directory
     #[arg(short = 's', long, value_name = "DIR", conflicts_with = "bootstrap")]
     pub(crate) shared_dir: Option<PathBuf>,
+    /// The guest can change nothing in the shared directory
+    #[arg(long, action = ArgAction::SetTrue, requires = "shared_dir")]
+    pub(crate) readonly: bool,
+    /// Other names for extended attributes on the host than in the guest, in virtiofsd's syntax
+    #[arg(long, value_name = "RULES", requires = "shared_dir")]
+    pub(crate) xattrmap: Option<String>,
     /// Serve this RAFS image
     #[arg(short = 'B', long, value_name = "FILE")]
     pub(crate) bootstrap: Option<PathBuf>,
@@ -91,6 +98,9 @@ pub(crate) struct VirtiofsArgs {
     /// Microseconds a thread looks for a busy guest's next request before it sleeps; 0 to sleep at once
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub(crate) poll_us: u16,
+    /// Serve figures for Prometheus over TCP, too, as GET /metrics at this address (readable for whoever reaches it)
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) metrics_addr: Option<SocketAddr>,
     /// Accepted for nydusd's sake: images and directories can always be mixed
     #[arg(long, action = ArgAction::SetTrue)]
     pub(crate) hybrid_mode: bool,

@@ -59,6 +59,7 @@ fn ids_that_are_no_ids_are_refused_by_every_command() {
             vec!["events", "--", id],
             vec!["logs", "--", id],
             vec!["log-level", "--", id, "info"],
+            vec!["metrics", "--", id],
             vec!["emit", "--", id, "qemu"],
             vec!["stop", "--", id],
         ] {
@@ -80,6 +81,7 @@ fn a_sandbox_that_is_not_there_has_an_exit_code_of_its_own() {
         vec!["events", "s1"],
         vec!["logs", "s1"],
         vec!["log-level", "s1", "info"],
+        vec!["metrics", "s1"],
         vec!["emit", "s1", "qemu"],
         vec!["umount", "s1", "c1"],
         vec![
@@ -272,6 +274,7 @@ fn a_killed_supervisor_is_named_by_every_command_with_what_can_be_done() {
         vec!["events", "s1"],
         vec!["logs", "s1"],
         vec!["log-level", "s1", "info"],
+        vec!["metrics", "s1"],
         vec!["emit", "s1", "qemu"],
         vec!["umount", "s1", "c1"],
         vec![

@@ -11,6 +11,7 @@ use std::process::{Child, Stdio};
 use base64::Engine;
 use common::sandboxes::{Sandboxes, kill, pid, text};
 use common::{nydusbox, peer, told};
+use nydusbox_testkit::guest::{FuseClient, GuestConfig};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -119,6 +120,52 @@ fn logs_can_be_read_after_the_supervisor_was_killed() {
     let (code, out, err) = s.run(&["logs", "s1", "--follow"]);
     assert_eq!(code, 4, "{err}");
     assert!(out.contains("serving") && err.contains("is gone"), "{out} {err}");
+}
+
+#[test]
+fn figures_are_those_of_the_daemon() {
+    let s = Sandboxes::new();
+    s.start("s1", None);
+    let text = s.ok(&["metrics", "s1"]);
+    assert!(
+        text.lines().any(
+            |l| l == r#"nydusbox_fsd_mount_info{id="s1",mount="/containers",fs_type="passthrough_fs"} 1"#
+        ),
+        "{text}"
+    );
+    if let Some(nydusd) = peer("nydusd") {
+        s.start("s2", Some(&nydusd));
+        s.refused(&["metrics", "s2"], 1, &["s2", "stock nydusd"]);
+    }
+}
+
+#[test]
+fn a_share_is_read_only_and_mapped_if_asked_for() {
+    let s = Sandboxes::new();
+    let mut args = s.start_args("s1", None);
+    args.extend([
+        "--readonly".into(),
+        "--xattrmap".into(),
+        ":map::user.guest.:".into(),
+    ]);
+    s.json(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let socket = s.state_dir().join("s1/vhost.sock");
+    let mut fs = FuseClient::mount(&socket, GuestConfig::default()).unwrap();
+    let share = fs.resolve("/containers").unwrap().nodeid;
+    let refused = fs.mkdir(share, b"new", 0o755).unwrap_err();
+    assert_eq!(refused.errno(), Some(rustix::io::Errno::ROFS));
+    for (rules, word) in [(":map", "rule 1"), (":ok:all:", "rule 1")] {
+        let mut args = s.start_args("s2", None);
+        args.extend(["--xattrmap".into(), rules.into()]);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        s.refused(&args, 1, &["xattrmap", word]);
+    }
+    if let Some(nydusd) = peer("nydusd") {
+        let mut args = s.start_args("s3", Some(&nydusd));
+        args.push("--readonly".into());
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        s.refused(&args, 1, &["stock nydusd"]);
+    }
 }
 
 #[test]

@@ -115,6 +115,9 @@ behaviours! {
         files_without_a_name_get_one
         files_are_made_where_a_group_of_their_creator_may
         files_are_read_only_if_the_mount_says_so
+        metrics_count_what_the_guest_asked
+        metrics_show_what_is_held
+        metrics_go_with_their_mount
         image_v5_reads_small_and_widened
         image_mounts_end_at_255_with_a_clear_message
         guest_reboots_without_destroy

@@ -1,6 +1,7 @@
 //! What a daemon is started with.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -76,6 +77,9 @@ pub struct DaemonConfig {
     pub vhost_socket: SocketSource,
     /// The socket of the HTTP API; none means no API.
     pub api_socket: Option<SocketSource>,
+    /// Where figures are served over TCP, `GET /metrics` and nothing else; none means nowhere. Whoever reaches the
+    /// address can read them.
+    pub metrics_addr: Option<SocketAddr>,
     /// What to mount first.
     pub initial_mount: Option<InitialMount>,
     /// Request queues offered to the frontend, next to the high-priority one.

@@ -14,6 +14,8 @@ pub(crate) struct InflightOp {
     pub(crate) unique: u64,
     /// Start, in seconds since the Unix epoch.
     pub(crate) timestamp_secs: u64,
+    /// How long ago that was, in milliseconds. Not among what nydusd tells.
+    pub(crate) age_ms: u64,
 }
 
 /// One slot; a cache line pair of its own so that workers do not slow each other.
@@ -50,6 +52,11 @@ impl Inflight {
             epoch: Instant::now(),
             cells: (0..slots).map(|_| Cell::default()).collect(),
         }
+    }
+
+    /// How many slots there are.
+    pub(crate) fn slots(&self) -> usize {
+        self.cells.len()
     }
 
     /// Takes a free slot; `None` when all are taken.
@@ -103,13 +110,15 @@ impl Inflight {
             .iter()
             .filter_map(|c| {
                 let since = c.since.load(Ordering::Acquire);
-                (since != 0).then(|| InflightOp {
-                    inode: c.inode.load(Ordering::Relaxed),
-                    opcode: c.opcode.load(Ordering::Relaxed),
-                    unique: c.unique.load(Ordering::Relaxed),
-                    timestamp_secs: wall
-                        .saturating_sub(Duration::from_nanos(now.saturating_sub(since)))
-                        .as_secs(),
+                (since != 0).then(|| {
+                    let age = Duration::from_nanos(now.saturating_sub(since));
+                    InflightOp {
+                        inode: c.inode.load(Ordering::Relaxed),
+                        opcode: c.opcode.load(Ordering::Relaxed),
+                        unique: c.unique.load(Ordering::Relaxed),
+                        timestamp_secs: wall.saturating_sub(age).as_secs(),
+                        age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+                    }
                 })
             })
             .collect()
@@ -127,14 +136,15 @@ impl Slot<'_> {
         clock.store(self.table.at(now), Ordering::Relaxed);
     }
 
-    /// A request begins.
-    pub(crate) fn begin(&self, inode: u64, opcode: u32, unique: u64) {
+    /// A request begins; when that is.
+    pub(crate) fn begin(&self, inode: u64, opcode: u32, unique: u64) -> Instant {
         let cell = &self.table.cells[self.number];
         cell.inode.store(inode, Ordering::Relaxed);
         cell.opcode.store(opcode, Ordering::Relaxed);
         cell.unique.store(unique, Ordering::Relaxed);
-        cell.since
-            .store(cell.clock.load(Ordering::Relaxed), Ordering::Release);
+        let clock = cell.clock.load(Ordering::Relaxed);
+        cell.since.store(clock, Ordering::Release);
+        self.table.epoch + Duration::from_nanos(clock.saturating_sub(1))
     }
 
     /// It is done.

@@ -14,6 +14,7 @@ mod fuse;
 mod image_fs;
 mod inflight;
 mod limits;
+mod metrics;
 mod namespace;
 mod passthrough;
 mod socket;

@@ -58,6 +58,7 @@ impl Served {
         let socket = dir.join("vhost.sock");
         let unknown = || "unknown".to_owned();
         let config = DaemonConfig {
+            metrics_addr: None,
             vhost_socket: SocketSource::Bind(SocketPath::new(&socket).unwrap()),
             api_socket: None,
             initial_mount: Some(InitialMount {

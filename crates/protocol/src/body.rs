@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ErrorCode;
 use crate::mount_point::MountPoint;
+use crate::share_config::ShareConfig;
 
 /// An error answer: a flat object, never nested.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,7 +113,7 @@ pub struct MountCommand {
     pub fs_type: FsType,
     /// The bootstrap (RAFS) or the directory (passthrough), a path on the host.
     pub source: String,
-    /// RAFS: the daemon's configuration, JSON or TOML as a string. Passthrough: empty.
+    /// RAFS: the daemon's configuration, JSON or TOML as a string. Passthrough: empty, or a [`ShareConfig`] as JSON.
     pub config: String,
     /// Files to fetch ahead, absolute paths inside the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -140,6 +141,13 @@ impl MountCommand {
             config: String::new(),
             prefetch_files: None,
         }
+    }
+
+    /// Asks for a share's configuration.
+    #[must_use]
+    pub fn with_share_config(mut self, config: &ShareConfig) -> Self {
+        self.config = config.to_text();
+        self
     }
 
     /// The command that mounts a RAFS image.

@@ -105,6 +105,8 @@ endpoints! {
     MetricsBlobcache = Get "/api/v1/metrics/blobcache",
     /// Requests being served now.
     MetricsInflight = Get "/api/v1/metrics/inflight",
+    /// Everything that is counted, as Prometheus reads it. The embedded daemon's own.
+    Prometheus = Get "/metrics",
     /// Adds a blob; `singleton` only.
     PutBlob = Put "/api/v2/blobs",
     /// Lists blobs; `singleton` only.

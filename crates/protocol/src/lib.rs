@@ -12,6 +12,7 @@ pub mod endpoint;
 pub mod error;
 pub mod id;
 pub mod mount_point;
+pub mod share_config;
 pub mod socket_path;
 
 pub use body::{
@@ -22,4 +23,5 @@ pub use endpoint::{Endpoint, Method};
 pub use error::ErrorCode;
 pub use id::{ContainerId, IdError, SandboxId};
 pub use mount_point::{MountPoint, MountPointError};
+pub use share_config::ShareConfig;
 pub use socket_path::{SocketPath, SocketPathError};

@@ -39,6 +39,10 @@ pub(crate) fn arguments(config: &SandboxConfig, extra: &Fitted, nofile_hard: Opt
         ProgramKind::Embedded => {
             option("--sock-fd", VHOST_FD.to_string().into());
             option("--apisock-fd", API_FD.to_string().into());
+            // Figures of several daemons are told apart by it.
+            if !extra.args.iter().any(|arg| arg == "--id") {
+                option("--id", config.id().as_str().into());
+            }
             // It raises the limit as far as it may unless it is told not to.
             if bounded && !extra.sets_nofile {
                 option("--rlimit-nofile", "0".into());
@@ -97,7 +101,7 @@ mod tests {
                 LogLevel::Off
             ),
             "virtiofs --sock /run/nb/s1/vhost.sock --apisock /run/nb/s1/api.sock --log-level off \
-             --sock-fd 3 --apisock-fd 4 --exit-with-stdin"
+             --sock-fd 3 --apisock-fd 4 --id s1 --exit-with-stdin"
         );
     }
 

@@ -7,11 +7,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nydusbox_protocol::{LogLevel, SandboxId, SocketPath, SocketPathError};
+use nydusbox_protocol::{LogLevel, SandboxId, ShareConfig, SocketPath, SocketPathError};
 use rustix::fs::{Mode, OFlags};
 
 use crate::environment::{Environment, Limits, Netns, OnSupervisorDeath};
-use crate::program::Program;
+use crate::program::{Program, ProgramKind};
 use crate::recovery::OnExit;
 use crate::secrets::Secrets;
 use crate::state::{Settings, StateDocument, millis};
@@ -66,6 +66,12 @@ pub enum ConfigError {
         /// The path as given.
         path: PathBuf,
     },
+    /// A stock nydusd would ignore it.
+    #[error("configure the share: {program:?} is a stock nydusd, which cannot")]
+    ShareConfigUnsupported {
+        /// The program.
+        program: PathBuf,
+    },
 }
 
 /// The configuration of one sandbox.
@@ -79,6 +85,7 @@ pub struct SandboxConfig {
     api_socket: SocketPath,
     program: Program,
     share: Option<String>,
+    share_config: ShareConfig,
     log_level: LogLevel,
     start_deadline: Duration,
     call_deadline: Duration,
@@ -124,6 +131,7 @@ impl SandboxConfig {
             id,
             program,
             share: None,
+            share_config: ShareConfig::default(),
             log_level: LogLevel::Info,
             start_deadline: DEFAULT_START_DEADLINE,
             call_deadline: DEFAULT_CALL_DEADLINE,
@@ -177,6 +185,8 @@ impl SandboxConfig {
             api_socket: _,
             program: _,
             share,
+            // It stands with the mount.
+            share_config: _,
             log_level,
             start_deadline,
             call_deadline,
@@ -220,6 +230,20 @@ impl SandboxConfig {
             .into_string()
             .map_err(|path| ConfigError::ShareNotUtf8 { path: path.into() })?;
         self.share = Some(text);
+        Ok(self)
+    }
+
+    /// How the directory is shared. Only our daemon understands it.
+    ///
+    /// # Errors
+    /// [`ConfigError::ShareConfigUnsupported`] when something is asked for and the program is a stock nydusd.
+    pub fn with_share_config(mut self, config: ShareConfig) -> Result<Self, ConfigError> {
+        if config != ShareConfig::default() && self.program.kind() == ProgramKind::Stock {
+            return Err(ConfigError::ShareConfigUnsupported {
+                program: self.program.exe().to_owned(),
+            });
+        }
+        self.share_config = config;
         Ok(self)
     }
 
@@ -349,6 +373,10 @@ impl SandboxConfig {
 
     pub(crate) fn share(&self) -> Option<&str> {
         self.share.as_deref()
+    }
+
+    pub(crate) fn share_config(&self) -> &ShareConfig {
+        &self.share_config
     }
 
     pub(crate) fn log_level(&self) -> LogLevel {

@@ -60,7 +60,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// A program that takes `virtiofs --sock P --sock-fd N --apisock P --apisock-fd N`.
+    /// A program that takes `virtiofs --sock P --sock-fd N --apisock P --apisock-fd N --id ID`.
     ///
     /// # Errors
     /// [`ProgramError`] when the path is missing, no regular file or not executable.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use nydusbox_protocol::{ContainerId, MountCommand, MountPoint};
+use nydusbox_protocol::{ContainerId, MountCommand, MountPoint, ShareConfig};
 
 /// Why a request cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +50,13 @@ impl MountRequest {
             command,
             snapshotdir: None,
         })
+    }
+
+    /// Asks for a share's configuration, which only our daemon understands: a stock nydusd ignores it.
+    #[must_use]
+    pub fn with_share_config(mut self, config: &ShareConfig) -> Self {
+        self.command = self.command.with_share_config(config);
+        self
     }
 
     /// Mounts a container's RAFS image at `/rafs/<container>/lowerdir`. `config` is a nydusd configuration, JSON

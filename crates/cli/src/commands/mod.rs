@@ -11,6 +11,7 @@ mod list;
 mod log_level;
 mod logs;
 mod manual;
+mod metrics;
 mod mount;
 mod output;
 pub(crate) mod overlayfs;
@@ -80,6 +81,8 @@ enum Command {
     Logs(logs::LogsArgs),
     /// Change how much a sandbox's daemon logs
     LogLevel(log_level::LogLevelArgs),
+    /// Print what a sandbox's daemon has counted, as Prometheus reads it
+    Metrics(metrics::MetricsArgs),
     /// Print what a VMM or a Kata agent has to be told about a sandbox
     Emit(emit::EmitArgs),
     /// Stop a sandbox, or all of them: nothing is left
@@ -162,6 +165,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Events(args) => done(place(&args.place).and_then(|dir| events::run(&args, &dir))),
         Command::Logs(args) => done(place(&args.place).and_then(|dir| logs::run(&args, &dir))),
         Command::LogLevel(args) => done(place(&args.place).and_then(|dir| log_level::run(&args, &dir))),
+        Command::Metrics(args) => done(place(&args.place).and_then(|dir| metrics::run(&args, &dir))),
         Command::Emit(args) => done(place(&args.place).and_then(|dir| emit::run(&args, &dir))),
         Command::Adopt(args) => done(place(&args.place).and_then(|dir| adopt::run(&args, &dir))),
         Command::Sweep(args) => done(place(&args.place).and_then(|dir| sweep::run(&args, &dir))),

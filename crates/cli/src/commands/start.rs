@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use nydusbox::{DEFAULT_HEALTH_INTERVAL, DEFAULT_STOP_GRACE, OnExit, RestartPolicy};
-use nydusbox_protocol::{LogLevel, SandboxId};
+use nydusbox_protocol::{LogLevel, SandboxId, ShareConfig};
 
 use super::output::OutputArgs;
 use super::size::Size;
@@ -25,6 +25,13 @@ pub(crate) struct StartArgs {
     /// Directory to share with the guest, at /containers of the share
     #[arg(long, value_name = "DIR")]
     share: PathBuf,
+    /// The guest can change nothing in the directory (built-in daemon only)
+    #[arg(long)]
+    readonly: bool,
+    /// Other names for extended attributes on the host than in the guest, in virtiofsd's syntax (built-in daemon
+    /// only)
+    #[arg(long, value_name = "RULES")]
+    xattrmap: Option<String>,
     /// Daemon to use: the built-in one or the path of a nydusd
     #[arg(long, value_name = "builtin|PATH", default_value = "builtin")]
     daemon: String,
@@ -96,6 +103,10 @@ pub(crate) fn run(args: StartArgs, state_dir: &StateDir) -> Result<(), Failure> 
         id: args.id,
         state_dir: state_dir.path().to_owned(),
         share: absolute(&args.share)?,
+        share_config: ShareConfig {
+            read_only: args.readonly,
+            xattrmap: args.xattrmap,
+        },
         daemon: match args.daemon.as_str() {
             "builtin" => DaemonChoice::Builtin,
             path => DaemonChoice::Stock(absolute(Path::new(path))?),

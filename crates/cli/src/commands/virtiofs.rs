@@ -8,7 +8,7 @@ use std::time::Duration;
 use nydusbox_fsd::{
     Daemon, DaemonConfig, InitialMount, NofileOutcome, SocketSource, WorkerLimits, raise_nofile, sys,
 };
-use nydusbox_protocol::{BuildVersion, MountCommand, SocketPath};
+use nydusbox_protocol::{BuildVersion, MountCommand, ShareConfig, SocketPath};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{GlobalArgs, VirtiofsArgs};
@@ -46,6 +46,7 @@ fn run(global: GlobalArgs, args: &VirtiofsArgs) -> Result<(), Failure> {
     let config = DaemonConfig {
         vhost_socket,
         api_socket,
+        metrics_addr: args.metrics_addr,
         initial_mount,
         request_queues: usize::from(args.request_queues),
         workers: WorkerLimits {
@@ -110,7 +111,10 @@ fn socket(what: &str, path: Option<SocketPath>, fd: Option<i32>) -> Result<Optio
 
 fn initial_mount(global: &GlobalArgs, args: &VirtiofsArgs) -> Result<Option<InitialMount>, Failure> {
     let command = match (&args.shared_dir, &args.bootstrap) {
-        (Some(dir), _) => MountCommand::passthrough(utf8(dir)?),
+        (Some(dir), _) => MountCommand::passthrough(utf8(dir)?).with_share_config(&ShareConfig {
+            read_only: args.readonly,
+            xattrmap: args.xattrmap.clone(),
+        }),
         (None, Some(bootstrap)) => {
             let config = match (&global.config, &args.localfs_dir) {
                 (Some(file), _) => read(file, "configuration")?,

@@ -1,9 +1,11 @@
 //! The commands' end of `control.sock`: one request, and its answer whole or line by line.
 
+use std::path::Path;
+
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use nydusbox_protocol::{SandboxId, SocketPath};
 use serde::Serialize;
@@ -167,7 +169,13 @@ impl Client {
 
 /// Asks a daemon's API for a document; `None` if it does not give it.
 pub(crate) async fn ask_daemon<T: DeserializeOwned>(socket: &SocketPath, target: &str) -> Option<T> {
-    let stream = UnixStream::connect(socket.as_path()).await.ok()?;
+    let (_, body) = ask_daemon_for_text(socket.as_path(), target).await?;
+    serde_json::from_slice(&body).ok()
+}
+
+/// Asks a daemon's API for anything: the status and the body; `None` if it does not answer.
+pub(crate) async fn ask_daemon_for_text(socket: &Path, target: &str) -> Option<(StatusCode, Bytes)> {
+    let stream = UnixStream::connect(socket).await.ok()?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
     let exchange = async {
         let request = Request::get(target)
@@ -175,8 +183,9 @@ pub(crate) async fn ask_daemon<T: DeserializeOwned>(socket: &SocketPath, target:
             .body(Full::new(Bytes::new()))
             .ok()?;
         let response = sender.send_request(request).await.ok()?;
+        let status = response.status();
         let body = response.into_body().collect().await.ok()?.to_bytes();
-        serde_json::from_slice(&body).ok()
+        Some((status, body))
     };
     tokio::select! {
         answer = exchange => answer,

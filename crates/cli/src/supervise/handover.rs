@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nydusbox::{Limits, OnExit};
-use nydusbox_protocol::{LogLevel, SandboxId};
+use nydusbox_protocol::{LogLevel, SandboxId, ShareConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::control::wire::{ControlError, SandboxInfo};
@@ -66,6 +66,8 @@ pub(crate) struct Order {
     /// Absolute, like every path here: the supervisor works in the root directory.
     pub(crate) state_dir: PathBuf,
     pub(crate) share: PathBuf,
+    #[serde(default)]
+    pub(crate) share_config: ShareConfig,
     pub(crate) daemon: DaemonChoice,
     pub(crate) extra_args: Vec<OsString>,
     pub(crate) on_exit: OnExit,

@@ -301,6 +301,7 @@ impl Served {
         let exe = program.exe().to_owned();
         let config = SandboxConfig::new(order.id.clone(), &order.state_dir, program)
             .and_then(|config| config.with_share(&order.share))
+            .and_then(|config| config.with_share_config(order.share_config.clone()))
             .map_err(|e| refused(Failure::of(&e)))?
             .with_log_level(order.log_level)
             .with_on_exit(order.on_exit)

@@ -43,12 +43,13 @@ pub(super) async fn answer(
         Endpoint::Mount => mount(context, query, &body, Namespace::mount).await,
         Endpoint::Remount => mount(context, query, &body, Namespace::remount).await,
         Endpoint::Umount => umount(context, query).await,
-        Endpoint::Metrics => metrics::global(query),
-        Endpoint::MetricsFiles => metrics::files(query),
-        Endpoint::MetricsPattern => metrics::pattern(query),
+        Endpoint::Metrics => metrics::global(context, query),
+        Endpoint::MetricsFiles => metrics::files(context, query),
+        Endpoint::MetricsPattern => metrics::pattern(context, query),
         Endpoint::MetricsBackend => metrics::backend(context, query),
         Endpoint::MetricsBlobcache => metrics::blobcache(context, query),
         Endpoint::MetricsInflight => metrics::inflight(context),
+        Endpoint::Prometheus => metrics::prometheus(context),
         Endpoint::PutBlob | Endpoint::GetBlob | Endpoint::DeleteBlob => {
             unsupported("blobs are managed by a singleton daemon, this one serves virtiofs")
         }

@@ -1,4 +1,4 @@
-//! The HTTP API on the daemon's socket: nydusd's paths, bodies and statuses.
+//! The HTTP API on the daemon's socket: nydusd's paths, bodies and statuses; and over TCP, figures and nothing else.
 //!
 //! Connections are served side by side and mounts run on blocking threads, so a slow mount delays no other call.
 //! This file accepts and reads; `handler.rs` decides what a request means, `metrics.rs` shows counters.
@@ -8,7 +8,8 @@ mod metrics;
 mod query;
 
 use std::io;
-use std::os::unix::net::UnixListener as StdListener;
+use std::net::TcpListener as StdTcpListener;
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,13 +18,15 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, SERVER};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use nydusbox_protocol::{ApiError, BuildVersion, ErrorCode};
-use tokio::net::UnixListener;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nydusbox_protocol::{ApiError, BuildVersion, Endpoint, ErrorCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::LogControl;
+use crate::metrics::prometheus::CONTENT_TYPE as CONTENT_TYPE_METRICS;
 use crate::namespace::Namespace;
 use crate::transport::Device;
 
@@ -32,6 +35,12 @@ const MAX_BODY: usize = 1 << 20;
 
 /// How much of a larger body is read before the connection is given up, in bytes.
 const MAX_THROWN_AWAY: usize = 16 << 20;
+
+/// Connections over TCP at once. One Prometheus needs one, and whoever opens more may come from anywhere.
+const MOST_SCRAPERS: usize = 16;
+
+/// How long a client over TCP may take to say what it wants.
+const SCRAPER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the API works on.
 #[derive(Debug)]
@@ -52,6 +61,8 @@ pub(crate) enum Answer {
     Done,
     /// 200 with a JSON document.
     Json(String),
+    /// 200 with figures in Prometheus' text format.
+    Metrics(String),
     /// The status of the code, with the flat error body.
     Failed(ApiError),
 }
@@ -73,14 +84,24 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn start(listener: StdListener, context: Arc<Context>) -> io::Result<Self> {
+    /// Serves everything.
+    pub(crate) fn start(listener: StdUnixListener, context: Arc<Context>) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let listener = UnixListener::from_std(listener)?;
+        Ok(Self::on(Door::Api(UnixListener::from_std(listener)?), context))
+    }
+
+    /// Serves figures only.
+    pub(crate) fn start_metrics(listener: StdTcpListener, context: Arc<Context>) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self::on(Door::Metrics(TcpListener::from_std(listener)?), context))
+    }
+
+    fn on(door: Door, context: Arc<Context>) -> Self {
         let (stop, stopped) = watch::channel(false);
-        Ok(Self {
+        Self {
             stop,
-            task: tokio::spawn(accept(listener, context, stopped)),
-        })
+            task: tokio::spawn(accept(door, context, stopped)),
+        }
     }
 
     /// Answers what is under way, for so long at the most, and closes.
@@ -92,31 +113,41 @@ impl Api {
     }
 }
 
-async fn accept(listener: UnixListener, context: Arc<Context>, mut stopped: watch::Receiver<bool>) {
+/// Where clients come in.
+enum Door {
+    Api(UnixListener),
+    Metrics(TcpListener),
+}
+
+/// A client's connection.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Door {
+    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+        match self {
+            Self::Api(listener) => Ok(Box::new(listener.accept().await?.0)),
+            Self::Metrics(listener) => Ok(Box::new(listener.accept().await?.0)),
+        }
+    }
+
+    fn has_room(&self, connections: usize) -> bool {
+        match self {
+            Self::Api(_) => true,
+            Self::Metrics(_) => connections < MOST_SCRAPERS,
+        }
+    }
+}
+
+async fn accept(door: Door, context: Arc<Context>, mut stopped: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
+    let metrics_only = matches!(door, Door::Metrics(_));
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    let context = Arc::clone(&context);
-                    let mut stopped = stopped.clone();
-                    connections.spawn(async move {
-                        let service = service_fn(move |request| {
-                            let context = Arc::clone(&context);
-                            async move { Ok::<_, std::convert::Infallible>(serve(&context, request).await) }
-                        });
-                        let connection = hyper::server::conn::http1::Builder::new()
-                            .serve_connection(TokioIo::new(stream), service);
-                        tokio::pin!(connection);
-                        tokio::select! {
-                            // A client that goes away in the middle is its own affair.
-                            _ = connection.as_mut() => {}
-                            _ = stopped.changed() => {
-                                connection.as_mut().graceful_shutdown();
-                                let _ = connection.await;
-                            }
-                        }
-                    });
+            accepted = door.accept(), if door.has_room(connections.len()) => match accepted {
+                Ok(stream) => {
+                    connections.spawn(connection(stream, Arc::clone(&context), metrics_only, stopped.clone()));
                 }
                 Err(e) => {
                     // Out of descriptors, most likely: give the others a chance to close theirs.
@@ -129,6 +160,54 @@ async fn accept(listener: UnixListener, context: Arc<Context>, mut stopped: watc
         }
     }
     while connections.join_next().await.is_some() {}
+}
+
+async fn connection(
+    stream: Box<dyn Stream>,
+    context: Arc<Context>,
+    metrics_only: bool,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let service = service_fn(move |request| {
+        let context = Arc::clone(&context);
+        async move {
+            let response = match metrics_only {
+                true => figures(&context, &request),
+                false => serve(&context, request).await,
+            };
+            Ok::<_, std::convert::Infallible>(response)
+        }
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    if metrics_only {
+        http.timer(TokioTimer::new())
+            .header_read_timeout(SCRAPER_PATIENCE);
+    }
+    let connection = http.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        // A client that goes away in the middle is its own affair.
+        _ = connection.as_mut() => {}
+        _ = stopped.changed() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+/// Answers a client that may see figures and nothing else; what it sends besides is not read.
+fn figures(context: &Context, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let figures = Endpoint::Prometheus;
+    respond(if request.uri().path() != figures.path() {
+        Answer::failed(ErrorCode::NoRoute, format!("only {} is here", figures.path()))
+    } else if request.method().as_str() != figures.method().as_str() {
+        Answer::failed(
+            ErrorCode::BadRequest,
+            format!("{} is only to be read", figures.path()),
+        )
+    } else {
+        metrics::prometheus(context)
+    })
 }
 
 /// Reads a body. One that is too large is read on and thrown away for a while: most clients write all of it before
@@ -181,9 +260,14 @@ async fn serve(context: &Arc<Context>, request: Request<Incoming>) -> Response<F
 }
 
 fn respond(answer: Answer) -> Response<Full<Bytes>> {
+    let mut content_type = "application/json";
     let (status, body) = match answer {
         Answer::Done => (StatusCode::NO_CONTENT, None),
         Answer::Json(body) => (StatusCode::OK, Some(body)),
+        Answer::Metrics(body) => {
+            content_type = CONTENT_TYPE_METRICS;
+            (StatusCode::OK, Some(body))
+        }
         Answer::Failed(error) => {
             let status =
                 StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -199,7 +283,7 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
     if status != StatusCode::NO_CONTENT {
         response
             .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
     response
 }

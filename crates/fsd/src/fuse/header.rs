@@ -13,6 +13,7 @@ pub(super) mod opcode {
     pub(in crate::fuse) const FORGET: u32 = 2;
     pub(in crate::fuse) const GETATTR: u32 = 3;
     pub(in crate::fuse) const READ: u32 = 15;
+    pub(in crate::fuse) const WRITE: u32 = 16;
     pub(in crate::fuse) const GETXATTR: u32 = 22;
     pub(in crate::fuse) const LISTXATTR: u32 = 23;
     pub(in crate::fuse) const INIT: u32 = 26;

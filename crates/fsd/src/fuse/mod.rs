@@ -10,6 +10,7 @@ mod direct;
 mod extensions;
 mod header;
 mod listing;
+mod outcome;
 mod reply;
 mod screen;
 mod unlisted;
@@ -28,6 +29,7 @@ use rustix::io::Errno;
 use self::header::{InHeader, opcode};
 use self::screen::Verdict;
 use crate::inflight::Slot;
+use crate::metrics::Answered;
 use crate::namespace::Shares;
 use crate::passthrough::with_groups;
 use crate::transport::Chain;
@@ -43,6 +45,15 @@ pub(crate) struct InitRecord {
 
 /// The result of FUSE_INIT, shared by the server that makes it and the session that keeps it.
 pub(crate) type Negotiated = Arc<Mutex<Option<InitRecord>>>;
+
+/// A request that was run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Served {
+    /// Bytes written for the guest.
+    pub(crate) written: u32,
+    /// What is counted of it; nothing of what is no request.
+    pub(crate) answered: Option<Answered>,
+}
 
 /// Serves FUSE requests on a namespace of mounts.
 pub(crate) struct FuseServer {
@@ -80,20 +91,26 @@ impl FuseServer {
         *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Runs one request and returns the number of bytes written for the guest.
-    pub(crate) fn serve(&self, chain: &Chain<'_>, slot: &Slot<'_>) -> u32 {
+    /// Runs one request.
+    pub(crate) fn serve(&self, chain: &Chain<'_>, slot: &Slot<'_>) -> Served {
         let Some(header) = InHeader::read(chain) else {
             // Not even a header: there is no `unique` to answer to.
-            return reply::error(chain, 0, Errno::IO);
+            return Served {
+                written: reply::error(chain, 0, Errno::IO),
+                answered: None,
+            };
         };
-        slot.begin(header.nodeid, header.opcode, header.unique);
+        let began = slot.begin(header.nodeid, header.opcode, header.unique);
         let written = match screen::screen(&header, chain) {
             Verdict::Pass => self.dispatch(&header, chain),
             Verdict::Refuse(errno) => reply::error(chain, header.unique, errno),
             Verdict::Drop => 0,
         };
         slot.end();
-        written
+        Served {
+            written,
+            answered: Some(outcome::of(&header, chain, written, began)),
+        }
     }
 
     fn dispatch(&self, header: &InHeader, chain: &Chain<'_>) -> u32 {

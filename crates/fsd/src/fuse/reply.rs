@@ -73,6 +73,22 @@ pub(super) fn set_bits(chain: &Chain<'_>, at: usize, bits: u32) {
     }
 }
 
+/// The error of an answer, positive; 0 if it is none.
+pub(super) fn errno(chain: &Chain<'_>) -> i32 {
+    word(chain, 4).map_or(0, |word| word.cast_signed().saturating_neg())
+}
+
+/// A word of an answer that stands in the guest's buffer already.
+pub(super) fn word(chain: &Chain<'_>, at: usize) -> Option<u32> {
+    // The header and the first field behind it are all that is ever looked at.
+    let mut raw = [0; HEADER_LEN as usize + 4];
+    let raw = raw.get_mut(..at + 4)?;
+    each_writable(chain, raw.len(), |at, addr, len| {
+        chain.memory().read_slice(&mut raw[at..at + len], addr).is_ok()
+    })
+    .then(|| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]))
+}
+
 /// Whether an error answer to this request already stands in the guest's buffer. A guest that forges one fools
 /// only itself.
 pub(super) fn is_answered(chain: &Chain<'_>, unique: u64) -> bool {

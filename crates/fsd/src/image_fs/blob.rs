@@ -30,6 +30,7 @@ use super::range_lock::RangeLock;
 use super::ready::Ready;
 use super::retry::{Retry, RetryPolicy};
 use super::runs::merge;
+use crate::metrics::{FetchCounters, Reason};
 
 /// Who waits for a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +81,7 @@ pub(super) struct BlobParts {
     pub(super) counters: Arc<BlobcacheMetrics>,
     /// Held while somebody waits.
     pub(super) gate: Arc<Gate>,
+    pub(super) fetches: Arc<FetchCounters>,
 }
 
 /// The cache files of a blob, as long as nothing happens to them.
@@ -291,7 +293,7 @@ impl Blob {
         let mut landings = vec![Landing::Stored; group.len()];
         for part in merge(&missing, self.parts.policy.request_limit) {
             let part = &missing[part];
-            let contents = self.parts.origin.fetch(part)?;
+            let contents = self.request(part, urgency)?;
             for (chunk, content) in part.iter().zip(contents) {
                 let landing = self.store(&generation, chunk, content);
                 if let Some(at) = group.iter().position(|c| c.id == chunk.id) {
@@ -300,6 +302,24 @@ impl Blob {
             }
         }
         Ok(Some(landings))
+    }
+
+    fn request(&self, part: &[Chunk], urgency: Urgency) -> Result<Vec<Vec<u8>>, FetchError> {
+        let reason = match urgency {
+            Urgency::Demand => Reason::Demand,
+            Urgency::Ahead => Reason::ReadAhead,
+            Urgency::Prefetch => Reason::Prefetch,
+        };
+        let begin = part.first().map_or(0, |first| first.blob_offset);
+        let bytes = part
+            .last()
+            .map_or(0, |last| last.blob_end().saturating_sub(begin));
+        let since = Instant::now();
+        let result = self.parts.origin.fetch(part);
+        self.parts
+            .fetches
+            .note(reason, bytes, since.elapsed(), result.is_err());
+        result
     }
 
     /// Puts a chunk in the cache. Where the cache does not take it, whoever waits for it gets it all the same.

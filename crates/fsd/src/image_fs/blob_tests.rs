@@ -96,6 +96,7 @@ fn blob(dir: &std::path::Path, backend: &Arc<Backend>) -> Blob {
         },
         counters: Arc::default(),
         gate: Arc::default(),
+        fetches: Arc::default(),
     })
     .unwrap()
 }

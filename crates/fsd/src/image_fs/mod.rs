@@ -56,6 +56,8 @@ use self::readahead::Streams;
 use self::renewal::Renewals;
 use self::storage::Storage;
 pub(crate) use self::workers::Workers;
+use crate::metrics::FetchCounters;
+use crate::metrics::nydus::Recording;
 
 /// A mounted image.
 pub(crate) struct ImageFs {
@@ -73,8 +75,9 @@ struct Image {
     streams: Streams,
     workers: Arc<Workers>,
     gate: Arc<Gate>,
-    /// nydus' counters, by mount point.
-    ios: Arc<FsIoStats>,
+    /// What nydus records of single files, where the configuration asks for it.
+    recorder: Option<Arc<FsIoStats>>,
+    fetches: Arc<FetchCounters>,
     settings: Settings,
 }
 
@@ -84,6 +87,7 @@ struct Settings {
     /// Whether inodes are compared with their digests (RAFS v5).
     validate_inodes: bool,
     xattr: bool,
+    recording: Recording,
     /// How much is asked for at once where chunks are small, in bytes.
     batch: u64,
     /// Owner of everything in an image that names none.
@@ -125,12 +129,21 @@ impl ImageFs {
         }
         let gate = Arc::new(Gate::default());
         let infos = sb.superblock.get_blob_infos();
-        let storage = Storage::open(&config, &infos, &gate).map_err(RafsError::CreateDevice)?;
+        let fetches = Arc::default();
+        let storage = Storage::open(&config, &infos, &gate, &fetches).map_err(RafsError::CreateDevice)?;
         show_device(&sb, &storage);
-        let ios = FsIoStats::new(id);
-        ios.toggle_files_recording(rafs.iostats_files);
-        ios.toggle_access_pattern(rafs.access_pattern);
-        ios.toggle_latest_read_files_recording(rafs.latest_read_files);
+        let recording = Recording {
+            files: rafs.iostats_files,
+            access_pattern: rafs.access_pattern,
+            latest_read_files: rafs.latest_read_files,
+        };
+        let recorder = recording.any().then(|| {
+            let recorder = FsIoStats::new(id);
+            recorder.toggle_files_recording(recording.files);
+            recorder.toggle_access_pattern(recording.access_pattern);
+            recorder.toggle_latest_read_files_recording(recording.latest_read_files);
+            recorder
+        });
         let image = Image {
             sb,
             storage: ArcSwap::from_pointee(storage),
@@ -139,8 +152,10 @@ impl ImageFs {
             streams: Streams::default(),
             workers,
             gate,
-            ios,
+            recorder,
+            fetches,
             settings: Settings {
+                recording,
                 validate_inodes: validate,
                 xattr: rafs.enable_xattr,
                 batch,
@@ -174,10 +189,29 @@ impl ImageFs {
         let config = for_nydus(config);
         self.image.sb.update(reader)?;
         let infos = self.image.sb.superblock.get_blob_infos();
-        let storage = Storage::open(&config, &infos, &self.image.gate).map_err(RafsError::SwapBackend)?;
+        let storage = Storage::open(&config, &infos, &self.image.gate, &self.image.fetches)
+            .map_err(RafsError::SwapBackend)?;
         self.image.set_storage(storage);
         self.image.layouts.clear();
         Ok(())
+    }
+
+    /// What it fetches; `None` where nydus does.
+    pub(crate) fn fetches(&self) -> Option<Arc<FetchCounters>> {
+        (!self.image.storage().blobs.is_empty()).then(|| Arc::clone(&self.image.fetches))
+    }
+
+    /// What nydus records of single files.
+    pub(crate) fn recording(&self) -> Recording {
+        self.image.settings.recording
+    }
+
+    /// Drops what was recorded under the mount point `id`. nydus keeps its records by that and has no way to
+    /// remove one, so that an empty one takes its place.
+    pub(crate) fn forget_recorded(&self, id: &str) {
+        if self.image.recorder.is_some() {
+            drop(FsIoStats::new(id));
+        }
     }
 
     /// The superblock.

@@ -20,14 +20,33 @@ use rustix::io::Errno;
 
 use super::{Image, ImageFs};
 
+/// A request as nydus records it, with its file.
+struct Record<'a>(Option<FopRecorder<'a>>);
+
+impl Record<'_> {
+    fn mark_success(&mut self, bytes: usize) {
+        if let Some(recorder) = &mut self.0 {
+            recorder.mark_success(bytes);
+        }
+    }
+}
+
 /// Permissions of an image's root, whatever it says: converters write 0750, and then only root could enter.
 const ROOT_PERMISSIONS: u32 = 0o755;
 const PERMISSIONS: u32 = 0o777;
 
 impl Image {
-    /// Starts to count a request; it counts as failed until it is marked otherwise.
-    fn count(&self, operation: StatsFop, ino: u64) -> FopRecorder<'_> {
-        FopRecorder::settle(operation, ino, &self.ios)
+    /// Starts to record a request, if that is wanted; it counts as failed until it is marked otherwise.
+    fn record(&self, operation: StatsFop, ino: u64) -> Record<'_> {
+        let recorder = self.recorder.as_ref();
+        Record(recorder.map(|recorder| FopRecorder::settle(operation, ino, recorder)))
+    }
+
+    /// A guest has learned of a file.
+    fn known(&self, ino: u64) {
+        if let Some(recorder) = &self.recorder {
+            recorder.new_file_counter(ino);
+        }
     }
 
     fn attributes(&self, ino: u64) -> io::Result<Attr> {
@@ -99,7 +118,7 @@ impl Image {
                 type_: 0,
                 name: name.as_bytes(),
             })?;
-            self.ios.new_file_counter(ino);
+            self.known(ino);
             Ok(if added == 0 {
                 RafsInodeWalkAction::Break
             } else {
@@ -115,7 +134,7 @@ impl BackendFileSystem for ImageFs {
         let root = image
             .sb
             .get_inode(image.sb.superblock.root_ino(), image.settings.validate_inodes)?;
-        image.ios.new_file_counter(root.ino());
+        image.known(root.ino());
         Ok((image.entry(root.as_ref()), image.sb.get_max_ino()))
     }
 
@@ -154,7 +173,7 @@ impl FileSystem for ImageFs {
 
     fn lookup(&self, _ctx: &Context, ino: u64, name: &CStr) -> io::Result<Entry> {
         let image = &self.image;
-        let mut recorder = image.count(StatsFop::Lookup, ino);
+        let mut recorder = image.record(StatsFop::Lookup, ino);
         let directory = image.sb.get_inode(ino, image.settings.validate_inodes)?;
         if !directory.is_dir() {
             return Err(Errno::NOTDIR.into());
@@ -173,7 +192,7 @@ impl FileSystem for ImageFs {
             }
             name => Ok(match directory.get_child_by_name(OsStr::from_bytes(name)) {
                 Ok(child) => {
-                    image.ios.new_file_counter(child.ino());
+                    image.known(child.ino());
                     image.entry(child.as_inode())
                 }
                 Err(_) => image.no_entry(),
@@ -187,7 +206,7 @@ impl FileSystem for ImageFs {
 
     fn getattr(&self, _ctx: &Context, ino: u64, _handle: Option<u64>) -> io::Result<(stat64, Duration)> {
         let image = &self.image;
-        let mut recorder = image.count(StatsFop::Getattr, ino);
+        let mut recorder = image.record(StatsFop::Getattr, ino);
         let attr = image.attributes(ino)?;
         recorder.mark_success(0);
         Ok((attr.into(), image.sb.meta.attr_timeout))
@@ -195,7 +214,7 @@ impl FileSystem for ImageFs {
 
     fn readlink(&self, _ctx: &Context, ino: u64) -> io::Result<Vec<u8>> {
         let image = &self.image;
-        let mut recorder = image.count(StatsFop::Readlink, ino);
+        let mut recorder = image.record(StatsFop::Readlink, ino);
         let target = image
             .sb
             .get_inode(ino, image.settings.validate_inodes)?
@@ -219,11 +238,9 @@ impl FileSystem for ImageFs {
             return Err(Errno::INVAL.into());
         }
         let image = &self.image;
-        let mut recorder = image.count(StatsFop::Read, ino);
-        let start = image.ios.latency_start();
+        let mut recorder = image.record(StatsFop::Read, ino);
         let read = image.read(w, ino, u64::from(size), offset)?;
         recorder.mark_success(read);
-        image.ios.latency_end(&start, StatsFop::Read);
         Ok(read)
     }
 
@@ -261,7 +278,7 @@ impl FileSystem for ImageFs {
 
     fn getxattr(&self, _ctx: &Context, ino: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
         let image = &self.image;
-        let mut recorder = image.count(StatsFop::Getxattr, ino);
+        let mut recorder = image.record(StatsFop::Getxattr, ino);
         if !image.has_xattrs() {
             return Err(Errno::NOSYS.into());
         }
@@ -286,7 +303,7 @@ impl FileSystem for ImageFs {
 
     fn listxattr(&self, _ctx: &Context, ino: u64, size: u32) -> io::Result<ListxattrReply> {
         let image = &self.image;
-        let mut recorder = image.count(StatsFop::Listxattr, ino);
+        let mut recorder = image.record(StatsFop::Listxattr, ino);
         if !image.has_xattrs() {
             return Err(Errno::NOSYS.into());
         }
@@ -313,7 +330,7 @@ impl FileSystem for ImageFs {
         offset: u64,
         add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
     ) -> io::Result<()> {
-        let mut recorder = self.image.count(StatsFop::Readdir, ino);
+        let mut recorder = self.image.record(StatsFop::Readdir, ino);
         self.image.list(ino, size, offset, add_entry)?;
         recorder.mark_success(0);
         Ok(())
@@ -329,7 +346,7 @@ impl FileSystem for ImageFs {
         add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
         let image = &self.image;
-        let mut recorder = image.count(StatsFop::Readdirplus, ino);
+        let mut recorder = image.record(StatsFop::Readdirplus, ino);
         image.list(ino, size, offset, &mut |dir_entry| {
             let inode = image
                 .sb
@@ -349,7 +366,7 @@ impl FileSystem for ImageFs {
     }
 
     fn access(&self, ctx: &Context, ino: u64, mask: u32) -> io::Result<()> {
-        let mut recorder = self.image.count(StatsFop::Access, ino);
+        let mut recorder = self.image.record(StatsFop::Access, ino);
         let attr = self.image.attributes(ino)?;
         // A class may whose bits say so, whichever class the caller is in first.
         let permits = |bit: u32| {

@@ -53,6 +53,7 @@ impl Image {
         }
         let mut at = offset;
         let mut fetched = 0;
+        let mut missed = false;
         loop {
             let last = segment.pieces.last().map_or(at, Piece::end);
             let to = end.min(last);
@@ -64,9 +65,11 @@ impl Image {
                 at,
                 end: to,
                 fetched: 0,
+                missed: false,
             };
             part.run(w)?;
             fetched += part.fetched;
+            missed |= part.missed;
             at = to;
             if at >= end {
                 break;
@@ -75,6 +78,9 @@ impl Image {
             if segment.from(at).is_empty() {
                 return Err(Errno::IO.into());
             }
+        }
+        if missed {
+            self.fetches.missed();
         }
         if fetched > 0 {
             self.streams.fell_behind(ino, end);
@@ -173,6 +179,8 @@ struct SegmentRead<'a> {
     end: u64,
     /// Chunks that were fetched for it.
     fetched: usize,
+    /// Something was not in the cache.
+    missed: bool,
 }
 
 impl SegmentRead<'_> {
@@ -180,7 +188,6 @@ impl SegmentRead<'_> {
         let segment = self.segment;
         let mut losses = 0;
         let mut held: Vec<(usize, Held)> = Vec::new();
-        let mut missed = false;
         while self.at < self.end {
             let pieces = segment.from(self.at);
             let Some(piece) = pieces.first() else {
@@ -201,7 +208,7 @@ impl SegmentRead<'_> {
                     .ensure(&wanted, Urgency::Demand)
                     .map_err(|_| Errno::IO)?;
                 self.fetched += supply.fetched;
-                missed = true;
+                self.missed = true;
                 held.extend(supply.held.into_iter().map(|h| (piece.blob, h)));
                 losses += 1;
             } else if !self.copy_cached(w, source, &generation, pieces)? {
@@ -214,7 +221,7 @@ impl SegmentRead<'_> {
         let counters = self.storage.blobs.first().map(|b| b.blob.counters());
         if let Some(counters) = counters {
             counters.total.inc();
-            if missed {
+            if self.missed {
                 &counters.partial_hits
             } else {
                 &counters.whole_hits

@@ -90,7 +90,7 @@ impl Image {
         }
         // What earlier ones have left.
         factory::drop_unused();
-        let storage = Storage::open_apart(&lame.config, &infos, &self.gate)?;
+        let storage = Storage::open_apart(&lame.config, &infos, &self.gate, &self.fetches)?;
         let lacking = storage.blobs.iter().zip(&infos).find(|(b, _)| b.lacks_table());
         let lacking = lacking.map(|(_, info)| info.blob_id());
         self.set_storage(storage);

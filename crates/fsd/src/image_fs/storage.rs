@@ -24,6 +24,7 @@ use super::gate::Gate;
 use super::origin::{NydusOrigin, Origin};
 use super::unpacked::{Nydus, UnpackedOrigin};
 use super::work_dir::WorkDir;
+use crate::metrics::FetchCounters;
 
 /// All blobs of an image, open.
 pub(super) struct Storage {
@@ -57,8 +58,9 @@ impl Storage {
         config: &Arc<ConfigV2>,
         infos: &[Arc<BlobInfo>],
         gate: &Arc<Gate>,
+        fetches: &Arc<FetchCounters>,
     ) -> io::Result<Self> {
-        Self::open_in(config, infos, gate, WorkDir::shared)
+        Self::open_in(config, infos, gate, fetches, WorkDir::shared)
     }
 
     /// The same with nothing of nydus' that another mount has, or this one had before.
@@ -69,14 +71,16 @@ impl Storage {
         config: &Arc<ConfigV2>,
         infos: &[Arc<BlobInfo>],
         gate: &Arc<Gate>,
+        fetches: &Arc<FetchCounters>,
     ) -> io::Result<Self> {
-        Self::open_in(config, infos, gate, WorkDir::create)
+        Self::open_in(config, infos, gate, fetches, WorkDir::create)
     }
 
     fn open_in(
         config: &Arc<ConfigV2>,
         infos: &[Arc<BlobInfo>],
         gate: &Arc<Gate>,
+        fetches: &Arc<FetchCounters>,
         work_dir: fn(&Path) -> io::Result<Arc<WorkDir>>,
     ) -> io::Result<Self> {
         let Some(dir) = plain_cache(config, infos)? else {
@@ -114,6 +118,7 @@ impl Storage {
                 policy: FetchPolicy::default(),
                 counters: Arc::clone(&counters),
                 gate: Arc::clone(gate),
+                fetches: Arc::clone(fetches),
             })?;
             Ok(ImageBlob {
                 blob,

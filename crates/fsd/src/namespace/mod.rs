@@ -24,9 +24,11 @@ use time::macros::format_description;
 
 pub use self::error::{MAX_MOUNTS, MountError};
 pub(crate) use self::shares::Shares;
+pub(crate) use self::table::Counted;
 pub(crate) use self::table::MountRecord;
 use self::table::{ImageOrigin, Table};
 use crate::image_fs::{ImageFs, Workers, drop_unused};
+use crate::metrics::{Tallies, Totals};
 use crate::passthrough::MountedShare;
 
 /// nydusd's form of `mounted_time`.
@@ -37,6 +39,12 @@ impl MountRecord {
     /// The id under which nydus keeps the counters of the image's blob cache.
     pub(crate) fn cache_id(&self) -> Option<String> {
         self.image.as_ref().map(|image| image.config.id.clone())
+    }
+
+    /// What kind of backend the image's blobs are in.
+    pub(crate) fn backend_type(&self) -> Option<String> {
+        let config = self.image.as_ref()?.config.get_backend_config().ok()?;
+        Some(config.backend_type.clone())
     }
 
     /// The image's first blob; nydus keeps a backend's counters under it. Read from the bootstrap when asked for.
@@ -53,6 +61,7 @@ pub(crate) struct Namespace {
     table: Mutex<Table>,
     /// Fetch ahead of readers, for all images.
     read_ahead: Arc<Workers>,
+    tallies: Arc<Tallies>,
 }
 
 impl std::fmt::Debug for Namespace {
@@ -64,7 +73,7 @@ impl std::fmt::Debug for Namespace {
 }
 
 impl Namespace {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(tallies: Arc<Tallies>) -> Self {
         let defaults = VfsOptions::default();
         let options = VfsOptions {
             // There is no DAX window; and without INIT_EXT the guest does not look at the upper flags.
@@ -82,6 +91,7 @@ impl Namespace {
             shares: Arc::default(),
             table: Mutex::default(),
             read_ahead: Arc::default(),
+            tallies,
         }
     }
 
@@ -115,6 +125,7 @@ impl Namespace {
 
     fn build_and_attach(&self, at: &MountPoint, command: &MountCommand) -> Result<MountRecord, MountError> {
         let mut share = None;
+        let mut counted = Counted::default();
         let (backend, config, image): (BackFileSystem, _, _) = match command.fs_type {
             FsType::PassthroughFs => {
                 let built = Arc::new(passthrough::build(at, command, self.shares.common())?);
@@ -124,6 +135,8 @@ impl Namespace {
             FsType::Rafs => {
                 let config = rafs::parse_config(at, &command.config)?;
                 let rafs = rafs::build(at, command, &config, Arc::clone(&self.read_ahead))?;
+                counted.fetches = rafs.fetches();
+                counted.recording = rafs.recording();
                 (
                     Box::new(rafs),
                     Some(config.shown),
@@ -141,11 +154,17 @@ impl Namespace {
         if let Some(share) = share {
             self.shares.put(index, share);
         }
+        counted.place = index;
+        counted.before = Arc::new(self.tallies.totals(index));
+        if at.is_root() {
+            self.tallies.set_at_root(index);
+        }
         Ok(MountRecord {
             fs_type: command.fs_type,
             mounted: SystemTime::now(),
             config,
             image,
+            counted,
         })
     }
 
@@ -160,6 +179,7 @@ impl Namespace {
                 mounted: SystemTime::now(),
                 config: Some(config.shown),
                 image: Some(origin(command, config.config)),
+                counted: before.counted.clone(),
             })
         });
         match result {
@@ -181,6 +201,12 @@ impl Namespace {
         let result = guarded(at, || {
             if let Ok(Some((_, index))) = self.vfs.get_rootfs(at.as_str()) {
                 self.shares.take(index);
+            }
+            if before.counted.recording.any() {
+                self.with_rafs(at, |image| image.forget_recorded(at.as_str()))?;
+            }
+            if at.is_root() {
+                self.tallies.set_at_root(0);
             }
             self.vfs
                 .umount(at.as_str())
@@ -224,6 +250,24 @@ impl Namespace {
                 (at.to_string(), entry)
             })
             .collect()
+    }
+
+    /// Where the figures of every mount are.
+    pub(crate) fn counted(&self) -> Vec<(MountPoint, FsType, Counted)> {
+        self.table()
+            .iter()
+            .map(|(at, record)| (at.clone(), record.fs_type, record.counted.clone()))
+            .collect()
+    }
+
+    /// What guests have asked of a mount.
+    pub(crate) fn totals(&self, counted: &Counted) -> Totals {
+        self.tallies.totals(counted.place).since(&counted.before)
+    }
+
+    /// The place of the mount that an inode belongs to.
+    pub(crate) fn place_of(&self, nodeid: u64) -> u8 {
+        self.tallies.place_of(nodeid)
     }
 
     /// What is mounted at a place.

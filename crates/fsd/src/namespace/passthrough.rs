@@ -3,26 +3,26 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use nydusbox_protocol::{MountCommand, MountPoint};
-use serde::Deserialize;
+use nydusbox_protocol::{MountCommand, MountPoint, ShareConfig};
 
 use super::error::MountError;
-use crate::passthrough::{Common, Share, ShareOptions};
+use crate::passthrough::{Common, Share, ShareOptions, XattrMapError};
 
-/// The configuration of a share: a JSON object. nydusd has none and takes any text, so other text is ignored.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ShareConfig {
-    read_only: bool,
-}
-
-fn parse(at: &MountPoint, text: &str) -> Result<ShareConfig, MountError> {
+/// The configuration of a share is a JSON object. nydusd has none and takes any text, so other text is ignored.
+fn parse(at: &MountPoint, text: &str) -> Result<ShareOptions, MountError> {
     if !text.trim_start().starts_with('{') {
-        return Ok(ShareConfig::default());
+        return Ok(ShareOptions::default());
     }
-    serde_json::from_str(text).map_err(|error| MountError::BadConfig {
+    let bad = |why| MountError::BadConfig {
         mount_point: at.clone(),
-        why: format!("is not that of a shared directory: {error}"),
+        why,
+    };
+    let config: ShareConfig = serde_json::from_str(text)
+        .map_err(|error| bad(format!("is not that of a shared directory: {error}")))?;
+    let xattrmap = config.xattrmap.as_deref().map(str::parse).transpose();
+    Ok(ShareOptions {
+        read_only: config.read_only,
+        xattrmap: xattrmap.map_err(|error: XattrMapError| bad(format!("has a bad `xattrmap`: {error}")))?,
     })
 }
 
@@ -31,10 +31,7 @@ pub(super) fn build(
     command: &MountCommand,
     common: &Arc<Common>,
 ) -> Result<Share, MountError> {
-    let config = parse(at, &command.config)?;
-    let options = ShareOptions {
-        read_only: config.read_only,
-    };
+    let options = parse(at, &command.config)?;
     let path = Path::new(&command.source);
     Share::new(path, options, Arc::clone(common)).map_err(|errno| MountError::BadSource {
         path: path.to_owned(),
@@ -62,5 +59,9 @@ mod tests {
             parse(&at, "{read_only"),
             Err(MountError::BadConfig { .. })
         ));
+        let mapped = parse(&at, r#"{"xattrmap":":map::user.guest.:"}"#).unwrap();
+        assert!(mapped.xattrmap.is_some() && !mapped.read_only);
+        let bad = parse(&at, r#"{"xattrmap":":map"}"#).unwrap_err().to_string();
+        assert!(bad.contains("xattrmap") && bad.contains("rule 1"), "{bad}");
     }
 }

@@ -10,6 +10,8 @@ use nydus_api::ConfigV2;
 use nydusbox_protocol::{FsType, MountPoint};
 
 use super::error::{MAX_MOUNTS, MountError};
+use crate::metrics::nydus::Recording;
+use crate::metrics::{FetchCounters, Totals};
 
 /// What is known of a mount.
 #[derive(Debug, Clone)]
@@ -20,6 +22,19 @@ pub(crate) struct MountRecord {
     pub(crate) config: Option<serde_json::Value>,
     /// Where an image comes from; its counters are found through it.
     pub(crate) image: Option<ImageOrigin>,
+    pub(crate) counted: Counted,
+}
+
+/// Where a mount's figures are.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Counted {
+    /// Its place in the VFS.
+    pub(crate) place: u8,
+    /// What had been counted at that place before.
+    pub(crate) before: Arc<Totals>,
+    /// Of an image whose blobs are not left to nydus.
+    pub(crate) fetches: Option<Arc<FetchCounters>>,
+    pub(crate) recording: Recording,
 }
 
 /// What an image was mounted from.
@@ -142,6 +157,7 @@ mod tests {
             mounted: SystemTime::UNIX_EPOCH,
             config: None,
             image: None,
+            counted: Counted::default(),
         }
     }
 

@@ -145,6 +145,7 @@ impl Share {
         fuse_flags: u32,
         from_cache: bool,
     ) -> io::Result<usize> {
+        self.writable()?;
         let file = self.files.get(handle, nodeid)?;
         let _killing = WithoutFsetid::when(fuse_flags & WRITE_KILL_PRIV != 0)?;
         let append = OFlags::from_bits_retain(guest_flags).contains(OFlags::APPEND) && !from_cache;
@@ -185,6 +186,7 @@ impl Share {
 
     /// Allocates, punches, zeroes, as `fallocate(2)`.
     pub(crate) fn fallocate(&self, nodeid: u64, handle: u64, mode: u32, offset: u64, len: u64) -> Result<()> {
+        self.writable()?;
         let file = self.files.get(handle, nodeid)?;
         fallocate(&*file, FallocateFlags::from_bits_retain(mode), offset, len)
     }
@@ -209,6 +211,7 @@ impl Share {
 
     /// Copies on the host, without the data passing through the guest. `from` and `to` are node, handle and offset.
     pub(crate) fn copy_range(&self, from: (u64, u64, u64), to: (u64, u64, u64), len: usize) -> Result<usize> {
+        self.writable()?;
         let source = self.files.get(from.1, from.0)?;
         let target = self.files.get(to.1, to.0)?;
         let (mut read_at, mut write_at) = (from.2, to.2);

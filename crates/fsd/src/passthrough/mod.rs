@@ -19,6 +19,7 @@ mod lookup;
 mod names;
 mod slots;
 mod xattr;
+mod xattr_map;
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use self::files::Files;
 pub(crate) use self::filesystem::MountedShare;
 use self::inode::{HostId, Location, ProcFd};
 use self::inodes::Inodes;
+pub(crate) use self::xattr_map::{XattrMap, XattrMapError};
 use crate::sys::file_handle::FileHandle;
 
 /// How long a guest may believe attributes and names. The host may change the directory at any time, so it is short;
@@ -46,10 +48,12 @@ use crate::sys::file_handle::FileHandle;
 const CACHE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is decided about a share when it is mounted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ShareOptions {
     /// The guest can change nothing: EROFS.
     pub(crate) read_only: bool,
+    /// Other names for extended attributes on the host.
+    pub(crate) xattrmap: Option<XattrMap>,
 }
 
 /// What all shares of a daemon have in common.

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, SetattrValid};
-use fuse_backend_rs::api::filesystem::{Context, Entry, ZeroCopyReader};
+use fuse_backend_rs::api::filesystem::{Context, Entry, ListxattrReply, ZeroCopyReader};
 use fuse_backend_rs::file_buf::FileVolatileSlice;
 use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -271,12 +271,22 @@ fn an_inode_number_that_is_used_again_is_another_inode() {
 
 #[test]
 fn a_guest_that_may_only_read_changes_nothing() {
-    let options = ShareOptions { read_only: true };
+    let options = ShareOptions {
+        read_only: true,
+        xattrmap: None,
+    };
     let shared = Shared::with(options, 100, 100);
     let file = shared.file("file", "content");
     let inode = shared.lookup(c"file").unwrap().inode;
     let (share, root_inode) = (&shared.share, shared.root());
     let attr = share.getattr(inode).unwrap();
+    let handle = share.open(inode, 0, 0).unwrap();
+    let mut bytes = Bytes(b"other".to_vec());
+    let written = share.write(inode, handle, &mut bytes, 5, 0, 0, 0, false);
+    assert_eq!(
+        written.unwrap_err().raw_os_error(),
+        Some(Errno::ROFS.raw_os_error())
+    );
     let before = fs::metadata(&file).unwrap();
     for refused in [
         share.open(inode, RDWR, 0).map(drop),
@@ -294,13 +304,41 @@ fn a_guest_that_may_only_read_changes_nothing() {
         share.setxattr(inode, c"user.x", b"x", 0),
         share.removexattr(inode, c"user.x"),
         share.access(&root(), inode, 2),
+        share.fallocate(inode, handle, 0, 0, 10),
+        share
+            .copy_range((inode, handle, 0), (inode, handle, 5), 2)
+            .map(drop),
     ] {
         assert_eq!(refused.unwrap_err(), Errno::ROFS);
     }
     assert_eq!(fs::read_dir(shared.path(".")).unwrap().count(), 1);
     assert_eq!(fs::metadata(&file).unwrap().ctime_nsec(), before.ctime_nsec());
-    let handle = share.open(inode, 0, 0).unwrap();
     share.release(inode, handle).unwrap();
+}
+
+#[test]
+fn what_a_guest_calls_its_attributes_is_mapped_on_the_host() {
+    let options = ShareOptions {
+        read_only: false,
+        xattrmap: Some(":map:trusted.:user.guest.:".parse().unwrap()),
+    };
+    let shared = Shared::with(options, 100, 100);
+    shared.file("file", "");
+    let inode = shared.lookup(c"file").unwrap().inode;
+    let share = &shared.share;
+    share.setxattr(inode, c"trusted.x", b"value", 0).unwrap();
+    let refused = share.setxattr(inode, c"user.guest.trusted.x", b"", 0);
+    assert_eq!(refused.unwrap_err(), Errno::PERM);
+    let mut value = [0; 5];
+    let len = rustix::fs::getxattr(shared.path("file"), c"user.guest.trusted.x", &mut value).unwrap();
+    assert_eq!((len, &value), (5, b"value"));
+    let ListxattrReply::Names(names) = share.listxattr(inode, 1000).unwrap() else {
+        panic!("no names");
+    };
+    assert_eq!(names, b"trusted.x\0");
+    let hidden = share.getxattr(inode, c"user.guest.trusted.x", 100).map(drop);
+    assert_eq!(hidden.unwrap_err(), Errno::NODATA);
+    share.removexattr(inode, c"trusted.x").unwrap();
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::pool::{Pool, PoolConfig};
 use super::ring::Ring;
 use super::session::Session;
 use crate::fuse::FuseServer;
+use crate::metrics::Tallies;
 
 /// One virtio-fs device.
 #[derive(Debug)]
@@ -30,10 +31,11 @@ impl Device {
     pub(crate) fn new(
         fuse: Arc<FuseServer>,
         request_queues: usize,
+        tallies: Arc<Tallies>,
         pool: PoolConfig,
     ) -> std::io::Result<Arc<Self>> {
         let rings: Arc<[Ring]> = (0..=request_queues).map(|_| Ring::default()).collect();
-        let pool = Pool::new(Arc::clone(&rings), Arc::clone(&fuse), pool)?;
+        let pool = Pool::new(Arc::clone(&rings), Arc::clone(&fuse), tallies, pool)?;
         Ok(Arc::new(Self {
             session: Mutex::new(Session::new(rings.len(), fuse.negotiated())),
             rings,

@@ -23,3 +23,4 @@ pub(crate) use chain::{Chain, Segment};
 pub(crate) use device::Device;
 pub(crate) use listener::Listener;
 pub(crate) use pool::PoolConfig;
+pub(crate) use ring::Ring;

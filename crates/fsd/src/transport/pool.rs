@@ -18,6 +18,7 @@ use super::ring::Ring;
 use super::{monitor, worker};
 use crate::fuse::FuseServer;
 use crate::inflight::Inflight;
+use crate::metrics::Tallies;
 
 /// Stack of a worker, in bytes: what RAFS' deepest call takes, tenfold. Only what is used is ever backed by memory.
 const WORKER_STACK: usize = 1 << 20;
@@ -38,6 +39,28 @@ pub(crate) struct PoolConfig {
     pub(crate) poll: Duration,
 }
 
+impl PoolConfig {
+    fn base(&self) -> usize {
+        self.base.max(1)
+    }
+
+    /// Workers there may ever be at once.
+    pub(crate) fn most(&self) -> usize {
+        self.max.max(self.base())
+    }
+}
+
+/// How the workers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Crew {
+    /// How many there are.
+    pub(crate) workers: usize,
+    /// How many of them serve or look for requests.
+    pub(crate) busy: usize,
+    /// How many there may be.
+    pub(crate) max: usize,
+}
+
 /// The workers of one device.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -54,6 +77,7 @@ pub(super) struct Shared {
     pub(super) rings: Arc<[Ring]>,
     pub(super) fuse: Arc<FuseServer>,
     pub(super) inflight: Inflight,
+    pub(super) tallies: Arc<Tallies>,
     pub(super) base: usize,
     pub(super) poll: Duration,
     pub(super) threads: AtomicUsize,
@@ -76,9 +100,10 @@ impl Pool {
     pub(crate) fn new(
         rings: Arc<[Ring]>,
         fuse: Arc<FuseServer>,
+        tallies: Arc<Tallies>,
         config: PoolConfig,
     ) -> std::io::Result<Self> {
-        let base = config.base.max(1);
+        let base = config.base();
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let shared = Arc::new(Shared {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
@@ -87,7 +112,8 @@ impl Pool {
             kicks: Mutex::new((0..rings.len()).map(|_| None).collect()),
             rings,
             fuse,
-            inflight: Inflight::new(config.max.max(base)),
+            inflight: Inflight::new(config.most()),
+            tallies,
             base,
             poll: config.poll,
             threads: AtomicUsize::new(0),
@@ -126,6 +152,16 @@ impl Pool {
     /// The requests being served now.
     pub(crate) fn inflight(&self) -> &Inflight {
         &self.shared.inflight
+    }
+
+    /// How the workers are now.
+    pub(crate) fn crew(&self) -> Crew {
+        let workers = self.shared.threads.load(Ordering::Relaxed);
+        Crew {
+            workers,
+            busy: workers.saturating_sub(self.shared.idle.load(Ordering::Relaxed)),
+            max: self.shared.inflight.slots(),
+        }
     }
 
     /// Serves ring `index` whenever `kick` is written.

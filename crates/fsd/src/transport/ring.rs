@@ -310,6 +310,19 @@ impl Ring {
             .is_some_and(|idx| idx != self.taken.load(Ordering::Relaxed))
     }
 
+    /// How many requests the guest has made available that nobody has taken.
+    pub(crate) fn depth(&self) -> u16 {
+        let inner = self.lock();
+        let idx = inner
+            .snapshot()
+            .filter(|_| inner.started)
+            .and_then(|snapshot| snapshot.layout.view(&snapshot.memory)?.avail_idx());
+        // A guest that has scribbled over its ring has nothing in it.
+        idx.map(|idx| idx.wrapping_sub(inner.next_avail))
+            .filter(|depth| *depth <= inner.layout.size)
+            .unwrap_or(0)
+    }
+
     pub(crate) fn set_size(&self, size: u32) -> bool {
         match u16::try_from(size) {
             Ok(size) if size.is_power_of_two() && size <= MAX_QUEUE_SIZE => {

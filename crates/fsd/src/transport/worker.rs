@@ -18,6 +18,7 @@ use super::pool::{STOP, Shared};
 use super::ring::{Done, Next, Ring, Snapshot};
 use super::split::View;
 use crate::inflight::Slot;
+use crate::metrics::Tally;
 
 /// How long a worker above the base number stays without work.
 const RETIRE_AFTER: Timespec = Timespec {
@@ -45,6 +46,7 @@ enum Ended {
 struct Worker<'p> {
     shared: &'p Arc<Shared>,
     slot: &'p Slot<'p>,
+    tally: &'p Tally,
     buffers: Buffers,
     patience: Patience,
     /// What a request took lately, in nanoseconds.
@@ -58,6 +60,7 @@ pub(super) fn run(shared: &Arc<Shared>, slot: &Slot<'_>) {
     let mut worker = Worker {
         shared,
         slot,
+        tally: shared.tallies.worker(slot.number()),
         buffers: Buffers::default(),
         patience: Patience::new(shared.poll),
         usual_ns: 0,
@@ -250,8 +253,13 @@ impl Worker<'_> {
                 Instant::now()
             };
             self.slot.set_clock(begun);
-            let written = shared.fuse.serve(&chain, self.slot);
+            let served = shared.fuse.serve(&chain, self.slot);
+            let written = served.written;
             self.measure(*count > 0);
+            // Before the guest sees the answer: figures are never behind what it knows.
+            if let Some(answered) = &served.answered {
+                shared.tallies.count(self.tally, answered, self.last_done);
+            }
             *count += 1;
             let head = taken.head;
             if shared.stopped.load(Ordering::Relaxed) {

@@ -134,13 +134,21 @@ struct BackendCounters {
 struct Request {
     /// Its start, in whole seconds since the Unix epoch.
     timestamp_secs: u64,
+    /// How long ago that was, where the daemon tells: ours does.
+    #[serde(default)]
+    age_ms: Option<u64>,
 }
 
 fn longest(requests: &[Request], now: SystemTime) -> InFlight {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    match requests.iter().map(|r| r.timestamp_secs).min() {
+    let age = |request: &Request| match request.age_ms {
+        Some(ms) => Duration::from_millis(ms),
+        // Up to a second too much, and as wrong as the clock.
+        None => now.saturating_sub(Duration::from_secs(request.timestamp_secs)),
+    };
+    match requests.iter().map(age).max() {
         None => InFlight::None,
-        Some(first) => InFlight::Longest(now.saturating_sub(Duration::from_secs(first))),
+        Some(longest) => InFlight::Longest(longest),
     }
 }
 
@@ -158,11 +166,22 @@ mod tests {
 
     #[test]
     fn the_oldest_request_counts_and_a_clock_that_went_back_does_not() {
-        let request = |timestamp_secs| Request { timestamp_secs };
+        let request = |timestamp_secs| Request {
+            timestamp_secs,
+            age_ms: None,
+        };
         let now = UNIX_EPOCH + Duration::from_millis(100_500);
         assert_eq!(longest(&[], now), InFlight::None);
         let oldest = longest(&[request(99), request(90), request(100)], now);
         assert_eq!(oldest, InFlight::Longest(Duration::from_millis(10_500)));
         assert_eq!(longest(&[request(200)], now), InFlight::Longest(Duration::ZERO));
+        let told = Request {
+            age_ms: Some(17),
+            ..request(90)
+        };
+        assert_eq!(
+            longest(&[told], now),
+            InFlight::Longest(Duration::from_millis(17))
+        );
     }
 }

@@ -4,7 +4,7 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use nydusbox_protocol::{BuildVersion, DaemonState, MountPoint, SandboxId};
+use nydusbox_protocol::{BuildVersion, DaemonState, MountPoint, SandboxId, ShareConfig};
 use tokio::time::{sleep, timeout, timeout_at};
 
 use super::watch::DirWatch;
@@ -104,7 +104,9 @@ impl Answering {
     ) -> Result<(Running, Ledger), StartError> {
         let mut ledger = Ledger::default();
         if let Some(share) = config.share()
-            && let Err(cause) = self.share(share, &mut ledger, deadline).await
+            && let Err(cause) = self
+                .share(share, config.share_config(), &mut ledger, deadline)
+                .await
         {
             return Err(self.fail(config.id(), cause).await);
         }
@@ -114,6 +116,7 @@ impl Answering {
     async fn share(
         &mut self,
         share: &str,
+        share_config: &ShareConfig,
         ledger: &mut Ledger,
         deadline: Deadline,
     ) -> Result<(), StartCause> {
@@ -127,6 +130,7 @@ impl Answering {
                 message: error.to_string(),
             })
         })?;
+        let request = request.with_share_config(share_config);
         // The first entry of an empty book is always granted.
         let _ = ledger.admit(&request);
         let call = timeout_at(deadline.at, self.client.mount(request.at(), request.command()));

@@ -218,10 +218,14 @@ fn option(argument: &OsStr, knows: &Options) -> Result<(String, Option<OsString>
 fn foreign_takes_value(name: &str) -> Option<bool> {
     match name {
         "thread-pool-size" | "threads" | "thread-num" | "fuse-threads" | "cache" | "sandbox" | "seccomp"
-        | "socket-path" | "fd" | "inode-file-handles" => Some(true),
-        "announce-submounts" | "no-announce-submounts" | "xattr" | "syslog" | "writeback" | "hybrid-mode" => {
-            Some(false)
-        }
+        | "socket-path" | "fd" | "inode-file-handles" | "xattrmap" => Some(true),
+        "announce-submounts"
+        | "no-announce-submounts"
+        | "xattr"
+        | "syslog"
+        | "writeback"
+        | "hybrid-mode"
+        | "readonly" => Some(false),
         _ => None,
     }
 }
@@ -235,6 +239,7 @@ fn rule(kind: ProgramKind, name: &str, value: Option<&OsStr>) -> Rule {
             Rule::Owned("leave it out, the sockets are in the sandbox's directory")
         }
         ("shared-dir", _) => Rule::Owned("configure a share, or mount one"),
+        ("readonly" | "xattrmap", _) => Rule::Owned("configure the share; only our daemon can"),
         ("bootstrap" | "localfs-dir" | "config" | "prefetch-files" | "virtual-mountpoint", _) => {
             Rule::Owned("mount the image")
         }

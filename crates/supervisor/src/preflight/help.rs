@@ -18,6 +18,8 @@ const EMBEDDED: &[(&str, Option<char>, bool)] = &[
     ("sock-fd", None, true),
     ("apisock-fd", None, true),
     ("shared-dir", Some('s'), true),
+    ("readonly", None, false),
+    ("xattrmap", None, true),
     ("bootstrap", Some('B'), true),
     ("localfs-dir", Some('D'), true),
     ("virtual-mountpoint", Some('m'), true),
@@ -26,6 +28,7 @@ const EMBEDDED: &[(&str, Option<char>, bool)] = &[
     ("threads-max", None, true),
     ("exit-with-stdin", None, false),
     ("poll-us", None, true),
+    ("metrics-addr", None, true),
     ("hybrid-mode", None, false),
     ("help", Some('h'), false),
 ];

@@ -80,6 +80,7 @@ const HELP: &str = "Options:
       --sock-fd <fd>
       --apisock-fd <fd>
       --log-level <log-level>
+      --id <id>
       --rlimit-nofile <number>
       --log-file <file>
 ";
@@ -110,7 +111,7 @@ fn arguments() -> Result<Arguments, String> {
             "--apisock" => parsed.apisock = Some(value.into()),
             "--sock-fd" => parsed.sock_fd = Some(number()?),
             "--apisock-fd" => parsed.apisock_fd = Some(number()?),
-            "--log-level" | "--rlimit-nofile" | "--log-file" => {}
+            "--log-level" | "--rlimit-nofile" | "--log-file" | "--id" => {}
             _ => return Err(format!("unexpected argument {name}")),
         }
     }

@@ -16,18 +16,18 @@ use crate::tree;
 
 type Outcome = Result<(), Skip>;
 
-const HELD: usize = 8;
+pub(super) const HELD: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Held {
-    server: BlobServer,
-    daemon: DaemonProcess,
-    fs: FuseClient,
-    tickets: Vec<Ticket>,
+pub(super) struct Held {
+    pub(super) server: BlobServer,
+    pub(super) daemon: DaemonProcess,
+    pub(super) fs: FuseClient,
+    pub(super) tickets: Vec<Ticket>,
 }
 
 /// A daemon with eight cold READs that stand at the blob server.
-fn hold_reads(fx: &Fixture) -> Result<Held, Skip> {
+pub(super) fn hold_reads(fx: &Fixture) -> Result<Held, Skip> {
     let source = fx.data_source(HELD as u64 + 1, 3 << 20);
     let image = fx.image(&source, RafsVersion::V6)?;
     let server = BlobServer::start(&image.blobs).unwrap();

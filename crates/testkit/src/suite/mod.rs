@@ -12,6 +12,7 @@ pub mod fixture;
 mod gate;
 mod hostile;
 mod images;
+mod metrics;
 mod names;
 mod prefetch;
 mod sessions;
@@ -65,6 +66,8 @@ const ONE_CONNECTION: &str = "it serves one vhost-user connection and then no ot
 const ONE_INIT: &str = "it answers EINVAL to a second FUSE_INIT without FUSE_DESTROY";
 const DIES: &str = "its queue worker ends at the first message it cannot answer, and the guest hangs";
 const ONE_WORKER: &str = "one worker holds one lock over the whole queue, backend reads included";
+const NO_FIGURES: &str =
+    "it has no figures for Prometheus, none of shares, and keeps those of unmounted images";
 const UNLISTED: &str = "its FUSE library answers ENOSYS";
 const TRUNCATED: &str =
     "it maps its cache files, believes its chunk map, and dies or answers with what is left";
@@ -137,6 +140,21 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "files_are_read_only_if_the_mount_says_so",
         "it has no read-only shares",
         shares::read_only,
+    ),
+    ours(
+        "metrics_count_what_the_guest_asked",
+        NO_FIGURES,
+        metrics::count_what_was_asked,
+    ),
+    ours(
+        "metrics_show_what_is_held",
+        NO_FIGURES,
+        metrics::show_what_is_held,
+    ),
+    ours(
+        "metrics_go_with_their_mount",
+        NO_FIGURES,
+        metrics::go_with_their_mount,
     ),
     both(
         "image_v5_has_every_file_of_its_source",

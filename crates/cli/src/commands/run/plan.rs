@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nydusbox::{MountRequest, Program, SandboxConfig};
 use nydusbox_image::{ImageDir, rafs_config};
-use nydusbox_protocol::{ContainerId, MountPoint, SandboxId};
+use nydusbox_protocol::{ContainerId, MountPoint, SandboxId, ShareConfig};
 use nydusbox_rootfs::{GuestPath, OverlayPlan, ShareDevice, ShareSocket};
 use nydusbox_vmm::{GuestAssets, SharedDir, UpperDir, VmConfig, VmSpec};
 
@@ -74,7 +74,7 @@ impl Plan {
         let mut mounts = vec![image_mount];
         let mut shares = Vec::new();
         for (number, text) in args.share.iter().enumerate() {
-            let (mount, shown) = share(number, text)?;
+            let (mount, shown) = share(number, text, args.daemon == "builtin")?;
             mounts.push(mount);
             shares.push(shown);
         }
@@ -158,8 +158,9 @@ fn image_id(image: &ImageDir) -> &str {
         .map_or("empty", |blob| blob.id.as_str())
 }
 
-/// Reads `HOST_DIR[:GUEST_PATH[:ro]]`.
-fn share(number: usize, text: &str) -> Result<(MountRequest, SharedDir), Failure> {
+/// Reads `HOST_DIR[:GUEST_PATH[:ro]]`. The daemon that is `ours` keeps a guest from writing whatever that does; with
+/// another one, the guest's mount is read-only.
+fn share(number: usize, text: &str, ours: bool) -> Result<(MountRequest, SharedDir), Failure> {
     let mut parts = text.split(':');
     let host = parts.next().unwrap_or_default();
     let target = parts.next().unwrap_or(DEFAULT_SHARE_TARGET);
@@ -182,6 +183,10 @@ fn share(number: usize, text: &str) -> Result<(MountRequest, SharedDir), Failure
     let mount_point = MountPoint::new(&at).map_err(|e| Failure::new("share a directory", &e))?;
     let request =
         MountRequest::passthrough(mount_point, source).map_err(|e| Failure::new("share a directory", &e))?;
+    let request = request.with_share_config(&ShareConfig {
+        read_only: read_only && ours,
+        xattrmap: None,
+    });
     Ok((
         request,
         SharedDir {
