@@ -19,9 +19,7 @@ fn no_read_is_wrong_or_stuck_whatever_happens() {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |t| t.as_secs());
-    // The remainder by 4 says the kind of image. Those whose chunks nydus unpacks (0: batches, 1: gzip with an index)
-    // are read again slowly once the cache has lost them (ARCHITECTURE.md, limits): only if asked for.
-    let seed = number(SEED).unwrap_or(now | 2);
+    let seed = number(SEED).unwrap_or(now);
     let program = Program::Nydusbox(PathBuf::from(env!("CARGO_BIN_EXE_nydusbox")));
     println!("seed {seed}");
     // A skip has been printed where it was found.

@@ -138,6 +138,7 @@ behaviours! {
         cold_cache_files_are_opened_once_and_never_mapped
         cold_cache_truncated_under_the_daemon_is_filled_again
         cold_batches_are_shared
+        cold_batches_are_read_from_their_middle
         cold_batches_outlive_faults_and_truncation
         cold_zran_blobs_outlive_faults_and_truncation
         cold_zran_blob_that_is_too_short_fails_the_read

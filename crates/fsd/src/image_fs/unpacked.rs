@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nydus_api::ConfigV2;
+use nydus_storage::RAFS_MAX_CHUNK_SIZE;
 use nydus_storage::cache::BlobCache;
 use nydus_storage::device::BlobInfo;
 
@@ -141,24 +142,40 @@ impl Origin for UnpackedOrigin {
             .cache
             .get_blob_object()
             .ok_or_else(|| failed(blob, &"nydus cannot fetch this kind of blob"))?;
-        let length = last.end() - first.offset;
+        let start = beginning(nydus.cache.as_ref(), first);
+        let length = last.end() - start;
         // nydus would say only that it could not write, and would be asked again and again.
         nydus
             .files
-            .reserve(first.offset, length)
+            .reserve(start, length)
             .map_err(|source| FetchError::NoRoom {
                 blob: blob.to_owned(),
                 source,
             })?;
-        object
-            .fetch_range_uncompressed(first.offset, length)
-            .map_err(|e| {
-                // It never asks for its table again: the next attempt has to open it anew.
-                if nydus.cache.get_blob_meta_info().is_err() {
-                    self.state().given.extend(chunks.iter().map(|c| c.id));
-                }
-                failed(blob, &e)
-            })?;
+        object.fetch_range_uncompressed(start, length).map_err(|e| {
+            // It never asks for its table again: the next attempt has to open it anew.
+            if nydus.cache.get_blob_meta_info().is_err() {
+                self.state().given.extend(chunks.iter().map(|c| c.id));
+            }
+            failed(blob, &e)
+        })?;
         self.take(&nydus, chunks)
     }
+}
+
+/// Where to ask nydus for content that begins with a chunk. Of a batch, all chunks of which are at its place in the
+/// blob, it finds the first one only.
+fn beginning(cache: &dyn BlobCache, chunk: &Chunk) -> u64 {
+    // Without a table nydus refuses what it is asked for, and says why.
+    let Ok(Some(table)) = cache.get_blob_meta_info() else {
+        return chunk.offset;
+    };
+    let earlier = (0..chunk.id).rev().map_while(|id| {
+        let info = table.get_chunk_info(usize::try_from(id).ok()?);
+        let distance = chunk.offset.checked_sub(info.uncompressed_offset())?;
+        let same = info.is_batch() && info.compressed_offset() == chunk.blob_offset;
+        // No batch that nydus unpacks is larger.
+        (same && distance < RAFS_MAX_CHUNK_SIZE).then(|| info.uncompressed_offset())
+    });
+    earlier.last().unwrap_or(chunk.offset)
 }

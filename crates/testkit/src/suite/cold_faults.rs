@@ -35,12 +35,19 @@ struct Packed {
 }
 
 fn packed(fx: &Fixture, packing: Packing) -> Result<Packed, Skip> {
+    // Every second is compressible.
+    let small = (0..SMALL).map(|n| tree::bytes(n + 1, if n % 2 == 0 { 1000 } else { 30_000 }).repeat(20));
+    packed_of(
+        fx,
+        packing,
+        std::iter::once(tree::bytes(99, LARGE)).chain(small).collect(),
+    )
+}
+
+fn packed_of(fx: &Fixture, packing: Packing, contents: Vec<Vec<u8>>) -> Result<Packed, Skip> {
     let builder = require(Peer::NydusImage)?;
     let source = fx.path("source");
     fs::create_dir(&source).unwrap();
-    // Every second is compressible.
-    let small = (0..SMALL).map(|n| tree::bytes(n + 1, if n % 2 == 0 { 1000 } else { 30_000 }).repeat(20));
-    let contents: Vec<Vec<u8>> = std::iter::once(tree::bytes(99, LARGE)).chain(small).collect();
     for (n, content) in contents.iter().enumerate() {
         fs::write(source.join(format!("file-{n:02}")), content).unwrap();
     }
@@ -116,6 +123,33 @@ pub(super) fn batches_are_shared(fx: &Fixture) -> Outcome {
 
 pub(super) fn zran_blobs_are_shared(fx: &Fixture) -> Outcome {
     packed_blobs_are_shared(fx, Packing::Zran)
+}
+
+/// nydus finds the beginning of a batch only, and unpacks whole ones: who begins in its middle has to be served, and
+/// who reads from the end to the beginning begins there each time.
+pub(super) fn batches_are_read_from_their_middle(fx: &Fixture) -> Outcome {
+    let contents = (1..=40).map(|n| tree::bytes(n, 12_345)).collect();
+    let packed = packed_of(fx, Packing::Batch, contents)?;
+    let daemon = packed.daemon(fx, &fx.path("cache"));
+    let mut fs = guest(&daemon);
+    for (n, content) in packed.contents.iter().enumerate().rev() {
+        assert!(
+            fs.read_file(format!("/image/file-{n:02}")).unwrap() == *content,
+            "file-{n}"
+        );
+    }
+    // Again, after the cache has lost it all.
+    cold::cache_file(&fx.path("cache"), ".blob.data")
+        .set_len(0)
+        .unwrap();
+    for (n, content) in packed.contents.iter().enumerate().rev().step_by(3) {
+        assert!(
+            fs.read_file(format!("/image/file-{n:02}")).unwrap() == *content,
+            "file-{n}"
+        );
+    }
+    packed.assert_reads_right(&mut fs);
+    Ok(())
 }
 
 /// The largest blob: the others are tables.

@@ -294,6 +294,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "it does not know blobs of batches",
         cold_faults::batches_are_shared,
     ),
+    ours(
+        "cold_batches_are_read_from_their_middle",
+        "it does not know blobs of batches",
+        cold_faults::batches_are_read_from_their_middle,
+    ),
     both("cold_zran_blobs_are_shared", cold_faults::zran_blobs_are_shared),
     ours(
         "cold_batches_outlive_faults_and_truncation",
