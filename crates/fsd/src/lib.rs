@@ -26,3 +26,4 @@ pub use daemon::{Daemon, StartError};
 pub use limits::{NofileOutcome, raise_nofile};
 pub use namespace::{MAX_MOUNTS, MountError};
 pub use socket::SocketError;
+pub use sys::footprint::give_back;

@@ -204,6 +204,8 @@ async fn supervise(
             // A daemon that was there before outlives a command that is interrupted.
             if starter.arrived().await || adopted {
                 starter.hang_up().await;
+                // What is to come is a call now and then.
+                nydusbox_fsd::give_back();
                 tokio::select! {
                     () = signals.any() => {}
                     () = given_up(end, ends_with_daemon) => {}

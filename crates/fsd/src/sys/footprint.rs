@@ -9,8 +9,9 @@ use std::slice;
 use libc::{Elf64_Phdr, PF_W, PT_LOAD, c_int, dl_phdr_info, size_t};
 
 /// Unmaps the pages of the executable, which come back from the page cache as they are run, and gives freed heap
-/// back. Costs some 100 µs, and as much again while the code in use comes back.
-pub(crate) fn give_back() {
+/// back. Costs some 100 µs, and as much again while the code in use comes back. For a process that has begun, and
+/// will be at rest for long.
+pub fn give_back() {
     let mut segments = Segments::default();
     // SAFETY: `note` is called with the pointer to `segments`, which lives until this call returns, on this thread.
     unsafe { libc::dl_iterate_phdr(Some(note), (&raw mut segments).cast()) };

@@ -61,7 +61,7 @@ pub enum ImageRefError {
     /// A transport that isn't known.
     #[error(
         "{reference:?} begins with {transport:?}, which is none of oci:, oci-archive:, docker-archive:, dir: \
-         (a file of that name is ./{reference})"
+         (a file of that name is ./{reference}); `skopeo copy {reference} oci:DIR:TAG` brings an image from elsewhere"
     )]
     UnknownTransport {
         /// What was given.
@@ -231,7 +231,8 @@ mod tests {
             (
                 "containers-storage:x",
                 "\"containers-storage:x\" begins with \"containers-storage:\", which is none of oci:, \
-                 oci-archive:, docker-archive:, dir: (a file of that name is ./containers-storage:x)",
+                 oci-archive:, docker-archive:, dir: (a file of that name is ./containers-storage:x); \
+                 `skopeo copy containers-storage:x oci:DIR:TAG` brings an image from elsewhere",
             ),
         ] {
             assert_eq!(text.parse::<ImageRef>().unwrap_err().to_string(), message);
