@@ -135,15 +135,7 @@ fn stop_if_asked(progress: &dyn Progress) -> Result<(), ConvertError> {
 }
 
 fn write_bootstrap(merged: &Merged, format: BlobFormat, path: &Path) -> Result<(), ConvertError> {
-    let plan = BootstrapPlan {
-        tree: &merged.tree,
-        fs_version: format.fs_version,
-        compressor: format.compressor,
-        chunk_size: format.chunk_size,
-        blobs: &merged.blobs,
-        blob_indexes: &merged.blob_indexes,
-        mark_implicit: false,
-    };
+    let plan = BootstrapPlan::of_image(merged, format);
     with_nydus(|| plan.write(path)).map_err(|source| ConvertError::bootstrap(path, bootstrap_error(source)))
 }
 
@@ -156,13 +148,7 @@ fn dictionary(config: &ConvertConfig, format: BlobFormat) -> Result<Dictionary, 
         path: path.clone(),
         source,
     })?;
-    let alike = loaded.fs_version == format.fs_version
-        && loaded.chunk_size == format.chunk_size
-        && loaded
-            .blobs
-            .iter()
-            .all(|blob| blob.compressor == format.compressor);
-    if !alike {
+    if !loaded.is_of(format) {
         return Err(ConvertError::DictionaryFormat { path: path.clone() });
     }
     Ok(Dictionary::of(loaded))

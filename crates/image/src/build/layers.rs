@@ -57,15 +57,7 @@ pub(super) fn run(
             error: error.into(),
         })
     })?;
-    let plan = BootstrapPlan {
-        tree: &merged.tree,
-        fs_version: format.fs_version,
-        compressor: format.compressor,
-        chunk_size: format.chunk_size,
-        blobs: &merged.blobs,
-        blob_indexes: &merged.blob_indexes,
-        mark_implicit: false,
-    };
+    let plan = BootstrapPlan::of_image(&merged, format);
     with_nydus(|| plan.write(&staging.work_bootstrap())).map_err(|error| {
         failed(FailedLayer {
             layer: 0,

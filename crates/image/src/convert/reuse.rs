@@ -61,13 +61,7 @@ impl<'a> Previous<'a> {
         std::fs::write(&boot_path, bootstrap)?;
         let loaded = with_nydus(|| load(&boot_path)).map_err(ReuseError::Bootstrap)?;
         std::fs::remove_file(&boot_path)?;
-        let alike = loaded.fs_version == format.fs_version
-            && loaded.chunk_size == format.chunk_size
-            && loaded
-                .blobs
-                .iter()
-                .all(|blob| blob.compressor == format.compressor);
-        if !alike {
+        if !loaded.is_of(format) {
             return Ok(None);
         }
         let id = blob.digest().digest();

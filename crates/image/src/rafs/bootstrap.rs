@@ -25,7 +25,9 @@ use rustix::fs::FileType;
 
 use super::NydusError;
 use super::blob::{Blob, DIGESTER};
+use super::tail::BlobFormat;
 use crate::config::{ChunkSize, FsVersion};
+use crate::merge::Merged;
 use crate::tree::{Chunk, IMPLICIT_XATTR, Inode, Kind, NodeId, Tree};
 
 /// What a bootstrap is made of.
@@ -50,7 +52,20 @@ struct NoSuchBlob {
     blob: u32,
 }
 
-impl BootstrapPlan<'_> {
+impl<'a> BootstrapPlan<'a> {
+    /// The bootstrap of a whole image.
+    pub(crate) fn of_image(merged: &'a Merged, format: BlobFormat) -> Self {
+        Self {
+            tree: &merged.tree,
+            fs_version: format.fs_version,
+            compressor: format.compressor,
+            chunk_size: format.chunk_size,
+            blobs: &merged.blobs,
+            blob_indexes: &merged.blob_indexes,
+            mark_implicit: false,
+        }
+    }
+
     /// Writes it to `path`, which is made or overwritten.
     pub(crate) fn write(&self, path: &Path) -> Result<(), NydusError> {
         let version = match self.fs_version {

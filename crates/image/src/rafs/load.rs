@@ -15,6 +15,7 @@ use nydus_storage::device::BlobChunkInfo;
 
 use super::NydusError;
 use super::blob::Blob;
+use super::tail::BlobFormat;
 use crate::config::{ChunkSize, FsVersion};
 use crate::layers::{OPAQUE_WHITEOUT, WHITEOUT_PREFIX};
 use crate::tree::{Action, Chunk, Content, Entry, IMPLICIT_XATTR, Inode, Kind, LINK_XATTR, Layer};
@@ -30,6 +31,15 @@ pub(crate) struct Loaded {
     pub(crate) blobs: Vec<Blob>,
     /// A directory before what is in it; a file's further names are links to its first.
     pub(crate) entries: Vec<Entry>,
+}
+
+impl Loaded {
+    /// Whether its chunks can stand in an image of that format.
+    pub(crate) fn is_of(&self, format: BlobFormat) -> bool {
+        self.fs_version == format.fs_version
+            && self.chunk_size == format.chunk_size
+            && self.blobs.iter().all(|blob| blob.compressor == format.compressor)
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
