@@ -206,13 +206,17 @@ impl Driver {
     }
 
     fn take_health(&mut self, report: HealthReport, worse: Vec<SandboxEvent>) {
+        // A round that began before is of a daemon that no longer serves, and there is no other to correct it.
+        if self.lifecycle.phase() != &Phase::Serving {
+            return;
+        }
         // The embedded daemon is asked; with another program this is what was known before.
         let attached = match report.vmm {
             Health::Ok => Some(true),
             Health::Degraded { .. } => Some(false),
             Health::Failed { .. } | Health::Unknown { .. } => None,
         };
-        if let (Some(attached), Phase::Serving) = (attached, self.lifecycle.phase()) {
+        if let Some(attached) = attached {
             for action in self.lifecycle.step(Event::Vmm(attached)) {
                 self.perform(action);
             }

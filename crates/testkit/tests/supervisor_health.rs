@@ -73,6 +73,32 @@ async fn a_genuine_nydusd_is_well_and_what_it_cannot_tell_is_unknown() {
     place.assert_clean();
 }
 
+/// A round that began while it lived ends, well so far, after it is gone.
+#[tokio::test]
+async fn a_daemon_that_died_while_it_was_looked_at_is_not_called_well() {
+    let place = Place::new();
+    let program = Program::embedded(FAKE)
+        .unwrap()
+        .with_env("FAKE_DAEMON", "die-in-look");
+    let config = place.config("s1", program).with_health_interval(Some(OFTEN));
+    let sandbox = Sandbox::start(config).await.unwrap();
+    sandbox.exited().await;
+    health(&sandbox, |report| !observed(report)).await;
+    let mut status = sandbox.status();
+    // A call of a round has a second.
+    let called_well = tokio::time::timeout(
+        Duration::from_millis(1500),
+        status.wait_for(|status| observed(&status.health)),
+    );
+    assert!(
+        called_well.await.is_err(),
+        "{:?}",
+        sandbox.status().borrow().health
+    );
+    drop(sandbox.stop().await);
+    place.assert_clean();
+}
+
 #[tokio::test]
 async fn nothing_is_known_of_a_daemon_that_is_gone_or_not_observed() {
     let place = Place::new();

@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How requests are answered.
@@ -23,6 +24,8 @@ pub(crate) enum Conduct {
     DieInMount,
     /// `die-after-mount`: exits with status 6 as soon as the answer to a mount is out.
     DieAfterMount,
+    /// `die-in-look`: exits with status 4 when asked what is in flight, and leaves that connection to a child.
+    DieInLook,
     /// `init`: its state is INIT for ever.
     Init,
     /// `half`: half an answer, then the connection ends.
@@ -54,6 +57,7 @@ impl Conduct {
             "lose-mount" => Self::LoseMount,
             "die-in-mount" => Self::DieInMount,
             "die-after-mount" => Self::DieAfterMount,
+            "die-in-look" => Self::DieInLook,
             "init" => Self::Init,
             "half" => Self::Half,
             "garbage" => Self::Garbage,
@@ -196,6 +200,15 @@ fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Re
                 answer(&mut stream, 500, &body)?;
             }
             Conduct::DieInMount if is_mount => return Ok(Some(5)),
+            Conduct::DieInLook if request.target.ends_with("/inflight") => {
+                let _child = Command::new("/bin/sleep")
+                    .arg("1000")
+                    .stdin(OwnedFd::from(stream))
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()?;
+                return Ok(Some(4));
+            }
             Conduct::Half => {
                 stream.write_all(b"HTTP/1.1 200 \r\nContent-Length: 400\r\n\r\n{\"version\":")?;
                 return Ok(None);
