@@ -14,7 +14,7 @@ use crate::nydusd::Served;
 use crate::{names, peers, temp_dir, tree, walk};
 
 /// Whether the program is there; the reason is told if not, unless it has to be.
-fn is_there(program: &str) -> bool {
+pub(crate) fn is_there(program: &str) -> bool {
     let there = Command::new(program).arg("--version").output().is_ok();
     assert!(
         there || std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_none_or(|value| value != "1"),
@@ -26,12 +26,12 @@ fn is_there(program: &str) -> bool {
     there
 }
 
-fn umoci() -> bool {
+pub(crate) fn umoci() -> bool {
     is_there("umoci")
 }
 
 /// Three layers: files of all kinds; some of them gone, replaced and changed; a hard link's group changed.
-fn make_image(dir: &Path) -> PathBuf {
+pub(crate) fn make_image(dir: &Path) -> PathBuf {
     let (layout, bundle) = (dir.join("layout"), dir.join("bundle"));
     let run = |args: &[&str]| peers::run(Command::new("umoci").args(args).current_dir(dir));
     run(&["init", "--layout", "layout"]);
@@ -62,11 +62,11 @@ fn make_image(dir: &Path) -> PathBuf {
     layout
 }
 
-fn reference(text: &str) -> ImageRef {
+pub(crate) fn reference(text: &str) -> ImageRef {
     text.parse().unwrap()
 }
 
-fn convert_to(
+pub(crate) fn convert_to(
     from: &ImageRef,
     to: &ImageRef,
     config: &ConvertConfig,
@@ -254,7 +254,7 @@ fn chunks_of_the_dictionary_are_not_stored_again() {
 }
 
 /// Stops as soon as it is asked.
-struct Stop;
+pub(crate) struct Stop;
 
 impl Progress for Stop {
     fn begin(&self, _phase: Phase, _total: Option<u64>) {}

@@ -12,6 +12,7 @@ mod progress;
 mod refusals;
 mod round_trip;
 mod sources;
+mod store;
 mod tree;
 mod walk;
 
