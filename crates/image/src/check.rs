@@ -2,7 +2,9 @@
 //! with its digest.
 //!
 //! Each blob is read once, from its beginning, wherever it is. What is wrong is collected, not stopped at: one
-//! look tells all of it.
+//! look tells all of it. Chunks in original layers are `check/original.rs`'s.
+
+mod original;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -27,7 +29,7 @@ const MAX_CHUNK_BYTES: u32 = 16 << 20;
 pub struct CheckReport {
     /// Chunks whose digest is right.
     pub good_chunks: u64,
-    /// Chunks of a form that isn't looked into: compressed in batches, or in the original layer.
+    /// Chunks of a form that isn't looked into: compressed in batches, encrypted, or in an uncompressed layer.
     pub unchecked_chunks: u64,
     /// What is wrong.
     pub problems: Vec<CheckProblem>,
@@ -66,6 +68,17 @@ pub enum CheckProblem {
     },
 }
 
+impl CheckProblem {
+    fn of_chunk(blob: &Blob, chunk: &Chunk, file: &Path) -> Self {
+        Self::Chunk {
+            blob: blob.id.clone(),
+            chunk: chunk.index,
+            file: Path::new("/").join(file),
+        }
+    }
+}
+
+/// The chunks of a blob with a file that uses each, in the order in which they are in the blob.
 type Wanted<'a> = BTreeMap<(u64, u32), (&'a Chunk, &'a Path)>;
 
 impl NydusImage {
@@ -77,7 +90,6 @@ impl NydusImage {
             problems: Vec::new(),
             is_complete: true,
         };
-        // In the order in which they are in the blob.
         let mut wanted: Vec<Wanted<'_>> = self.loaded.blobs.iter().map(|_| BTreeMap::new()).collect();
         for entry in &self.loaded.entries {
             let Action::Put(inode) = &entry.action else {
@@ -101,12 +113,21 @@ impl NydusImage {
         progress.begin(Phase::Data, Some(total));
         let mut before = 0;
         for (blob, wanted) in self.loaded.blobs.iter().zip(wanted) {
-            let opaque = BlobFeatures::ZRAN | BlobFeatures::SEPARATE | BlobFeatures::ENCRYPTED;
-            if blob.features.intersects(opaque) {
-                report.unchecked_chunks += wanted.len() as u64;
-            } else if !wanted.is_empty()
-                && let Err(error) = self.check_blob(blob, &wanted, before, progress, &mut report)
+            let opaque = BlobFeatures::SEPARATE | BlobFeatures::ENCRYPTED;
+            let result = if wanted.is_empty() {
+                Ok(())
+            } else if blob
+                .features
+                .contains(BlobFeatures::SEPARATE | BlobFeatures::ZRAN)
             {
+                self.check_original(blob, &wanted, before, progress, &mut report)
+            } else if blob.features.intersects(opaque) {
+                report.unchecked_chunks += wanted.len() as u64;
+                Ok(())
+            } else {
+                self.check_blob(blob, &wanted, before, progress, &mut report)
+            };
+            if let Err(error) = result {
                 report.problems.push(CheckProblem::Blob {
                     blob: blob.id.clone(),
                     reason: error.to_string(),
@@ -154,11 +175,7 @@ impl NydusImage {
             if good {
                 report.good_chunks += 1;
             } else {
-                report.problems.push(CheckProblem::Chunk {
-                    blob: blob.id.clone(),
-                    chunk: chunk.index,
-                    file: Path::new("/").join(file),
-                });
+                report.problems.push(CheckProblem::of_chunk(blob, chunk, file));
             }
             progress.position(before + position);
         }
@@ -176,15 +193,18 @@ fn is_possible(chunk: &Chunk) -> bool {
             .is_some()
 }
 
+fn digest_of(blob: &Blob, content: &[u8]) -> [u8; 32] {
+    RafsDigest::from_buf(content, blob.digester).data
+}
+
 fn is_good(blob: &Blob, chunk: &Chunk, stored: &[u8]) -> bool {
-    let digest = |data: &[u8]| RafsDigest::from_buf(data, blob.digester).data;
     let size = chunk.uncompressed_size as usize;
     if !chunk.is_compressed {
-        return stored.len() == size && digest(stored) == chunk.id;
+        return stored.len() == size && digest_of(blob, stored) == chunk.id;
     }
     let mut plain = vec![0; size];
     compress::decompress(stored, &mut plain, blob.compressor).is_ok_and(|got| got == size)
-        && digest(&plain) == chunk.id
+        && digest_of(blob, &plain) == chunk.id
 }
 
 fn skip(stream: &mut impl Read, bytes: u64) -> io::Result<()> {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! ImageSource -> layers made before (convert/reuse.rs) | layer_pool -> merge -> bootstrap
-//!             -> ImageSink: blobs, bootstrap layer, config (convert/manifest.rs), manifest last
+//!             -> ImageSink: blobs, original layers that are kept, bootstrap layer, config
+//!                (convert/manifest.rs), manifest last
 //! ```
 //! What is under way is in a temporary directory that goes with the call. Blobs that reached the sink stay there
 //! when it fails, for the next try; nothing names them until the manifest does. Read `convert/manifest.rs` next.
@@ -19,7 +20,7 @@ use std::path::Path;
 use serde::Serialize;
 use tempfile::TempDir;
 
-pub use config::ConvertConfig;
+pub use config::{ConvertConfig, Mode};
 pub use error::ConvertError;
 pub(crate) use manifest::BOOTSTRAP;
 
@@ -31,6 +32,7 @@ use crate::progress::{Phase, Progress};
 use crate::rafs::bootstrap::BootstrapPlan;
 use crate::rafs::chunks::Dictionary;
 use crate::rafs::load::load;
+use crate::rafs::reference::{Original, Unindexed};
 use crate::rafs::tail::BlobFormat;
 use crate::rafs::with_nydus;
 use crate::source::{Descriptor, ImageSink, ImageSource, MediaType, SourceImage};
@@ -63,6 +65,10 @@ pub struct ConvertedLayerSummary {
     pub blob_digest: String,
     /// The blob as a file, in bytes.
     pub blob_bytes: u64,
+    /// Whether the blob is an index only: the data is in the layer that was converted, which the place has too.
+    pub is_index: bool,
+    /// Why it is none although it was to be.
+    pub unindexed: Option<Unindexed>,
     /// Whether the blob was there from an earlier conversion.
     pub reused: bool,
 }
@@ -79,6 +85,9 @@ pub fn convert(
     config: &ConvertConfig,
     progress: &dyn Progress,
 ) -> Result<ConvertSummary, ConvertError> {
+    if config.mode == Mode::Reference && config.fs_version != FsVersion::V6 {
+        return Err(ConvertError::ReferenceVersion);
+    }
     let image = source.image(&config.platform)?;
     manifest::refuse_unconvertible(&image)?;
     let work = config.make_work_dir()?;
@@ -89,7 +98,7 @@ pub fn convert(
     };
     let known = previous.and_then(|place| reuse::Previous::open(place, config));
     let dictionary = dictionary(config, format)?;
-    let mut layers = Layers::new(&image, work.path());
+    let mut layers = Layers::new(&image, work.path(), config.mode);
     if let Some(known) = &known {
         layers.reuse(known, format);
     }
@@ -110,6 +119,7 @@ pub fn convert(
         }
         stop_if_asked(progress)?;
     }
+    put_originals(&merged, &blobs, source, sink, progress)?;
     let (bootstrap_layer, diff_id) = manifest::bootstrap_layer(&bootstrap, config.fs_version, work.path())?;
     let mut file = File::open(&bootstrap_layer.path)
         .map_err(|source| ConvertError::work(&bootstrap_layer.path, source))?;
@@ -125,6 +135,25 @@ pub fn convert(
         layers: blobs.iter().map(BlobLayer::summary).collect(),
         bootstrap_bytes: bytes.len(),
     })
+}
+
+/// Sees to it that the layers which the image's data stays in are where the indices are.
+fn put_originals(
+    merged: &Merged,
+    blobs: &[BlobLayer],
+    source: &dyn ImageSource,
+    sink: &dyn ImageSink,
+    progress: &dyn Progress,
+) -> Result<(), ConvertError> {
+    let used =
+        |layer: &&BlobLayer| layer.is_index && merged.blobs.iter().any(|blob| blob.id == layer.data_id());
+    for layer in blobs.iter().filter(used) {
+        if !sink.has(&layer.source)? {
+            sink.put(&layer.source, &mut *source.blob(&layer.source)?)?;
+        }
+        stop_if_asked(progress)?;
+    }
+    Ok(())
 }
 
 fn stop_if_asked(progress: &dyn Progress) -> Result<(), ConvertError> {
@@ -162,7 +191,7 @@ fn dictionary_layers(
 ) -> Result<Vec<Descriptor>, ConvertError> {
     let mut extra = Vec::new();
     for blob in &merged.blobs {
-        if blobs.iter().any(|layer| layer.id() == blob.id) {
+        if blobs.iter().any(|layer| layer.data_id() == blob.id) {
             continue;
         }
         let descriptor = manifest::blob_descriptor(&blob.id, blob.compressed_bytes)?;
@@ -178,14 +207,16 @@ fn dictionary_layers(
 struct Layers<'a> {
     image: &'a SourceImage,
     work: &'a Path,
+    mode: Mode,
     done: Vec<Option<(MergeLayer, BlobLayer)>>,
 }
 
 impl<'a> Layers<'a> {
-    fn new(image: &'a SourceImage, work: &'a Path) -> Self {
+    fn new(image: &'a SourceImage, work: &'a Path, mode: Mode) -> Self {
         Self {
             image,
             work,
+            mode,
             done: image.layers().iter().map(|_| None).collect(),
         }
     }
@@ -222,20 +253,28 @@ impl<'a> Layers<'a> {
             .map(|at| LayerSource {
                 number: *at,
                 open: Box::new(|| source.blob(&all[*at]).map_err(io::Error::other)),
+                keep: self.original(&all[*at]).and_then(Result::ok),
             })
             .collect();
         let converted = convert_layers(&sources, format, dictionary, self.work, progress)
             .map_err(|failed| layer_error(failed, self.image, self.work))?;
         for (at, converted) in missing.iter().copied().zip(converted) {
-            let layer = BlobLayer::new(
-                &all[at],
-                &converted.blob.id,
-                converted.blob.compressed_bytes,
-                false,
-            )?;
+            let (id, bytes) = converted.blob.made();
+            let layer = BlobLayer::new(&all[at], &id, bytes, converted.blob.is_original())?;
+            let precluded = self.original(&all[at]).and_then(Result::err);
+            let layer = BlobLayer {
+                unindexed: converted.unindexed.or(precluded),
+                ..layer
+            };
             self.done[at] = Some((converted.into(), layer));
         }
         Ok(())
+    }
+
+    /// A layer that is to be kept, or why it can't be; none if none is.
+    fn original(&self, layer: &Descriptor) -> Option<Result<Original, Unindexed>> {
+        (self.mode == Mode::Reference)
+            .then(|| Original::new(layer.digest(), layer.size()).ok_or(Unindexed::Digest))
     }
 
     fn finish(self) -> (Vec<MergeLayer>, Vec<BlobLayer>) {

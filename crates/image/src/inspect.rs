@@ -42,8 +42,10 @@ pub struct ImageReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct BlobReport {
-    /// Its id: the SHA-256 of it as a file.
+    /// Its id: the SHA-256 of it as a file, which is an original layer where there is an index.
     pub id: String,
+    /// Where it is an original layer, the SHA-256 of the index of it.
+    pub index: Option<String>,
     /// How its chunks are compressed, as nydus names it.
     pub compressor: String,
     /// The blob as a file, in bytes.
@@ -94,6 +96,7 @@ impl NydusImage {
         for (number, blob) in (0_u32..).zip(&self.loaded.blobs) {
             report.blobs.push(BlobReport {
                 id: blob.id.clone(),
+                index: blob.is_original().then(|| blob.made().0),
                 compressor: blob.compressor.to_string(),
                 compressed_bytes: blob.compressed_bytes,
                 uncompressed_bytes: blob.uncompressed_bytes,

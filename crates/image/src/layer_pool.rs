@@ -14,10 +14,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crate::layers::{ConvertedLayer, LayerError, LayerTools, convert_layer, decompressed};
+use crate::layers::{
+    Compression, ConvertedLayer, LayerError, LayerTools, convert_layer, decompress, index_layer, sniff,
+};
 use crate::progress::Progress;
 use crate::rafs::chunks::Dictionary;
 use crate::rafs::compress::Compressors;
+use crate::rafs::reference::{IndexError, Original, Unindexed};
 use crate::rafs::tail::BlobFormat;
 
 /// How often the position is reported, and whether to stop asked.
@@ -32,12 +35,15 @@ pub(crate) struct LayerSource<'a> {
     /// Which of the image's layers it is.
     pub(crate) number: usize,
     pub(crate) open: Box<Open<'a>>,
+    /// Names it if it is to stay as it is, with an index of it made, where that can be.
+    pub(crate) keep: Option<Original>,
 }
 
 impl fmt::Debug for LayerSource<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LayerSource")
             .field("number", &self.number)
+            .field("keep", &self.keep)
             .finish_non_exhaustive()
     }
 }
@@ -148,12 +154,40 @@ impl Pool<'_> {
 
     fn convert(&self, source: &LayerSource<'_>) -> Result<ConvertedLayer, LayerError> {
         let unreadable = |source| LayerError::Unreadable { source };
-        let counted = Counting {
-            inner: (source.open)().map_err(unreadable)?,
-            position: &self.position,
+        let counted = AtomicU64::new(0);
+        let open = || -> Result<_, LayerError> {
+            sniff(Counting {
+                inner: (source.open)().map_err(unreadable)?,
+                read: 0,
+                counted: &counted,
+                position: &self.position,
+            })
+            .map_err(unreadable)
         };
-        let archive = decompressed(counted).map_err(unreadable)?;
-        convert_layer(archive, &blob_path(self.dir, source.number), self.tools)
+        let out = blob_path(self.dir, source.number);
+        let (compression, mut archive) = open()?;
+        let mut unindexed = None;
+        if let Some(original) = &source.keep {
+            let why = if compression == Compression::Gzip {
+                match index_layer(archive, original.clone(), &out, self.tools) {
+                    Ok(indexed) => return Ok(indexed),
+                    Err(IndexError::Layer(error)) => return Err(error),
+                    Err(IndexError::Unindexed(why)) => {
+                        (_, archive) = open()?;
+                        why
+                    }
+                }
+            } else {
+                Unindexed::NotGzip
+            };
+            unindexed = Some(why);
+        }
+        let archive = decompress(compression, archive).map_err(unreadable)?;
+        let converted = convert_layer(archive, &out, self.tools)?;
+        Ok(ConvertedLayer {
+            unindexed,
+            ..converted
+        })
     }
 
     fn result(self) -> Result<Vec<ConvertedLayer>, FailedLayer> {
@@ -170,16 +204,22 @@ impl Pool<'_> {
     }
 }
 
-/// Adds what passes to a count of all layers.
+/// Adds what passes to a count of all layers, once however often the layer is read.
 struct Counting<'a, R> {
     inner: R,
+    read: u64,
+    /// Of this layer.
+    counted: &'a AtomicU64,
     position: &'a AtomicU64,
 }
 
 impl<R: Read> Read for Counting<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let got = self.inner.read(buf)?;
-        self.position.fetch_add(got as u64, Ordering::Relaxed);
+        self.read += got as u64;
+        let before = self.counted.fetch_max(self.read, Ordering::Relaxed);
+        self.position
+            .fetch_add(self.read.saturating_sub(before), Ordering::Relaxed);
         Ok(got)
     }
 }

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub(crate) use decompress::decompressed;
+pub(crate) use decompress::{Compression, decompress, decompressed, sniff};
 pub(crate) use entry::{OPAQUE_WHITEOUT, WHITEOUT_PREFIX};
 pub use error::{EntryProblem, LayerError, TarProblem};
 
@@ -30,8 +30,9 @@ use tar_stream::TarStream;
 
 use crate::rafs::blob::Blob;
 use crate::rafs::bootstrap::BootstrapPlan;
-use crate::rafs::chunks::{BlobFile, ChunkRef, ChunkWriter, Dictionary};
+use crate::rafs::chunks::{BlobFile, ChunkRef, ChunkSink, ChunkWriter, Dictionary, Oddity};
 use crate::rafs::compress::Compressors;
+use crate::rafs::reference::{IndexError, IndexWriter, Original, Unindexed};
 use crate::rafs::tail::{BlobFormat, Tail};
 use crate::rafs::{NydusError, with_nydus};
 use crate::tree::{Action, ApplyError, Chunk, Content, Entry, Inode, Kind, Layer, Tree};
@@ -57,6 +58,8 @@ pub(crate) struct ConvertedLayer {
     pub(crate) blob: Blob,
     /// Blobs of the dictionary, which its chunks call 1 and so on.
     pub(crate) dictionary_blobs: Vec<Blob>,
+    /// Why it was converted though it was to be kept.
+    pub(crate) unindexed: Option<Unindexed>,
 }
 
 /// Converts the layer that `archive` (uncompressed) holds, into the blob `out`, which is made or overwritten.
@@ -65,13 +68,41 @@ pub(crate) fn convert_layer(
     out: &Path,
     tools: LayerTools<'_>,
 ) -> Result<ConvertedLayer, LayerError> {
-    let mut drafts = Drafts::new(out, tools)?;
+    let writer = ChunkWriter::new(
+        BlobFile::create(out)?,
+        tools.format.compressor,
+        tools.format.fs_version == crate::FsVersion::V6,
+        tools.compressors,
+        tools.dictionary,
+    );
+    convert(archive, writer, out, tools)
+}
+
+/// Makes the index of the layer `original`, of which `gzip` is the content, in the file `out`, which is made or
+/// overwritten. Chunks of a dictionary aren't looked for: the layer has them anyway.
+pub(crate) fn index_layer(
+    gzip: impl Read,
+    original: Original,
+    out: &Path,
+    tools: LayerTools<'_>,
+) -> Result<ConvertedLayer, IndexError> {
+    let (writer, archive) = IndexWriter::new(gzip, original, out)?;
+    convert(archive, writer, out, tools)
+}
+
+fn convert<S: ChunkSink>(
+    archive: impl Read,
+    writer: S,
+    out: &Path,
+    tools: LayerTools<'_>,
+) -> Result<ConvertedLayer, S::Error> {
+    let mut drafts = Drafts::new(out, tools, writer);
     let mut stream = TarStream::new(archive);
-    while let Some(found) = stream.next_entry()? {
+    while let Some(found) = stream.next_entry().map_err(LayerError::from)? {
         if tools.cancelled.load(Ordering::Relaxed) {
-            return Err(LayerError::Cancelled);
+            return Err(LayerError::Cancelled.into());
         }
-        let (name, size) = (PathBuf::from(lossless(&found.path)), found.size);
+        let (name, size, is_sparse) = (PathBuf::from(lossless(&found.path)), found.size, found.is_sparse);
         let refused = |problem| LayerError::Entry {
             entry: name.clone(),
             problem,
@@ -84,12 +115,18 @@ pub(crate) fn convert_layer(
             Meaning::Link(target) => drafts.push(path, Action::Link(target)),
             Meaning::File(inode) if matches!(inode.kind, Kind::File(_)) => {
                 if size.div_ceil(u64::from(tools.format.chunk_size.bytes())) > MAX_FILE_CHUNKS {
-                    return Err(refused(EntryProblem::TooLarge));
+                    return Err(refused(EntryProblem::TooLarge).into());
+                }
+                if is_sparse {
+                    drafts.writer.meet(Oddity::Sparse)?;
                 }
                 drafts.push_file(path, inode, size, &mut stream)?;
             }
             Meaning::File(inode) => drafts.push(path, Action::Put(Arc::new(inode))),
         }
+    }
+    if !stream.has_end_marker() {
+        drafts.writer.meet(Oddity::NoEnd)?;
     }
     stream
         .finish()
@@ -102,10 +139,10 @@ fn lossless(bytes: &[u8]) -> &std::ffi::OsStr {
 }
 
 /// A layer whose chunks aren't all in their places yet.
-struct Drafts<'a> {
+struct Drafts<'a, S> {
     tools: LayerTools<'a>,
     out: &'a Path,
-    writer: ChunkWriter<'a>,
+    writer: S,
     entries: Vec<Entry>,
     /// Of the entries that are files with content.
     contents: Vec<Draft>,
@@ -118,22 +155,15 @@ struct Draft {
     chunks: Vec<ChunkRef>,
 }
 
-impl<'a> Drafts<'a> {
-    fn new(out: &'a Path, tools: LayerTools<'a>) -> Result<Self, LayerError> {
-        let writer = ChunkWriter::new(
-            BlobFile::create(out)?,
-            tools.format.compressor,
-            tools.format.fs_version == crate::FsVersion::V6,
-            tools.compressors,
-            tools.dictionary,
-        );
-        Ok(Self {
+impl<'a, S: ChunkSink> Drafts<'a, S> {
+    fn new(out: &'a Path, tools: LayerTools<'a>, writer: S) -> Self {
+        Self {
             tools,
             out,
             writer,
             entries: Vec::new(),
             contents: Vec::new(),
-        })
+        }
     }
 
     fn push(&mut self, path: PathBuf, action: Action) {
@@ -146,20 +176,20 @@ impl<'a> Drafts<'a> {
         inode: Inode,
         size: u64,
         content: &mut impl Read,
-    ) -> Result<(), LayerError> {
+    ) -> Result<(), S::Error> {
         let mut chunks = Vec::new();
         let mut left = size;
         while left > 0 {
             if self.tools.cancelled.load(Ordering::Relaxed) {
-                return Err(LayerError::Cancelled);
+                return Err(LayerError::Cancelled.into());
             }
             let most = u64::from(self.tools.format.chunk_size.bytes());
-            let mut data = vec![0; usize::try_from(left.min(most)).unwrap_or_default()];
-            content
-                .read_exact(&mut data)
-                .map_err(|source| LayerError::Unreadable { source })?;
-            left -= data.len() as u64;
-            chunks.push(self.writer.push(data)?);
+            let next = left.min(most);
+            left -= next;
+            chunks.push(
+                self.writer
+                    .take(content, usize::try_from(next).unwrap_or_default())?,
+            );
         }
         let entry = self.entries.len();
         self.push(path, Action::Put(Arc::new(inode.clone())));
@@ -174,7 +204,7 @@ impl<'a> Drafts<'a> {
         Ok(())
     }
 
-    fn finish(self) -> Result<ConvertedLayer, LayerError> {
+    fn finish(self) -> Result<ConvertedLayer, S::Error> {
         let tail = Tail::after(self.writer.finish()?, self.tools.format)?;
         let mut entries = self.entries;
         let mut places = Places {
@@ -207,6 +237,7 @@ impl<'a> Drafts<'a> {
             layer,
             blob,
             dictionary_blobs,
+            unindexed: None,
         })
     }
 }

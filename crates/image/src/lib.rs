@@ -4,8 +4,6 @@
 //! chunks) and `image.json` (what is in it). [`build`] makes one, [`ImageDir`] opens one, and
 //! [`rafs_config`] writes the configuration with which a daemon serves it.
 //!
-//! A [`Store`] keeps images that were pulled or converted, and finds them by the reference they were asked for.
-//!
 //! Images of others, in layouts and archives, are read and written through [`source`].
 //!
 //! This crate never talks to a daemon, never mounts anything, and draws no progress bar: it reports to a
@@ -46,14 +44,13 @@ mod rafs_config;
 mod scan;
 pub mod source;
 mod staging;
-mod store;
 mod summary;
 mod tree;
 
 pub use build::build;
 pub use check::{CheckProblem, CheckReport};
 pub use config::{BuildConfig, ChunkSize, ChunkSizeError, Compressor, FsVersion, Source, UnknownName};
-pub use convert::{ConvertConfig, ConvertError, ConvertSummary, ConvertedLayerSummary, convert};
+pub use convert::{ConvertConfig, ConvertError, ConvertSummary, ConvertedLayerSummary, Mode, convert};
 pub use diff::{Aspect, Change, Difference};
 pub use error::{BuildError, TarEntryProblem};
 pub use image_dir::{ImageDir, OpenError};
@@ -61,8 +58,8 @@ pub use inspect::{BlobReport, ImageReport};
 pub use layers::{EntryProblem, LayerError, TarProblem};
 pub use nydus_image::{NydusImage, NydusImageError};
 pub use progress::{Phase, Progress, Quiet};
+pub use rafs::reference::Unindexed;
 pub use rafs_config::{RafsConfigError, rafs_config};
-pub use store::{GetRequest, ImageData, PullPolicy, Store, StoreError, StoredEntry, StoredImage, StoredKind};
 pub use summary::{BlobSummary, BuildSummary};
 
 /// The bootstrap's name inside an image directory.

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use thiserror::Error;
 
@@ -13,7 +14,7 @@ use crate::convert::BOOTSTRAP;
 use crate::rafs::blob::Blob;
 use crate::rafs::load::{Loaded, load};
 use crate::rafs::{NydusError, with_nydus};
-use crate::source::{Descriptor, ImageSource, Platform, SourceError};
+use crate::source::{Descriptor, Digest, ImageSource, MediaType, Platform, SourceError};
 
 /// Larger than that of any image there is; nobody gets to fill the disk with one.
 const MAX_BOOTSTRAP_BYTES: u64 = 1 << 30;
@@ -78,7 +79,11 @@ impl NydusImage {
     /// See [`NydusImageError`]. The blobs aren't looked at.
     pub fn open_source(source: Box<dyn ImageSource>, platform: &Platform) -> Result<Self, NydusImageError> {
         let layers = source.image(platform)?.layers().to_vec();
-        let layer = bootstrap_layer(&layers).ok_or(NydusImageError::NotNydus)?;
+        let marked = |layer: &&Descriptor| {
+            let annotations = layer.annotations().as_ref();
+            annotations.is_some_and(|all| all.contains_key(BOOTSTRAP))
+        };
+        let layer = layers.last().filter(marked).ok_or(NydusImageError::NotNydus)?;
         let failed = |source| NydusImageError::BootstrapLayer { source };
         let file = tempfile::NamedTempFile::new().map_err(failed)?;
         unpack_bootstrap(source.blob(layer)?, file.as_file()).map_err(failed)?;
@@ -102,9 +107,26 @@ impl NydusImage {
     /// A blob's bytes from its beginning.
     pub(crate) fn blob(&self, blob: &Blob) -> io::Result<Box<dyn Read + Send>> {
         match &self.place {
-            Place::Directory(dir) => Ok(Box::new(File::open(dir.join(&blob.id))?)),
+            // No layer of this image; the place has it all the same.
+            Place::Source { source, .. } if blob.is_original() => {
+                let digest = Digest::from_str(&format!("sha256:{}", blob.id)).map_err(io::Error::other)?;
+                let layer = Descriptor::new(MediaType::ImageLayerGzip, blob.compressed_bytes, digest);
+                source.blob(&layer).map_err(io::Error::other)
+            }
+            Place::Directory(_) | Place::Source { .. } => self.file(&blob.id),
+        }
+    }
+
+    /// The bytes of the index of a blob that is an original layer.
+    pub(crate) fn index(&self, blob: &Blob) -> io::Result<Box<dyn Read + Send>> {
+        self.file(&blob.made().0)
+    }
+
+    fn file(&self, id: &str) -> io::Result<Box<dyn Read + Send>> {
+        match &self.place {
+            Place::Directory(dir) => Ok(Box::new(File::open(dir.join(id))?)),
             Place::Source { source, layers } => {
-                let layer = layers.iter().find(|layer| layer.digest().digest() == blob.id);
+                let layer = layers.iter().find(|layer| layer.digest().digest() == id);
                 let layer = layer.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
                 source.blob(layer).map_err(io::Error::other)
             }
@@ -112,17 +134,8 @@ impl NydusImage {
     }
 }
 
-/// The layer with the bootstrap, if the image is in nydus' form: the last one.
-pub(crate) fn bootstrap_layer(layers: &[Descriptor]) -> Option<&Descriptor> {
-    let marked = |layer: &&Descriptor| {
-        let annotations = layer.annotations().as_ref();
-        annotations.is_some_and(|all| all.contains_key(BOOTSTRAP))
-    };
-    layers.last().filter(marked)
-}
-
 /// Copies the bootstrap in a layer to `out`; the rest of the layer is read too, so that its digest is checked.
-pub(crate) fn unpack_bootstrap(layer: Box<dyn Read + Send>, mut out: &File) -> io::Result<()> {
+fn unpack_bootstrap(layer: Box<dyn Read + Send>, mut out: &File) -> io::Result<()> {
     let mut archive = tar::Archive::new(crate::layers::decompressed(layer)?);
     let mut found = false;
     for entry in archive.entries()? {

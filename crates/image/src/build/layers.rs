@@ -40,6 +40,7 @@ pub(super) fn run(
         .map(|(number, path)| LayerSource {
             number,
             open: Box::new(move || File::open(path).map(|file| Box::new(file) as Box<dyn Read + Send>)),
+            keep: None,
         })
         .collect();
     let failed = |failed: FailedLayer| layer_error(config, archives, failed);

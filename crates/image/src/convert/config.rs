@@ -1,19 +1,50 @@
 //! What can be asked of a conversion. Every value here is valid once it exists.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use crate::config::{ChunkSize, Compressor, FsVersion};
+use serde::Serialize;
+
+use crate::config::{ChunkSize, Compressor, FsVersion, UnknownName};
 use crate::source::Platform;
+
+/// Where the data of a converted image is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// In blobs made of the layers.
+    #[default]
+    Native,
+    /// In the original layers, which stay as they are; only an index of each is made. RAFS v6 only. A layer that
+    /// can't be indexed ([`Unindexed`](crate::Unindexed)) is converted as in native mode.
+    Reference,
+}
+
+impl FromStr for Mode {
+    type Err = UnknownName;
+
+    fn from_str(s: &str) -> Result<Self, UnknownName> {
+        match s {
+            "native" => Ok(Self::Native),
+            "ref" => Ok(Self::Reference),
+            _ => Err(UnknownName {
+                found: s.to_owned(),
+                expected: "native, ref",
+            }),
+        }
+    }
+}
 
 /// How an image is converted. See [`convert`](crate::convert()).
 #[derive(Debug, Clone)]
 pub struct ConvertConfig {
-    pub(crate) platform: Platform,
-    pub(crate) fs_version: FsVersion,
-    pub(crate) compressor: Compressor,
-    pub(crate) chunk_size: ChunkSize,
-    pub(crate) chunk_dict: Option<PathBuf>,
-    pub(crate) work_dir: Option<PathBuf>,
+    pub(super) platform: Platform,
+    pub(super) mode: Mode,
+    pub(super) fs_version: FsVersion,
+    pub(super) compressor: Compressor,
+    pub(super) chunk_size: ChunkSize,
+    pub(super) chunk_dict: Option<PathBuf>,
+    pub(super) work_dir: Option<PathBuf>,
 }
 
 impl ConvertConfig {
@@ -22,12 +53,20 @@ impl ConvertConfig {
     pub fn new(platform: Platform) -> Self {
         Self {
             platform,
+            mode: Mode::default(),
             fs_version: FsVersion::default(),
             compressor: Compressor::default(),
             chunk_size: ChunkSize::default(),
             chunk_dict: None,
             work_dir: None,
         }
+    }
+
+    /// Sets where the data is.
+    #[must_use]
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
     }
 
     /// Sets the version of the format.
@@ -37,7 +76,7 @@ impl ConvertConfig {
         self
     }
 
-    /// Sets how chunks are compressed.
+    /// Sets how chunks are compressed; those of original layers stay as they are.
     #[must_use]
     pub fn compressor(mut self, compressor: Compressor) -> Self {
         self.compressor = compressor;
@@ -51,7 +90,7 @@ impl ConvertConfig {
         self
     }
 
-    /// Sets the bootstrap of an image whose chunks are not stored again. Its blobs have to be where the image is
+    /// Sets the bootstrap of an image whose chunks are not stored again, but for those in original layers. Its blobs have to be where the image is
     /// written to.
     #[must_use]
     pub fn chunk_dict(mut self, bootstrap: Option<PathBuf>) -> Self {

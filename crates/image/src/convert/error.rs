@@ -25,6 +25,9 @@ pub enum ConvertError {
     /// It is in nydus' form already.
     #[error("the image is in nydus' form already")]
     AlreadyNydus,
+    /// [`Mode::Reference`](crate::Mode::Reference) with another version than RAFS v6.
+    #[error("original layers can be referred to in RAFS v6 only")]
+    ReferenceVersion,
     /// A layer that is no archive.
     #[error("layer {digest} is of a type that cannot be converted: {media_type}")]
     LayerType {

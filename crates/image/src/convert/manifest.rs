@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{ConvertError, ConvertedLayerSummary};
 use crate::config::FsVersion;
+use crate::rafs::reference::Unindexed;
 use crate::source::{Descriptor, Digest, MediaType, SourceImage, sha256_of};
 
 /// Media type of a blob of RAFS.
@@ -24,6 +25,8 @@ pub(crate) const BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
 const FS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version";
 /// The layer a blob was made of.
 pub(crate) const SOURCE_DIGEST: &str = "containerd.io/snapshot/nydus-source-digest";
+/// The original layer that an index is of; the registry has to have it too.
+pub(super) const REFERENCE: &str = "containerd.io/snapshot/nydus-ref";
 /// Where in its layer the bootstrap is.
 const BOOTSTRAP_NAME: &str = "image/image.boot";
 
@@ -32,24 +35,44 @@ const BOOTSTRAP_NAME: &str = "image/image.boot";
 pub(super) struct BlobLayer {
     pub(super) descriptor: Descriptor,
     pub(super) source: Descriptor,
+    /// Whether it is an index only, and the source has the data.
+    pub(super) is_index: bool,
+    pub(super) unindexed: Option<Unindexed>,
     pub(super) reused: bool,
 }
 
 impl BlobLayer {
-    pub(super) fn new(source: &Descriptor, id: &str, bytes: u64, reused: bool) -> Result<Self, ConvertError> {
+    /// What was made of `source`: a blob, or an index.
+    pub(super) fn new(
+        source: &Descriptor,
+        id: &str,
+        bytes: u64,
+        is_index: bool,
+    ) -> Result<Self, ConvertError> {
         let mut descriptor = blob_descriptor(id, bytes)?;
         let mut annotations = descriptor.annotations().clone().unwrap_or_default();
         annotations.insert(SOURCE_DIGEST.to_owned(), source.digest().to_string());
+        if is_index {
+            annotations.insert(REFERENCE.to_owned(), source.digest().to_string());
+        }
         descriptor.set_annotations(Some(annotations));
         Ok(Self {
             descriptor,
             source: source.clone(),
-            reused,
+            is_index,
+            unindexed: None,
+            reused: false,
         })
     }
 
-    pub(super) fn id(&self) -> &str {
-        self.descriptor.digest().digest()
+    /// What the bootstrap calls the data.
+    pub(super) fn data_id(&self) -> &str {
+        let data = if self.is_index {
+            &self.source
+        } else {
+            &self.descriptor
+        };
+        data.digest().digest()
     }
 
     pub(super) fn summary(&self) -> ConvertedLayerSummary {
@@ -58,6 +81,8 @@ impl BlobLayer {
             source_bytes: self.source.size(),
             blob_digest: self.descriptor.digest().to_string(),
             blob_bytes: self.descriptor.size(),
+            is_index: self.is_index,
+            unindexed: self.unindexed,
             reused: self.reused,
         }
     }

@@ -9,10 +9,12 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use super::manifest::{BLOB, BLOB_TYPE, BlobLayer, SOURCE_DIGEST};
-use super::{ConvertConfig, copy_to};
+use super::manifest::{BLOB, BLOB_TYPE, BlobLayer, REFERENCE, SOURCE_DIGEST};
+use super::{ConvertConfig, Mode, copy_to};
 use crate::merge::MergeLayer;
+use crate::rafs::blob::digest_from_hex;
 use crate::rafs::load::load;
+use crate::rafs::reference::Unindexed;
 use crate::rafs::tail::{self, BlobFormat};
 use crate::rafs::{NydusError, with_nydus};
 use crate::source::{Descriptor, ImageSource, SourceError, SourceImage};
@@ -22,6 +24,7 @@ use crate::source::{Descriptor, ImageSource, SourceError, SourceImage};
 pub(super) struct Previous<'a> {
     place: &'a dyn ImageSource,
     image: SourceImage,
+    mode: Mode,
 }
 
 /// Why a blob can't be used again.
@@ -41,7 +44,11 @@ impl<'a> Previous<'a> {
     /// Looks at the image; without one, or if it can't be read, there is nothing to use again.
     pub(super) fn open(place: &'a dyn ImageSource, config: &ConvertConfig) -> Option<Self> {
         let image = place.image(&config.platform).ok()?;
-        Some(Self { place, image })
+        Some(Self {
+            place,
+            image,
+            mode: config.mode,
+        })
     }
 
     /// The layer that `source` became, its blob copied to `path`; none if it wasn't converted like this.
@@ -51,7 +58,10 @@ impl<'a> Previous<'a> {
         format: BlobFormat,
         path: &Path,
     ) -> Result<Option<(MergeLayer, BlobLayer)>, ReuseError> {
-        let Some(blob) = self.image.layers().iter().find(|layer| made_of(layer, source)) else {
+        // A layer that can't be indexed though it is gzip is not told apart from one that was not to be.
+        let indexed = self.mode == Mode::Reference && is_gzip(source);
+        let wanted = |layer: &&Descriptor| made_of(layer, source) && is_index(layer) == indexed;
+        let Some(blob) = self.image.layers().iter().find(wanted) else {
             return Ok(None);
         };
         copy_to(&mut *self.place.blob(blob)?, path)?;
@@ -65,17 +75,39 @@ impl<'a> Previous<'a> {
             return Ok(None);
         }
         let id = blob.digest().digest();
+        let digest = digest_from_hex(id).ok_or(ReuseError::Descriptor)?;
         let mut blobs = loaded.blobs.clone();
         for own in blobs.iter_mut().filter(|blob| blob.is_own()) {
-            tail::complete(own, id, &file)?;
+            tail::complete(own, digest, &file)?;
+            let of_source = own.id == source.digest().digest() && own.compressed_bytes == source.size();
+            if own.is_original() != indexed || indexed && !of_source {
+                return Ok(None);
+            }
         }
         let merge = MergeLayer {
             blobs,
             layer: loaded.into_layer(),
         };
-        let layer = BlobLayer::new(source, id, blob.size(), true).map_err(|_| ReuseError::Descriptor)?;
+        let layer = BlobLayer::new(source, id, blob.size(), indexed).map_err(|_| ReuseError::Descriptor)?;
+        let layer = BlobLayer {
+            unindexed: (self.mode == Mode::Reference && !indexed).then_some(Unindexed::NotGzip),
+            reused: true,
+            ..layer
+        };
         Ok(Some((merge, layer)))
     }
+}
+
+fn is_gzip(source: &Descriptor) -> bool {
+    let media_type = source.media_type().to_string();
+    media_type.ends_with("+gzip") || media_type.ends_with(".gzip")
+}
+
+fn is_index(layer: &Descriptor) -> bool {
+    layer
+        .annotations()
+        .as_ref()
+        .is_some_and(|all| all.contains_key(REFERENCE))
 }
 
 fn made_of(layer: &Descriptor, source: &Descriptor) -> bool {

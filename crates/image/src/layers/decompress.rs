@@ -1,7 +1,7 @@
 //! The uncompressed archive of a layer, whichever way it is compressed: seen from its first bytes, because
 //! media types are not always true.
 
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufReader, Chain, Cursor, Read};
 
 use flate2::read::MultiGzDecoder;
 
@@ -12,8 +12,19 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// What is compressed in `stream`, or `stream` itself.
-pub(crate) fn decompressed<'a>(stream: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+/// How an archive is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// A stream of which the first bytes were looked at.
+pub(crate) type Sniffed<R> = Chain<Cursor<Vec<u8>>, BufReader<R>>;
+
+/// How `stream` is compressed, and all of it.
+pub(crate) fn sniff<R: Read>(stream: R) -> io::Result<(Compression, Sniffed<R>)> {
     let mut stream = BufReader::with_capacity(BUFFER_BYTES, stream);
     let mut magic = Vec::with_capacity(ZSTD_MAGIC.len());
     (&mut stream)
@@ -21,12 +32,33 @@ pub(crate) fn decompressed<'a>(stream: impl Read + Send + 'a) -> io::Result<Box<
         .read_to_end(&mut magic)?;
     let is_gzip = magic.starts_with(&GZIP_MAGIC);
     let is_zstd = magic == ZSTD_MAGIC || magic.get(1..) == Some(&ZSTD_SKIPPABLE) && magic[0] >> 4 == 5;
-    let whole = Cursor::new(magic).chain(stream);
-    Ok(if is_gzip {
-        Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(whole)))
+    let compression = if is_gzip {
+        Compression::Gzip
     } else if is_zstd {
-        Box::new(zstd::stream::read::Decoder::new(whole)?)
+        Compression::Zstd
     } else {
-        Box::new(whole)
+        Compression::None
+    };
+    Ok((compression, Cursor::new(magic).chain(stream)))
+}
+
+/// What is compressed in `stream`, or `stream` itself.
+pub(crate) fn decompressed<'a>(stream: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let (compression, whole) = sniff(stream)?;
+    decompress(compression, whole)
+}
+
+/// What is compressed in `stream`.
+pub(crate) fn decompress<'a>(
+    compression: Compression,
+    stream: impl Read + Send + 'a,
+) -> io::Result<Box<dyn Read + Send + 'a>> {
+    Ok(match compression {
+        Compression::None => Box::new(stream),
+        Compression::Gzip => Box::new(BufReader::with_capacity(
+            BUFFER_BYTES,
+            MultiGzDecoder::new(stream),
+        )),
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(stream)?),
     })
 }

@@ -32,6 +32,8 @@ pub(super) struct TarEntry {
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Of the content as it is read, holes included, in bytes.
     pub(super) size: u64,
+    /// Whether there are holes in it, of which the archive has nothing.
+    pub(super) is_sparse: bool,
 }
 
 /// The stream, and how far the current entry's content was read.
@@ -45,6 +47,7 @@ pub(super) struct TarStream<R> {
     size: u64,
     sparse: Option<SparseMap>,
     ended: bool,
+    has_end_marker: bool,
 }
 
 impl<R: Read> TarStream<R> {
@@ -57,6 +60,7 @@ impl<R: Read> TarStream<R> {
             size: 0,
             sparse: None,
             ended: false,
+            has_end_marker: false,
         }
     }
 
@@ -130,6 +134,7 @@ impl<R: Read> TarStream<R> {
             },
             xattrs: pax.xattrs,
             size: stored,
+            is_sparse: false,
         };
         self.sparse = None;
         if type_flag == b'S' {
@@ -149,6 +154,7 @@ impl<R: Read> TarStream<R> {
         }
         if let Some(map) = &self.sparse {
             entry.size = map.size();
+            entry.is_sparse = true;
         }
         (self.position, self.size) = (0, entry.size);
         Ok(entry)
@@ -195,6 +201,7 @@ impl<R: Read> TarStream<R> {
             return Ok(None);
         }
         if block == [0; BLOCK_BYTES] {
+            self.has_end_marker = true;
             let more = self.fill_or_end(&mut block)?;
             if more && block != [0; BLOCK_BYTES] {
                 return Err(TarProblem::Checksum.into());
@@ -247,6 +254,11 @@ impl<R: Read> TarStream<R> {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         Ok(())
+    }
+
+    /// Whether the archive has ended as it says itself, not only where the stream did.
+    pub(super) fn has_end_marker(&self) -> bool {
+        self.has_end_marker
     }
 
     /// Reads what follows the archive, so that whoever checks the stream sees all of it.

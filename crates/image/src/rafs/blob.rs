@@ -4,6 +4,7 @@
 
 use nydus_builder::{BlobContext, ChunkSource};
 use nydus_storage::device::{BlobFeatures, BlobInfo};
+use nydus_utils::digest::RafsDigest;
 use nydus_utils::{compress, crypt, digest};
 
 /// A blob, as a bootstrap has it in its table.
@@ -42,6 +43,18 @@ pub(crate) struct ChunkTable {
 /// Chunks are named by BLAKE3: the faster of the two there are.
 pub(crate) const DIGESTER: digest::Algorithm = digest::Algorithm::Blake3;
 
+/// The digest that `hex` writes out, if it is one of 32 bytes.
+pub(crate) fn digest_from_hex(hex: &str) -> Option<[u8; 32]> {
+    let mut digest = [0; 32];
+    if hex.len() != 2 * digest.len() || !hex.is_ascii() {
+        return None;
+    }
+    for (at, byte) in digest.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(digest)
+}
+
 impl Blob {
     pub(crate) fn of(info: &BlobInfo) -> Self {
         Self {
@@ -69,6 +82,23 @@ impl Blob {
     /// Whether it is the blob that the bootstrap is in.
     pub(crate) fn is_own(&self) -> bool {
         self.features.contains(BlobFeatures::INLINED_FS_META)
+    }
+
+    /// Whether the data is in an original layer, and a file of its own has the table of chunks.
+    pub(crate) fn is_original(&self) -> bool {
+        self.features.contains(BlobFeatures::SEPARATE)
+    }
+
+    /// SHA-256 in hexadecimal, and length, of the file that was made of the layer: the blob itself, or the index.
+    pub(crate) fn made(&self) -> (String, u64) {
+        if self.is_original() {
+            let digest = RafsDigest {
+                data: self.meta_digest,
+            };
+            (digest.to_string(), self.meta_bytes)
+        } else {
+            (self.id.clone(), self.compressed_bytes)
+        }
     }
 
     /// The same for nydus' builder.

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
 
@@ -18,15 +18,16 @@ use sha2::{Digest, Sha256};
 use super::blob::{Blob, DIGESTER};
 use super::compress::{Compressors, Done, Job};
 use super::load::Loaded;
+use super::reference::Index;
 use crate::layers::LayerError;
 use crate::tree::{Action, Chunk, Kind};
 
 /// Chunks under way for one layer, in bytes, but always two of them.
 const UNDER_WAY_BYTES: usize = 24 << 20;
 /// RAFS v6 numbers chunks with 24 bits.
-const MAX_CHUNKS: u32 = 0xff_ffff;
+pub(super) const MAX_CHUNKS: u32 = 0xff_ffff;
 /// EROFS addresses data in blocks of this size.
-const BLOCK_BYTES: u64 = 4096;
+pub(super) const BLOCK_BYTES: u64 = 4096;
 
 /// A blob's file, its length and its digest.
 #[derive(Debug)]
@@ -69,11 +70,11 @@ impl BlobFile {
         self.hash.clone().finalize().into()
     }
 
-    /// Syncs it to disk; its SHA-256 in hexadecimal.
-    pub(crate) fn finish(mut self) -> Result<String, LayerError> {
+    /// Syncs it to disk; its SHA-256.
+    pub(crate) fn finish(mut self) -> Result<[u8; 32], LayerError> {
         let sync = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
         sync.map_err(|source| failed(&self.path, source))?;
-        Ok(format!("{:x}", self.hash.finalize()))
+        Ok(self.hash.finalize().into())
     }
 }
 
@@ -93,6 +94,29 @@ pub(crate) enum ChunkRef {
     Dictionary(usize),
 }
 
+/// What of a layer's archive an index of it can't tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Oddity {
+    /// A file with holes.
+    Sparse,
+    /// The archive ends where its stream does.
+    NoEnd,
+}
+
+/// Takes the content of a layer's files.
+pub(crate) trait ChunkSink {
+    type Error: From<LayerError>;
+
+    /// Told of an oddity; an error if nothing can come of the layer here.
+    fn meet(&mut self, oddity: Oddity) -> Result<(), Self::Error>;
+
+    /// Takes the next `size` bytes of `content` as a chunk.
+    fn take(&mut self, content: &mut dyn Read, size: usize) -> Result<ChunkRef, Self::Error>;
+
+    /// All was taken.
+    fn finish(self) -> Result<Data, Self::Error>;
+}
+
 /// Chunks of another image that need not be stored again.
 #[derive(Debug, Default)]
 pub(crate) struct Dictionary {
@@ -102,7 +126,8 @@ pub(crate) struct Dictionary {
 }
 
 impl Dictionary {
-    /// The chunks of an image. Those that were compressed together with others are left out.
+    /// The chunks of an image. Those that were compressed together with others, or are in an original layer, are
+    /// left out.
     pub(crate) fn of(image: Loaded) -> Self {
         let mut dictionary = Self {
             blobs: image.blobs,
@@ -116,7 +141,8 @@ impl Dictionary {
             let Kind::File(content) = kind else { continue };
             for chunk in &content.chunks {
                 let next = dictionary.chunks.len();
-                let usable = !chunk.is_batch && (chunk.blob as usize) < dictionary.blobs.len();
+                let blob = dictionary.blobs.get(chunk.blob as usize);
+                let usable = !chunk.is_batch && blob.is_some_and(|blob| !blob.is_original());
                 if usable && *dictionary.by_id.entry(chunk.id).or_insert(next) == next {
                     dictionary.chunks.push(chunk.clone());
                 }
@@ -167,6 +193,8 @@ pub(crate) struct Data {
     pub(crate) file: BlobFile,
     pub(crate) chunks: Vec<Chunk>,
     pub(crate) uncompressed_bytes: u64,
+    /// Of the layer that has the data, where it isn't in the file.
+    pub(crate) index: Option<Index>,
 }
 
 impl<'a> ChunkWriter<'a> {
@@ -195,7 +223,7 @@ impl<'a> ChunkWriter<'a> {
     }
 
     /// Adds a piece of a file, unless the blob or the dictionary has it. Waits while too much is under way.
-    pub(crate) fn push(&mut self, data: Vec<u8>) -> Result<ChunkRef, LayerError> {
+    fn push(&mut self, data: Vec<u8>) -> Result<ChunkRef, LayerError> {
         let id = RafsDigest::from_buf(&data, DIGESTER).data;
         if let Some(number) = self.dictionary.find(id, data.len()) {
             return Ok(ChunkRef::Dictionary(number));
@@ -217,32 +245,20 @@ impl<'a> ChunkWriter<'a> {
         let job = Job::new(index, data, self.compressor, self.done.0.clone());
         self.compressors.submit(job);
         while let Ok(done) = self.done.1.try_recv() {
-            self.take(done)?;
+            self.take_done(done)?;
         }
         Ok(ChunkRef::Own(index))
     }
 
-    /// Waits for what is under way.
-    pub(crate) fn finish(mut self) -> Result<Data, LayerError> {
-        while self.under_way > 0 {
-            self.take_one()?;
-        }
-        Ok(Data {
-            file: self.file,
-            chunks: self.written,
-            uncompressed_bytes: self.uncompressed_end,
-        })
-    }
-
     fn take_one(&mut self) -> Result<(), LayerError> {
         match self.done.1.recv() {
-            Ok(done) => self.take(done),
+            Ok(done) => self.take_done(done),
             // Not while we hold a sender ourselves.
             Err(error) => Err(failed(self.file.path(), io::Error::other(error))),
         }
     }
 
-    fn take(&mut self, done: Done) -> Result<(), LayerError> {
+    fn take_done(&mut self, done: Done) -> Result<(), LayerError> {
         self.early.insert(done.index, done);
         while let Some(done) = self
             .early
@@ -276,5 +292,34 @@ impl<'a> ChunkWriter<'a> {
         }
         self.written.push(chunk);
         Ok(())
+    }
+}
+
+impl ChunkSink for ChunkWriter<'_> {
+    type Error = LayerError;
+
+    fn meet(&mut self, _oddity: Oddity) -> Result<(), LayerError> {
+        Ok(())
+    }
+
+    fn take(&mut self, content: &mut dyn Read, size: usize) -> Result<ChunkRef, LayerError> {
+        let mut data = vec![0; size];
+        content
+            .read_exact(&mut data)
+            .map_err(|source| LayerError::Unreadable { source })?;
+        self.push(data)
+    }
+
+    /// Waits for what is under way.
+    fn finish(mut self) -> Result<Data, LayerError> {
+        while self.under_way > 0 {
+            self.take_one()?;
+        }
+        Ok(Data {
+            file: self.file,
+            chunks: self.written,
+            uncompressed_bytes: self.uncompressed_end,
+            index: None,
+        })
     }
 }

@@ -4,6 +4,7 @@
 //! v6: data, header; table of chunks, its header, header; digests of chunks, header; bootstrap, header; TOC, header
 //! v5: data, header; bootstrap, header
 //! ```
+//! Where the data stays in the original layer, the file has all but the data and is the layer's index.
 //! "header" is a tar header that *follows* what it is about, so that all can be written without seeking and
 //! read from the end: the form nydus-snapshotter takes apart. Read `chunks.rs` for the data.
 
@@ -19,6 +20,7 @@ use sha2::{Digest, Sha256};
 
 use super::blob::{Blob, ChunkTable, DIGESTER};
 use super::chunks::{BlobFile, Data};
+use super::reference::Index;
 use crate::config::{ChunkSize, FsVersion};
 use crate::layers::LayerError;
 use crate::tree::Chunk;
@@ -43,6 +45,7 @@ pub(crate) struct Tail {
     chunks: Vec<Chunk>,
     uncompressed_bytes: u64,
     data_bytes: u64,
+    index: Option<Index>,
     chunk_table: Option<ChunkTable>,
 }
 
@@ -56,10 +59,13 @@ impl Tail {
             toc: toc::TocEntryList::new(),
             chunks: data.chunks,
             uncompressed_bytes: data.uncompressed_bytes,
+            index: data.index,
             chunk_table: None,
         };
         if !tail.chunks.is_empty() {
-            tail.end_of_data()?;
+            if tail.index.is_none() {
+                tail.end_of_data()?;
+            }
             if format.fs_version == FsVersion::V6 {
                 tail.chunk_table()?;
             }
@@ -73,10 +79,11 @@ impl Tail {
 
     /// The blob as its own bootstrap has it: its digest isn't known yet.
     pub(crate) fn blob_so_far(&self) -> Blob {
-        self.blob(
-            "x".repeat(64),
-            features(self.format) | BlobFeatures::INLINED_FS_META,
-        )
+        let id = match &self.index {
+            Some(index) => index.original.id.clone(),
+            None => "x".repeat(64),
+        };
+        self.blob(id, self.features() | BlobFeatures::INLINED_FS_META)
     }
 
     /// Writes the bootstrap and what follows it.
@@ -90,7 +97,7 @@ impl Tail {
         };
         self.file.write(&stored)?;
         self.header(toc::TOC_ENTRY_BOOTSTRAP, stored.len() as u64)?;
-        let mut blob = self.blob(String::new(), features(self.format));
+        let mut blob = self.blob(String::new(), self.features());
         if v6 {
             let digest = RafsDigest::from_buf(bootstrap, digest::Algorithm::Sha256);
             let (compressed, plain) = (stored.len() as u64, bootstrap.len() as u64);
@@ -111,8 +118,15 @@ impl Tail {
             blob.toc_digest = hash.finalize().into();
             blob.toc_bytes = u32::try_from(table.len() + header.as_bytes().len()).unwrap_or_default();
         }
-        blob.compressed_bytes = self.file.position();
-        blob.id = self.file.finish()?;
+        let bytes = self.file.position();
+        let digest = self.file.finish()?;
+        if let Some(index) = self.index {
+            blob.id = index.original.id;
+            (blob.meta_digest, blob.meta_bytes) = (digest, bytes);
+        } else {
+            blob.id = RafsDigest { data: digest }.to_string();
+            blob.compressed_bytes = bytes;
+        }
         Ok(blob)
     }
 
@@ -120,17 +134,34 @@ impl Tail {
         Blob {
             id,
             features,
-            compressor: self.format.compressor,
+            compressor: match &self.index {
+                Some(_) => compress::Algorithm::GZip,
+                None => self.format.compressor,
+            },
             digester: DIGESTER,
             chunk_bytes: self.format.chunk_size.bytes(),
             chunks: u32::try_from(self.chunks.len()).unwrap_or(u32::MAX),
-            compressed_bytes: self.file.position(),
+            compressed_bytes: match &self.index {
+                Some(index) => index.original.bytes,
+                None => self.file.position(),
+            },
             uncompressed_bytes: self.uncompressed_bytes,
             chunk_table: self.chunk_table,
             toc_digest: [0; 32],
             toc_bytes: 0,
             meta_digest: [0; 32],
             meta_bytes: 0,
+        }
+    }
+
+    fn features(&self) -> BlobFeatures {
+        let common = BlobFeatures::CAP_TAR_TOC | BlobFeatures::HAS_TAR_HEADER;
+        let v6 = BlobFeatures::ALIGNED | BlobFeatures::HAS_TOC | BlobFeatures::INLINED_CHUNK_DIGEST;
+        let original = BlobFeatures::ZRAN | BlobFeatures::SEPARATE | BlobFeatures::CHUNK_INFO_V2;
+        match (self.format.fs_version, &self.index) {
+            (FsVersion::V5, _) => common,
+            (FsVersion::V6, None) => common | v6,
+            (FsVersion::V6, Some(_)) => common | v6 | original,
         }
     }
 
@@ -155,19 +186,16 @@ impl Tail {
     }
 
     fn chunk_table(&mut self) -> Result<(), LayerError> {
-        let mut table = BlobMetaChunkArray::new_v1();
-        let mut digests = Vec::with_capacity(self.chunks.len() * 32);
-        for chunk in &self.chunks {
-            table.add_v1(
-                chunk.compressed_offset,
-                chunk.compressed_size,
-                chunk.uncompressed_offset,
-                chunk.uncompressed_size,
-            );
-            digests.extend_from_slice(&chunk.id);
-        }
-        let plain = table.as_byte_slice();
-        let (stored, compressor) = self.compressed(plain, self.format.compressor)?;
+        let digests: Vec<u8> = self.chunks.iter().flat_map(|chunk| chunk.id).collect();
+        let own_table;
+        let (plain, with) = match &self.index {
+            Some(index) => (&index.table[..], compress::Algorithm::Zstd),
+            None => {
+                own_table = self.own_table();
+                (own_table.as_byte_slice(), self.format.compressor)
+            }
+        };
+        let (stored, compressor) = self.compressed(plain, with)?;
         let placed = ChunkTable {
             compressor,
             offset: self.file.position(),
@@ -186,15 +214,23 @@ impl Tail {
         header.set_has_tar_header(true);
         header.set_has_toc(true);
         header.set_cap_tar_toc(true);
+        if let Some(index) = &self.index {
+            header.set_chunk_info_v2(true);
+            header.set_separate_blob(true);
+            header.set_ci_zran(true);
+            header.set_ci_zran_count(index.contexts);
+            header.set_ci_zran_offset(index.contexts_offset);
+            header.set_ci_zran_size(plain.len() as u64 - index.contexts_offset);
+        }
+        let plain_digest = sha256(plain);
         self.file.write(&stored)?;
         self.file.write(header.as_bytes())?;
         let header_bytes = header.as_bytes().len() as u64;
         self.header(toc::TOC_ENTRY_BLOB_META, placed.compressed_bytes + header_bytes)?;
-        let sha256 = |bytes: &[u8]| RafsDigest::from_buf(bytes, digest::Algorithm::Sha256);
         self.toc(
             toc::TOC_ENTRY_BLOB_META,
             compressor,
-            sha256(plain),
+            plain_digest,
             placed.offset,
             placed.compressed_bytes,
             placed.uncompressed_bytes,
@@ -221,6 +257,20 @@ impl Tail {
             bytes,
             bytes,
         )
+    }
+
+    /// The table of chunks of a blob that has its data itself.
+    fn own_table(&self) -> BlobMetaChunkArray {
+        let mut table = BlobMetaChunkArray::new_v1();
+        for chunk in &self.chunks {
+            table.add_v1(
+                chunk.compressed_offset,
+                chunk.compressed_size,
+                chunk.uncompressed_offset,
+                chunk.uncompressed_size,
+            );
+        }
+        table
     }
 
     /// Compressed, or as it is where that isn't smaller.
@@ -267,22 +317,21 @@ impl Tail {
     }
 }
 
-fn features(format: BlobFormat) -> BlobFeatures {
-    let common = BlobFeatures::CAP_TAR_TOC | BlobFeatures::HAS_TAR_HEADER;
-    match format.fs_version {
-        FsVersion::V5 => common,
-        FsVersion::V6 => {
-            common | BlobFeatures::ALIGNED | BlobFeatures::HAS_TOC | BlobFeatures::INLINED_CHUNK_DIGEST
-        }
-    }
+fn sha256(bytes: &[u8]) -> RafsDigest {
+    RafsDigest::from_buf(bytes, digest::Algorithm::Sha256)
 }
 
-/// Completes what the bootstrap inside a blob could not say of the blob itself.
-pub(crate) fn complete(own: &mut Blob, id: &str, blob: &File) -> io::Result<()> {
-    own.id = id.to_owned();
+/// Completes what the bootstrap inside a blob, which has the SHA-256 `digest`, could not say of the blob itself.
+pub(crate) fn complete(own: &mut Blob, digest: [u8; 32], blob: &File) -> io::Result<()> {
     own.features.remove(BlobFeatures::INLINED_FS_META);
-    own.compressed_bytes = blob.metadata()?.len();
-    let (name, bytes, start) = last_entry(blob, own.compressed_bytes)?;
+    let length = blob.metadata()?.len();
+    if own.is_original() {
+        (own.meta_digest, own.meta_bytes) = (digest, length);
+    } else {
+        own.id = RafsDigest { data: digest }.to_string();
+        own.compressed_bytes = length;
+    }
+    let (name, bytes, start) = last_entry(blob, length)?;
     if name == toc::TOC_ENTRY_BLOB_TOC {
         let table = read_at(blob, start, bytes + HEADER_BYTES)?;
         own.toc_digest = Sha256::digest(&table).into();

@@ -7,11 +7,10 @@
 //! documents have a limit. Nothing here unpacks a layer. Which manifest of several is taken is decided in
 //! `document.rs` and `platform.rs`; read `oci_layout.rs` next for the simplest place.
 
-pub(crate) mod blob_dir;
 mod digest;
 mod dir;
 mod docker_archive;
-pub(crate) mod document;
+mod document;
 mod error;
 mod files;
 mod oci_layout;

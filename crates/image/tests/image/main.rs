@@ -7,12 +7,13 @@ mod convert;
 mod layers;
 mod look;
 mod nydusd;
+mod oci;
 mod peers;
 mod progress;
+mod reference;
 mod refusals;
 mod round_trip;
 mod sources;
-mod store;
 mod tree;
 mod walk;
 

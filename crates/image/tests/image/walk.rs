@@ -26,7 +26,7 @@ pub(crate) struct Entry {
     target: Option<OsString>,
     xattrs: BTreeMap<OsString, Vec<u8>>,
     /// Of regular files only.
-    content: Option<digest::RafsDigest>,
+    pub(crate) content: Option<digest::RafsDigest>,
     /// The first path, in order, that is the same file.
     same_as: PathBuf,
     links: u64,

@@ -6,7 +6,7 @@ use clap::Args;
 use indicatif::DecimalBytes;
 use nydusbox_image::source::{AccessOptions, ImageRef, Platform, open_sink, open_source};
 use nydusbox_image::{
-    ChunkSize, Compressor, ConvertConfig, ConvertError, ConvertSummary, FsVersion, convert,
+    ChunkSize, Compressor, ConvertConfig, ConvertError, ConvertSummary, FsVersion, Mode, convert,
 };
 
 use super::bar::{Bar, cancelled_by_signals};
@@ -24,6 +24,10 @@ pub(crate) struct ConvertArgs {
     /// Which of several images: OS/ARCH[/VARIANT]; this machine's unless given
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
+    /// Where the data is: native makes blobs of the layers; ref leaves it in the layers, which have to stay where
+    /// the image is, and writes an index of each (gzip only; other layers become blobs)
+    #[arg(long, value_name = "MODE", default_value = "native")]
+    mode: Mode,
     /// Version of the RAFS format: 5 or 6
     #[arg(long, value_name = "VERSION", default_value = "6")]
     fs_version: FsVersion,
@@ -48,6 +52,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     let chunk_size =
         ChunkSize::new(args.chunk_size.bytes()).map_err(|e| Failure::new("use this --chunk-size", &e))?;
     let config = ConvertConfig::new(args.platform.clone().unwrap_or_default())
+        .mode(args.mode)
         .fs_version(args.fs_version)
         .compressor(args.compressor)
         .chunk_size(chunk_size)
@@ -65,16 +70,29 @@ pub(super) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         ConvertError::Cancelled => Failure::new(&what, &e).code(INTERRUPTED),
         _ => Failure::new(&what, &e),
     })?;
-    args.output
-        .print(&summary, || closing_line(&args.destination.to_string(), &summary))
+    args.output.print(&summary, || {
+        closing_lines(&args.destination.to_string(), &summary)
+    })
+}
+
+fn closing_lines(destination: &str, s: &ConvertSummary) -> String {
+    let unindexed = s.layers.iter().filter_map(|layer| {
+        let why = layer.unindexed?;
+        Some(format!("layer {} became a blob: {why}\n", layer.source_digest))
+    });
+    unindexed.chain([closing_line(destination, s)]).collect()
 }
 
 fn closing_line(destination: &str, s: &ConvertSummary) -> String {
     let reused = s.layers.iter().filter(|layer| layer.reused).count();
     let source = s.layers.iter().map(|layer| layer.source_bytes).sum();
     let blobs: u64 = s.layers.iter().map(|layer| layer.blob_bytes).sum();
+    let kept = match s.layers.iter().filter(|layer| layer.is_index).count() {
+        0 => String::new(),
+        count => format!(", {count} kept as they are"),
+    };
     format!(
-        "{destination}: {} layers, {reused} of them converted before; {} in {} and a bootstrap of {} ({:.0} %); {}",
+        "{destination}: {} layers{kept}, {reused} of them converted before; {} in {} and a bootstrap of {} ({:.0} %); {}",
         s.layers.len(),
         DecimalBytes(source),
         DecimalBytes(blobs),

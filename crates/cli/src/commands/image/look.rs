@@ -103,6 +103,9 @@ fn inspection(r: &ImageReport) -> String {
             HumanCount(blob.chunks),
             HumanCount(blob.used_chunks),
         ));
+        if let Some(index) = &blob.index {
+            text.push_str(&format!("; the original layer, with the index {index}"));
+        }
     }
     text
 }

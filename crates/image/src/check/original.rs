@@ -1,0 +1,248 @@
+//! Checks chunks that are in an original layer, by the index that unpacks them.
+//!
+//! The layer is read once, from its beginning; each stretch that has a context is unpacked as a daemon would do it.
+//! Read `rafs/reference.rs` for how an index is made.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+
+use nydus_storage::RAFS_MAX_CHUNK_SIZE;
+use nydus_utils::compress::zlib_random::{ZranContext, ZranDecoder};
+use nydus_utils::compress::{self, Algorithm};
+use sha2::{Digest, Sha256};
+
+use super::{CheckProblem, CheckReport, Wanted, digest_of};
+use crate::nydus_image::NydusImage;
+use crate::progress::Progress;
+use crate::rafs::blob::Blob;
+use crate::rafs::reference::Context;
+use crate::rafs::with_nydus;
+use crate::tree::Chunk;
+
+/// A table of chunks of more is none of any layer there is.
+const MAX_TABLE_BYTES: u64 = 1 << 30;
+/// More cannot be compressed to what a context may unpack to.
+const MAX_STRETCH_BYTES: u32 = 256 << 20;
+/// An entry of the table of chunks.
+const CHUNK_BYTES: usize = 24;
+/// What follows the table in the file, and where in it the number of contexts is.
+const HEADER_BYTES: usize = 4096;
+const HEADER_CONTEXTS: usize = 56;
+
+/// The table of an index, uncompressed.
+struct Table {
+    bytes: Vec<u8>,
+    chunks: u32,
+    contexts: u32,
+}
+
+impl Table {
+    /// Reads it from the index in `file`, all of which is read.
+    fn read(blob: &Blob, file: &mut dyn Read) -> io::Result<Self> {
+        let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+        let placed = blob
+            .chunk_table
+            .ok_or_else(|| bad("there is no table of chunks"))?;
+        if placed.uncompressed_bytes.max(placed.compressed_bytes) > MAX_TABLE_BYTES {
+            return Err(bad("the table of chunks is larger than 1 GiB"));
+        }
+        let mut file = Hashing::new(file);
+        super::skip(&mut file, placed.offset)?;
+        let stored = read(&mut file, placed.compressed_bytes)?;
+        let header = read(&mut file, HEADER_BYTES as u64)?;
+        io::copy(&mut file, &mut io::sink())?;
+        if file.digest() != blob.meta_digest {
+            return Err(bad("the index has another digest"));
+        }
+        let mut bytes = stored;
+        if placed.compressor != Algorithm::None {
+            let mut plain = vec![0; usize::try_from(placed.uncompressed_bytes).unwrap_or_default()];
+            let got = compress::decompress(&bytes, &mut plain, placed.compressor)?;
+            plain.truncate(got);
+            bytes = plain;
+        }
+        let contexts = header
+            .get(HEADER_CONTEXTS..HEADER_CONTEXTS + 4)
+            .and_then(|count| count.try_into().ok())
+            .map_or(0, u32::from_le_bytes);
+        Ok(Self {
+            bytes,
+            chunks: blob.chunks,
+            contexts,
+        })
+    }
+
+    /// The number of the chunk's context, and where in that it is.
+    fn place(&self, chunk: &Chunk) -> Option<(u32, u32)> {
+        let begin = (chunk.index as usize).checked_mul(CHUNK_BYTES)?;
+        let entry = self.bytes.get(begin..begin + CHUNK_BYTES)?;
+        let data = u64::from_le_bytes(entry[16..].try_into().ok()?);
+        let (context, offset) = (data >> 32, data & u64::from(u32::MAX));
+        (chunk.index < self.chunks).then_some((u32::try_from(context).ok()?, u32::try_from(offset).ok()?))
+    }
+
+    fn context(&self, number: u32) -> Option<(Context, &[u8])> {
+        let contexts = self.bytes.get(self.chunks as usize * CHUNK_BYTES..)?;
+        let dictionaries = contexts.get((self.contexts as usize).checked_mul(Context::BYTES)?..)?;
+        let context = (number < self.contexts).then(|| Context::at(contexts, number))??;
+        let begin = usize::try_from(context.dictionary_offset).ok()?;
+        let end = begin.checked_add(context.dictionary_bytes as usize)?;
+        let possible = u64::from(context.out_bytes) <= RAFS_MAX_CHUNK_SIZE
+            && context.in_bytes <= MAX_STRETCH_BYTES
+            && context
+                .in_offset
+                .checked_add(u64::from(context.in_bytes))
+                .is_some();
+        possible.then_some((context, dictionaries.get(begin..end)?))
+    }
+}
+
+impl NydusImage {
+    /// Checks the chunks of an original layer.
+    pub(super) fn check_original(
+        &self,
+        blob: &Blob,
+        wanted: &Wanted<'_>,
+        before: u64,
+        progress: &dyn Progress,
+        report: &mut CheckReport,
+    ) -> io::Result<()> {
+        let table = Table::read(blob, &mut *self.index(blob)?)?;
+        let mut by_context = BTreeMap::<u32, Vec<_>>::new();
+        for (chunk, file) in wanted.values().copied() {
+            match table.place(chunk) {
+                Some((context, offset)) => by_context.entry(context).or_default().push((offset, chunk, file)),
+                None => report.problems.push(CheckProblem::of_chunk(blob, chunk, file)),
+            }
+        }
+        let mut layer = Window::new(self.blob(blob)?);
+        for (number, chunks) in by_context {
+            if progress.is_cancelled() {
+                return Ok(());
+            }
+            // A context that can't be, or that lies before the one before it, unpacks to nothing.
+            let unpacked = match table.context(number) {
+                Some((context, dictionary)) => match layer.slice(context.in_offset, context.in_bytes)? {
+                    Some(stretch) => unpack(&context, dictionary, stretch),
+                    None => None,
+                },
+                None => None,
+            };
+            for (offset, chunk, file) in chunks {
+                let begin = offset as usize;
+                let content = unpacked.as_deref().and_then(|unpacked| {
+                    unpacked.get(begin..begin.checked_add(chunk.uncompressed_size as usize)?)
+                });
+                if content.is_some_and(|content| digest_of(blob, content) == chunk.id) {
+                    report.good_chunks += 1;
+                } else {
+                    report.problems.push(CheckProblem::of_chunk(blob, chunk, file));
+                }
+            }
+            progress.position(before + layer.end());
+        }
+        // To the end, where a source that knows its digest compares it.
+        layer.finish()
+    }
+}
+
+fn unpack(context: &Context, dictionary: &[u8], stretch: &[u8]) -> Option<Vec<u8>> {
+    let context = ZranContext {
+        in_offset: context.in_offset,
+        out_offset: context.out_offset,
+        in_len: context.in_bytes,
+        out_len: context.out_bytes,
+        ctx_byte: context.byte,
+        ctx_bits: context.bits,
+        dict: Vec::new(),
+    };
+    with_nydus(|| {
+        let mut unpacked = vec![0; context.out_len as usize];
+        let got = ZranDecoder::new()?.uncompress(&context, Some(dictionary), stretch, &mut unpacked)?;
+        unpacked.truncate(got);
+        Ok(unpacked)
+    })
+    .ok()
+}
+
+/// A stream that is looked at in pieces which may overlap, each beginning no earlier than the one before.
+struct Window {
+    stream: Box<dyn Read + Send>,
+    /// Where `bytes` begin.
+    begin: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    fn new(stream: Box<dyn Read + Send>) -> Self {
+        Self {
+            stream,
+            begin: 0,
+            bytes: Vec::new(),
+        }
+    }
+
+    /// What was read of the stream.
+    fn end(&self) -> u64 {
+        self.begin + self.bytes.len() as u64
+    }
+
+    /// The piece at `offset`; none if it begins before the one before, an error where the stream has ended.
+    fn slice(&mut self, offset: u64, bytes: u32) -> io::Result<Option<&[u8]>> {
+        let Some(passed) = offset.checked_sub(self.begin) else {
+            return Ok(None);
+        };
+        let kept = self
+            .bytes
+            .len()
+            .min(usize::try_from(passed).unwrap_or(usize::MAX));
+        self.bytes.drain(..kept);
+        super::skip(&mut self.stream, passed - kept as u64)?;
+        self.begin = offset;
+        let missing = (bytes as usize).saturating_sub(self.bytes.len());
+        let more = read(&mut self.stream, missing as u64)?;
+        self.bytes.extend(more);
+        Ok(self.bytes.get(..bytes as usize))
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        io::copy(&mut self.stream, &mut io::sink()).map(drop)
+    }
+}
+
+/// Exactly so many bytes; memory is taken as they come.
+fn read(stream: &mut impl Read, bytes: u64) -> io::Result<Vec<u8>> {
+    let mut data = Vec::new();
+    stream.take(bytes).read_to_end(&mut data)?;
+    if (data.len() as u64) < bytes {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(data)
+}
+
+/// Hashes what passes.
+struct Hashing<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Hashing<R> {
+    fn new(inner: R) -> Self {
+        Self {
+            inner,
+            hash: Sha256::new(),
+        }
+    }
+
+    fn digest(self) -> [u8; 32] {
+        self.hash.finalize().into()
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let got = self.inner.read(buf)?;
+        self.hash.update(&buf[..got]);
+        Ok(got)
+    }
+}
