@@ -4,6 +4,8 @@
 //! chunks) and `image.json` (what is in it). [`build`] makes one, [`ImageDir`] opens one, and
 //! [`rafs_config`] writes the configuration with which a daemon serves it.
 //!
+//! A [`Store`] keeps images that were pulled or converted, and finds them by the reference they were asked for.
+//!
 //! Images of others, in layouts and archives, are read and written through [`source`].
 //!
 //! This crate never talks to a daemon, never mounts anything, and draws no progress bar: it reports to a
@@ -44,6 +46,7 @@ mod rafs_config;
 mod scan;
 pub mod source;
 mod staging;
+mod store;
 mod summary;
 mod tree;
 
@@ -60,6 +63,7 @@ pub use nydus_image::{NydusImage, NydusImageError};
 pub use progress::{Phase, Progress, Quiet};
 pub use rafs::reference::Unindexed;
 pub use rafs_config::{RafsConfigError, rafs_config};
+pub use store::{GetRequest, ImageData, PullPolicy, Store, StoreError, StoredEntry, StoredImage, StoredKind};
 pub use summary::{BlobSummary, BuildSummary};
 
 /// The bootstrap's name inside an image directory.

@@ -79,11 +79,7 @@ impl NydusImage {
     /// See [`NydusImageError`]. The blobs aren't looked at.
     pub fn open_source(source: Box<dyn ImageSource>, platform: &Platform) -> Result<Self, NydusImageError> {
         let layers = source.image(platform)?.layers().to_vec();
-        let marked = |layer: &&Descriptor| {
-            let annotations = layer.annotations().as_ref();
-            annotations.is_some_and(|all| all.contains_key(BOOTSTRAP))
-        };
-        let layer = layers.last().filter(marked).ok_or(NydusImageError::NotNydus)?;
+        let layer = bootstrap_layer(&layers).ok_or(NydusImageError::NotNydus)?;
         let failed = |source| NydusImageError::BootstrapLayer { source };
         let file = tempfile::NamedTempFile::new().map_err(failed)?;
         unpack_bootstrap(source.blob(layer)?, file.as_file()).map_err(failed)?;
@@ -134,8 +130,17 @@ impl NydusImage {
     }
 }
 
+/// The layer with the bootstrap, if the image is in nydus' form: the last one.
+pub(crate) fn bootstrap_layer(layers: &[Descriptor]) -> Option<&Descriptor> {
+    let marked = |layer: &&Descriptor| {
+        let annotations = layer.annotations().as_ref();
+        annotations.is_some_and(|all| all.contains_key(BOOTSTRAP))
+    };
+    layers.last().filter(marked)
+}
+
 /// Copies the bootstrap in a layer to `out`; the rest of the layer is read too, so that its digest is checked.
-fn unpack_bootstrap(layer: Box<dyn Read + Send>, mut out: &File) -> io::Result<()> {
+pub(crate) fn unpack_bootstrap(layer: Box<dyn Read + Send>, mut out: &File) -> io::Result<()> {
     let mut archive = tar::Archive::new(crate::layers::decompressed(layer)?);
     let mut found = false;
     for entry in archive.entries()? {

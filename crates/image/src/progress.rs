@@ -6,6 +6,8 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
+    /// Waiting for another process that fetches or converts the same image, or removes images. No positions.
+    Wait,
     /// Looking through the source. Position: entries found so far. The total isn't known.
     Scan,
     /// Reading, compressing and writing the data. Position and total: bytes of the source's content.

@@ -38,13 +38,13 @@ impl FromStr for Mode {
 /// How an image is converted. See [`convert`](crate::convert()).
 #[derive(Debug, Clone)]
 pub struct ConvertConfig {
-    pub(super) platform: Platform,
-    pub(super) mode: Mode,
-    pub(super) fs_version: FsVersion,
-    pub(super) compressor: Compressor,
-    pub(super) chunk_size: ChunkSize,
-    pub(super) chunk_dict: Option<PathBuf>,
-    pub(super) work_dir: Option<PathBuf>,
+    pub(crate) platform: Platform,
+    pub(crate) mode: Mode,
+    pub(crate) fs_version: FsVersion,
+    pub(crate) compressor: Compressor,
+    pub(crate) chunk_size: ChunkSize,
+    pub(crate) chunk_dict: Option<PathBuf>,
+    pub(crate) work_dir: Option<PathBuf>,
 }
 
 impl ConvertConfig {

@@ -5,7 +5,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
+use std::fs::File;
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -52,6 +55,26 @@ struct TooDeep;
 #[derive(Debug, thiserror::Error)]
 #[error("a file has fewer bytes in its chunks than it says")]
 struct ShortFile;
+
+/// The version of the format a bootstrap is in, by the magic numbers of the two.
+pub(crate) fn version_of(bootstrap: &File) -> io::Result<FsVersion> {
+    /// Where RAFS v6, as EROFS, has its superblock, in bytes.
+    const V6_AT: u64 = 1024;
+    const V6_MAGIC: u32 = 0xe0f5_e1e2;
+    const V5_MAGIC: u32 = 0x5241_4653;
+    let magic = |at| {
+        let mut word = [0; 4];
+        bootstrap.read_exact_at(&mut word, at)?;
+        io::Result::Ok(u32::from_le_bytes(word))
+    };
+    if magic(V6_AT)? == V6_MAGIC {
+        Ok(FsVersion::V6)
+    } else if magic(0)? == V5_MAGIC {
+        Ok(FsVersion::V5)
+    } else {
+        Err(io::Error::other("it is of neither version of RAFS"))
+    }
+}
 
 /// Reads the bootstrap at `path`.
 pub(crate) fn load(path: &Path) -> Result<Loaded, NydusError> {

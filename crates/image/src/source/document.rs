@@ -22,15 +22,15 @@ pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.ma
 pub(super) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
 /// Gives the content that a descriptor names, verified.
-pub(super) type Blobs<'a> = dyn Fn(&Descriptor) -> Result<Box<dyn Read + Send>, SourceError> + 'a;
+pub(crate) type Blobs<'a> = dyn Fn(&Descriptor) -> Result<Box<dyn Read + Send>, SourceError> + 'a;
 
 /// A manifest or index as it came.
 #[derive(Debug, Clone)]
-pub(super) struct Document {
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct Document {
+    pub(crate) bytes: Vec<u8>,
     /// What its descriptor or its transport calls it; `None` where nobody says.
-    pub(super) media_type: Option<MediaType>,
-    pub(super) digest: Digest,
+    pub(crate) media_type: Option<MediaType>,
+    pub(crate) digest: Digest,
 }
 
 impl Document {
@@ -46,7 +46,7 @@ impl Document {
 }
 
 /// What `root` is, or names, for `platform`; `blob` gives what descriptors name.
-pub(super) fn resolve(
+pub(crate) fn resolve(
     root: Document,
     platform: &Platform,
     blob: &Blobs<'_>,
@@ -96,7 +96,7 @@ pub(super) fn choose<'m>(
 }
 
 /// The document a descriptor names.
-pub(super) fn fetch(descriptor: &Descriptor, blob: &Blobs<'_>) -> Result<Document, SourceError> {
+pub(crate) fn fetch(descriptor: &Descriptor, blob: &Blobs<'_>) -> Result<Document, SourceError> {
     let name = DocumentName::Manifest(descriptor.digest().clone());
     Ok(Document {
         bytes: read(descriptor, name, blob)?,
@@ -196,7 +196,7 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], name: &DocumentName) -> R
 }
 
 /// `content` as that of `descriptor`, verified.
-pub(super) fn verified(
+pub(crate) fn verified(
     content: impl Read + Send + 'static,
     descriptor: &Descriptor,
 ) -> Result<Box<dyn Read + Send>, SourceError> {

@@ -7,10 +7,11 @@
 //! documents have a limit. Nothing here unpacks a layer. Which manifest of several is taken is decided in
 //! `document.rs` and `platform.rs`; read `oci_layout.rs` next for the simplest place.
 
+pub(crate) mod blob_dir;
 mod digest;
 mod dir;
 mod docker_archive;
-mod document;
+pub(crate) mod document;
 mod error;
 mod files;
 mod oci_layout;

@@ -1,7 +1,7 @@
 //! An OCI image layout that is written to.
 //!
-//! Blobs are written beside their place and renamed when they were found right, so that what is under a
-//! digest has it. `index.json` is replaced as a whole, under a lock, last. Never removes a blob.
+//! Blobs are written by `blob_dir.rs`, so that what is under a digest has it. `index.json` is replaced as a whole,
+//! under a lock, last. Never removes a blob.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -10,13 +10,10 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::{Descriptor, Digest, ImageIndex, MediaType, SCHEMA_VERSION};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
-use tempfile::NamedTempFile;
 
-use super::digest::Hasher;
-use super::oci_layout::{INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, REF_NAME, blob_name};
-use super::{ImageSink, SinkError, Verified, sha256_of};
-
-const COPY_BUFFER_BYTES: usize = 128 << 10;
+use super::blob_dir::{BlobDir, replace, write_error};
+use super::oci_layout::{INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, REF_NAME};
+use super::{ImageSink, SinkError, sha256_of};
 
 /// A layout that takes images.
 #[derive(Debug)]
@@ -61,11 +58,11 @@ impl OciLayoutSink {
         }
         if !place.join(INDEX_FILE).exists() {
             let empty = json!({"schemaVersion": SCHEMA_VERSION, "manifests": []}).to_string();
-            sink.replace(INDEX_FILE, |file| file.write_all(empty.as_bytes()))?;
+            sink.replace(INDEX_FILE, &empty)?;
         }
         if !place.join(LAYOUT_FILE).exists() {
             let marker = json!({"imageLayoutVersion": LAYOUT_VERSION}).to_string();
-            sink.replace(LAYOUT_FILE, |file| file.write_all(marker.as_bytes()))?;
+            sink.replace(LAYOUT_FILE, &marker)?;
         }
         Ok(sink)
     }
@@ -84,78 +81,23 @@ impl OciLayoutSink {
         serde_json::from_slice(&text).map_err(|source| SinkError::MalformedIndex { path, source })
     }
 
-    /// Writes a file that is seen whole or not at all.
-    fn replace(&self, name: &str, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), SinkError> {
+    fn blobs(&self) -> BlobDir {
+        BlobDir::new(self.place.join("blobs"))
+    }
+
+    fn replace(&self, name: &str, text: &str) -> Result<(), SinkError> {
         let path = self.place.join(name);
-        let failed = |source| write_error(&path, source);
-        let parent = path.parent().unwrap_or(&self.place);
-        fs::create_dir_all(parent).map_err(failed)?;
-        let mut file = self.beside(parent).map_err(failed)?;
-        write(file.as_file_mut()).map_err(failed)?;
-        persist(file, &path).map_err(failed)
+        replace(&path, |file| file.write_all(text.as_bytes())).map_err(|source| write_error(&path, source))
     }
-
-    fn beside(&self, parent: &Path) -> io::Result<NamedTempFile> {
-        use std::os::unix::fs::PermissionsExt;
-        tempfile::Builder::new()
-            .prefix(".partial-")
-            // As other tools make them, within the umask: a layout is for whoever may read its directory.
-            .permissions(fs::Permissions::from_mode(0o666))
-            .tempfile_in(parent)
-    }
-}
-
-fn write_error(path: &Path, source: io::Error) -> SinkError {
-    SinkError::Write {
-        path: path.to_owned(),
-        source,
-    }
-}
-
-fn persist(file: NamedTempFile, path: &Path) -> io::Result<()> {
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 impl ImageSink for OciLayoutSink {
     fn has(&self, descriptor: &Descriptor) -> Result<bool, SinkError> {
-        Hasher::like(descriptor.digest())?;
-        let path = self.place.join(blob_name(descriptor.digest()));
-        match fs::metadata(&path) {
-            Ok(meta) => Ok(meta.is_file() && meta.len() == descriptor.size()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(write_error(&path, source)),
-        }
+        self.blobs().has(descriptor)
     }
 
     fn put(&self, descriptor: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), SinkError> {
-        if self.has(descriptor)? {
-            return Ok(());
-        }
-        let digest = descriptor.digest();
-        let path = self.place.join(blob_name(digest));
-        let failed = |source| write_error(&path, source);
-        let parent = path.parent().unwrap_or(&self.place);
-        fs::create_dir_all(parent).map_err(failed)?;
-        let mut file = self.beside(parent).map_err(failed)?;
-        let mut content = Verified::new(content, descriptor)?;
-        let mut buf = vec![0; COPY_BUFFER_BYTES];
-        loop {
-            // Apart from each other, because it matters whose fault it is.
-            match content.read(&mut buf) {
-                Ok(0) => break,
-                Ok(got) => file.write_all(&buf[..got]).map_err(failed)?,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => {
-                    return Err(SinkError::Content {
-                        digest: digest.clone(),
-                        source,
-                    });
-                }
-            }
-        }
-        persist(file, &path).map_err(failed)
+        self.blobs().put(descriptor, content)
     }
 
     fn put_manifest(&self, bytes: &[u8], media_type: &MediaType) -> Result<Digest, SinkError> {
@@ -177,8 +119,8 @@ impl ImageSink for OciLayoutSink {
         entries.retain(|entry| name(entry) != self.tag);
         entries.push(entry);
         index.set_manifests(entries);
-        let text = serde_json::to_vec(&index).expect("an index has nothing that JSON does not");
-        self.replace(INDEX_FILE, |file| file.write_all(&text))?;
+        let text = serde_json::to_string(&index).expect("an index has nothing that JSON does not");
+        self.replace(INDEX_FILE, &text)?;
         Ok(digest)
     }
 }

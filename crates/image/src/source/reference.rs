@@ -77,6 +77,19 @@ pub enum ImageRefError {
     },
 }
 
+impl ImageRef {
+    /// The path, if the place is on this host.
+    pub(crate) fn path_mut(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            Self::Oci { path, .. }
+            | Self::OciArchive { path, .. }
+            | Self::DockerArchive { path, .. }
+            | Self::Dir { path }
+            | Self::RootDir { path } => Some(path),
+        }
+    }
+}
+
 impl FromStr for ImageRef {
     type Err = ImageRefError;
 

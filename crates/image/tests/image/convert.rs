@@ -133,7 +133,7 @@ fn chunks_of_the_dictionary_are_not_stored_again() {
 }
 
 /// Stops as soon as it is asked.
-struct Stop;
+pub(crate) struct Stop;
 
 impl Progress for Stop {
     fn begin(&self, _phase: Phase, _total: Option<u64>) {}

@@ -14,6 +14,7 @@ mod reference;
 mod refusals;
 mod round_trip;
 mod sources;
+mod store;
 mod tree;
 mod walk;
 

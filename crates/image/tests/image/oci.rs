@@ -142,9 +142,13 @@ pub(crate) fn write_layout(layout: &Path, layers: &[&[u8]]) {
     .unwrap();
 }
 
+pub(crate) fn reference(text: &str) -> ImageRef {
+    text.parse().unwrap()
+}
+
 /// The image `tag` in a layout.
 pub(crate) fn layout_ref(layout: &Path, tag: &str) -> ImageRef {
-    format!("oci:{}:{tag}", layout.display()).parse().unwrap()
+    reference(&format!("oci:{}:{tag}", layout.display()))
 }
 
 pub(crate) fn convert_to(

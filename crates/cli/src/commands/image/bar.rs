@@ -18,6 +18,8 @@ pub(super) fn cancelled_by_signals() -> Result<Arc<AtomicBool>, Failure> {
     Ok(flag)
 }
 
+const WAITING: &str = "waiting for another process that fetches, converts or removes images";
+
 /// A progress bar on stderr; invisible when that is not a terminal.
 pub(super) struct Bar {
     bar: OnceLock<ProgressBar>,
@@ -44,6 +46,7 @@ impl Bar {
 impl Progress for Bar {
     fn begin(&self, phase: Phase, total: Option<u64>) {
         let (word, template) = match phase {
+            Phase::Wait => (WAITING, "{msg} {spinner}"),
             Phase::Scan => ("scanning", "{msg} {human_pos} entries"),
             Phase::Data => (
                 "building",
@@ -52,6 +55,10 @@ impl Progress for Bar {
             _ => ("finishing", "{msg} {spinner}"),
         };
         let bar = self.bar();
+        if phase == Phase::Wait && bar.is_hidden() {
+            // Nobody would know why nothing happens.
+            eprintln!("{WAITING}");
+        }
         // The templates are constants; one that did not parse would leave the default look.
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);

@@ -1,0 +1,406 @@
+//! From a reference to an image that is ready to be served.
+//!
+//! ```text
+//! record that fits -> ready
+//! source -> nydus' form?   yes: manifest, configuration, bootstrap; the data stays or is copied
+//!                          no:  converted into the store
+//!        -> record, last -> ready
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use tempfile::NamedTempFile;
+
+use super::known::KnownLayers;
+use super::record::{DataRecord, Record};
+use super::{GetRequest, ImageData, PullPolicy, Store, StoreError, StoredImage, lock};
+use crate::config::FsVersion;
+use crate::convert::convert;
+use crate::image_dir::ImageDir;
+use crate::nydus_image::{bootstrap_layer, unpack_bootstrap};
+use crate::progress::{Phase, Progress};
+use crate::rafs::load::version_of;
+use crate::source::blob_dir::replace;
+use crate::source::{
+    Descriptor, ImageConfiguration, ImageRef, ImageSink, ImageSource, MediaType, SourceImage, open_source,
+};
+
+impl Store {
+    /// What `reference` names, ready to be served: its manifest, configuration and bootstrap are here. So is its data,
+    /// if it had to be converted or copied; else that stays where it is.
+    ///
+    /// Who asks for an image that another process is about to fetch or convert waits for it (`progress` is told
+    /// [`Phase::Wait`]).
+    ///
+    /// # Errors
+    /// See [`StoreError`]. What was complete by then is used by the next try.
+    pub fn get(
+        &self,
+        reference: &ImageRef,
+        request: &GetRequest,
+        progress: &dyn Progress,
+    ) -> Result<StoredImage, StoreError> {
+        if let ImageRef::RootDir { path } = reference
+            && let Some(image) = built_image(reference, path, request)?
+        {
+            return Ok(image);
+        }
+        let reference = absolute(reference)?;
+        // Until the image is held, so that nobody removes what is about to be used.
+        let _adding = self.adding(progress)?;
+        let platform = request.platform().to_string();
+        let record = self.records.read(&reference.to_string(), &platform)?;
+        let known = record.filter(|record| fits(record, request));
+        if request.policy == PullPolicy::Never {
+            let ready = known.and_then(|record| self.ready(&reference, request, &record));
+            return ready.ok_or_else(|| StoreError::NotHere {
+                reference: reference.to_string(),
+                platform,
+            });
+        }
+        let source = open_source(&reference, &request.access)?;
+        let image = source.image(request.platform())?;
+        if let Some(record) = known.filter(|record| record.source_digest == image.digest)
+            && let Some(ready) = self.ready(&reference, request, &record)
+        {
+            return Ok(ready);
+        }
+        let turn = self.path.join("locks").join(image.digest.digest());
+        let _turn = lock::exclusive(&turn, progress)?;
+        let record = match self.made_before(&reference, request, &image)? {
+            Some(record) => record,
+            None => self.make(&reference, request, &*source, &image, progress)?,
+        };
+        self.records.write(&record)?;
+        self.ready(&reference, request, &record)
+            .ok_or_else(|| self.what_is_missing(&reference, &record, platform))
+    }
+
+    /// Why an image that was just made is not ready.
+    fn what_is_missing(&self, reference: &ImageRef, record: &Record, platform: String) -> StoreError {
+        let reference = reference.to_string();
+        let dir = self.blob_dir(record);
+        let image = self.content.image(&record.digest, &record.media_type);
+        let blobs = image.iter().flat_map(data_layers);
+        match blobs
+            .map(Descriptor::digest)
+            .find(|blob| !dir.join(blob.digest()).exists())
+        {
+            Some(blob) => StoreError::MissingData {
+                blob: blob.clone(),
+                reference,
+                dir,
+            },
+            None => StoreError::NotHere { reference, platform },
+        }
+    }
+
+    fn blob_dir(&self, record: &Record) -> PathBuf {
+        match &record.data {
+            DataRecord::Converted { .. } | DataRecord::Copied => self.content.data_dir(),
+            DataRecord::InPlace { blob_dir } => blob_dir.clone(),
+        }
+    }
+
+    /// The lock for adding. Whoever is alone removes what others have left half-made.
+    fn adding(&self, progress: &dyn Progress) -> Result<File, StoreError> {
+        let path = self.lock_path();
+        if let Some(_alone) = lock::try_exclusive(&path)? {
+            self.remove_leftovers()?;
+        }
+        lock::shared(&path, progress)
+    }
+
+    /// The same image that was fetched or converted alike for another name, or by another process meanwhile.
+    fn made_before(
+        &self,
+        reference: &ImageRef,
+        request: &GetRequest,
+        image: &SourceImage,
+    ) -> Result<Option<Record>, StoreError> {
+        let is_nydus = bootstrap_layer(image.layers()).is_some();
+        for (record, _) in self.records.all()? {
+            let same = record.source_digest == image.digest && fits(&record, request);
+            // Where the data of an image in nydus' form is, depends on its name.
+            let named_alike = record.reference == reference.to_string();
+            if same && (!is_nydus || named_alike) {
+                let record = record.renamed(reference, request.platform());
+                if self.ready(reference, request, &record).is_some() {
+                    return Ok(Some(record));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn make(
+        &self,
+        reference: &ImageRef,
+        request: &GetRequest,
+        source: &dyn ImageSource,
+        image: &SourceImage,
+        progress: &dyn Progress,
+    ) -> Result<Record, StoreError> {
+        let (made, data) = match bootstrap_layer(image.layers()) {
+            Some(_) => (image.clone(), self.keep(reference, source, image, progress)?),
+            None => self.converted(request, source, progress)?,
+        };
+        let bootstrap = self.bootstrap_of(&made);
+        let layer = bootstrap_layer(made.layers()).cloned();
+        let failed = |source| bootstrap_error(&self.path, reference, source);
+        let layer = layer.ok_or_else(|| failed(io::Error::other("the image has none")))?;
+        let content = match self.content.has(&layer) {
+            Ok(true) => self.content.blob(&layer)?,
+            _ => source.blob(&layer)?,
+        };
+        let (version, bytes) = self.unpack(content, &bootstrap).map_err(failed)?;
+        Ok(Record::new(
+            reference,
+            request.platform(),
+            image.digest.clone(),
+            (made.digest, made.media_type),
+            (version, bytes),
+            data,
+        ))
+    }
+
+    /// Unpacks the bootstrap; one that is right already stays the file it is, which others may have locked.
+    fn unpack(&self, layer: Box<dyn Read + Send>, bootstrap: &Path) -> io::Result<(FsVersion, u64)> {
+        let unpacked = NamedTempFile::new_in(self.work())?;
+        unpack_bootstrap(layer, unpacked.as_file())?;
+        let version = version_of(unpacked.as_file())?;
+        let content = fs::read(unpacked.path())?;
+        if fs::read(bootstrap).is_ok_and(|there| there == content) {
+            return Ok((version, content.len() as u64));
+        }
+        replace(bootstrap, |file| file.write_all(&content))?;
+        Ok((version, content.len() as u64))
+    }
+
+    /// Converts an image into the store.
+    fn converted(
+        &self,
+        request: &GetRequest,
+        source: &dyn ImageSource,
+        progress: &dyn Progress,
+    ) -> Result<(SourceImage, DataRecord), StoreError> {
+        let mut config = request.convert.clone();
+        config.work_dir.get_or_insert_with(|| self.work());
+        let data = DataRecord::Converted {
+            compressor: config.compressor,
+            chunk_size: config.chunk_size,
+        };
+        let images = self.records.all()?.into_iter().filter_map(|(record, _)| {
+            let alike = record.data == data && record.fs_version == config.fs_version;
+            alike
+                .then(|| self.content.image(&record.digest, &record.media_type).ok())
+                .flatten()
+        });
+        let known = KnownLayers::of(&self.content, images);
+        let known = known.as_ref().map(|known| known as &dyn ImageSource);
+        let summary = convert(source, &self.content, known, &config, progress)
+            .map_err(|error| StoreError::convert(&self.path, error))?;
+        let digest = summary.digest.parse().expect("a digest reads as it is written");
+        let made = self.content.image(&digest, &MediaType::ImageManifest)?;
+        Ok((made, data))
+    }
+
+    /// Keeps an image that is in nydus' form: its documents, and its data if that can't be served where it is.
+    fn keep(
+        &self,
+        reference: &ImageRef,
+        source: &dyn ImageSource,
+        image: &SourceImage,
+        progress: &dyn Progress,
+    ) -> Result<DataRecord, StoreError> {
+        let failed = |error| StoreError::sink(&self.path, error);
+        let data = match reference {
+            ImageRef::Oci { path, .. } => DataRecord::InPlace {
+                blob_dir: path.join("blobs/sha256"),
+            },
+            ImageRef::Dir { path } => DataRecord::InPlace {
+                blob_dir: path.clone(),
+            },
+            ImageRef::OciArchive { .. } | ImageRef::DockerArchive { .. } | ImageRef::RootDir { .. } => {
+                let blobs = data_layers(image);
+                progress.begin(Phase::Data, Some(blobs.iter().map(|blob| blob.size()).sum()));
+                let mut done = 0;
+                for blob in blobs {
+                    if !self.content.has(blob).map_err(failed)? {
+                        let mut content = Watched {
+                            content: source.blob(blob)?,
+                            progress,
+                            position: done,
+                        };
+                        self.content.take(blob, &mut content).map_err(|error| {
+                            if progress.is_cancelled() {
+                                StoreError::Cancelled
+                            } else {
+                                failed(error)
+                            }
+                        })?;
+                    }
+                    done += blob.size();
+                    progress.position(done);
+                }
+                DataRecord::Copied
+            }
+        };
+        let config = image.manifest.config();
+        self.content
+            .put(config, &mut &*image.config_bytes)
+            .map_err(failed)?;
+        self.content
+            .put_manifest(&image.manifest_bytes, &image.media_type)
+            .map_err(failed)?;
+        Ok(data)
+    }
+
+    /// The image of a record, held, if all of it is there.
+    fn ready(&self, reference: &ImageRef, request: &GetRequest, record: &Record) -> Option<StoredImage> {
+        let image = self.content.image(&record.digest, &record.media_type).ok()?;
+        let bootstrap = self.bootstrap_of(&image);
+        let guard = File::open(&bootstrap).ok()?;
+        // Nobody has it alone: who removes has the store's lock for that, and we have it to add.
+        flock(&guard, FlockOperation::NonBlockingLockShared).ok()?;
+        if guard.metadata().ok()?.len() != record.bootstrap_bytes {
+            return None;
+        }
+        let blob_dir = self.blob_dir(record);
+        let blobs = data_layers(&image);
+        if !blobs.iter().all(|blob| is_in(&blob_dir, blob)) {
+            return None;
+        }
+        let data_bytes = blobs.iter().map(|blob| blob.size()).sum();
+        self.records.touch(record);
+        Some(StoredImage {
+            reference: reference.clone(),
+            digest: Some(image.digest.clone()),
+            platform: request.platform().clone(),
+            id: image.digest.digest().to_owned(),
+            config: image.config,
+            bootstrap,
+            fs_version: record.fs_version,
+            data: ImageData::Local { blob_dir },
+            data_bytes,
+            _guard: Some(guard),
+        })
+    }
+
+    fn bootstrap_of(&self, image: &SourceImage) -> PathBuf {
+        self.bootstraps().join(image.digest.digest())
+    }
+
+    /// What a record's image takes here, in bytes, as far as it is there.
+    pub(super) fn bytes_here(&self, record: &Record) -> u64 {
+        let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+        let mut bytes = record.bootstrap_bytes + size(&self.content.path_of(&record.digest));
+        if let Ok(image) = self.content.image(&record.digest, &record.media_type) {
+            let named = image.layers().iter().chain([image.manifest.config()]);
+            bytes += named
+                .map(|blob| size(&self.content.path_of(blob.digest())))
+                .sum::<u64>();
+        }
+        bytes
+    }
+}
+
+/// Whether what a record has is what is asked for.
+fn fits(record: &Record, request: &GetRequest) -> bool {
+    let convert = &request.convert;
+    match &record.data {
+        DataRecord::Converted {
+            compressor,
+            chunk_size,
+        } => {
+            (*compressor, *chunk_size, record.fs_version)
+                == (convert.compressor, convert.chunk_size, convert.fs_version)
+        }
+        DataRecord::Copied | DataRecord::InPlace { .. } => true,
+    }
+}
+
+/// All layers but the bootstrap's.
+fn data_layers(image: &SourceImage) -> Vec<&Descriptor> {
+    let bootstrap = bootstrap_layer(image.layers()).map(Descriptor::digest);
+    image
+        .layers()
+        .iter()
+        .filter(|layer| Some(layer.digest()) != bootstrap)
+        .collect()
+}
+
+fn is_in(dir: &Path, blob: &Descriptor) -> bool {
+    let meta = fs::metadata(dir.join(blob.digest().digest()));
+    meta.is_ok_and(|meta| meta.is_file() && meta.len() == blob.size())
+}
+
+/// What `image build` made, served where it is; none if there is a root file system.
+fn built_image(
+    reference: &ImageRef,
+    path: &Path,
+    request: &GetRequest,
+) -> Result<Option<StoredImage>, StoreError> {
+    if !path.join(crate::SUMMARY_FILE).exists() {
+        return Ok(None);
+    }
+    let image = ImageDir::open(path)?;
+    let blobs = &image.summary().blobs;
+    Ok(Some(StoredImage {
+        reference: absolute(reference)?,
+        digest: None,
+        platform: request.platform().clone(),
+        config: ImageConfiguration::default(),
+        bootstrap: image.bootstrap(),
+        fs_version: image.fs_version(),
+        data: ImageData::Local {
+            blob_dir: image.blob_dir(),
+        },
+        data_bytes: blobs.iter().map(|blob| blob.compressed_bytes).sum(),
+        id: blobs
+            .first()
+            .map_or_else(|| "empty".to_owned(), |blob| blob.id.clone()),
+        _guard: None,
+    }))
+}
+
+/// The same place by a name that does not depend on the working directory.
+fn absolute(reference: &ImageRef) -> Result<ImageRef, StoreError> {
+    let mut reference = reference.clone();
+    if let Some(path) = reference.path_mut() {
+        *path = std::path::absolute(&*path).map_err(|source| StoreError::io(path, source))?;
+    }
+    Ok(reference)
+}
+
+fn bootstrap_error(store: &Path, reference: &ImageRef, source: io::Error) -> StoreError {
+    match StoreError::io(store, source) {
+        StoreError::Io { source, .. } => StoreError::Bootstrap {
+            reference: reference.to_string(),
+            source,
+        },
+        error => error,
+    }
+}
+
+/// Content on its way, told to a [`Progress`], which may end it.
+struct Watched<'a, R> {
+    content: R,
+    progress: &'a dyn Progress,
+    position: u64,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.progress.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        let got = self.content.read(buf)?;
+        self.position += got as u64;
+        self.progress.position(self.position);
+        Ok(got)
+    }
+}

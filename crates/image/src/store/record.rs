@@ -1,0 +1,205 @@
+//! What a reference is for a platform, as it is remembered: one small file each.
+//!
+//! A record is written after everything that it names, and replaced as a whole. Its file's mtime is when the image
+//! was last used, so that using one needs no rewriting.
+
+use std::fs::{self, File, FileTimes};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use crate::config::{ChunkSize, Compressor, FsVersion};
+use crate::source::blob_dir::replace;
+use crate::source::{Digest, ImageRef, MediaType, Platform, sha256_of};
+
+/// The version that is written.
+const VERSION: u32 = 1;
+
+/// One reference for one platform.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    version: u32,
+    pub(super) reference: String,
+    pub(super) platform: String,
+    /// Of the manifest the reference led to.
+    pub(super) source_digest: Digest,
+    /// Of the manifest in nydus' form; the same if it was in that form.
+    pub(super) digest: Digest,
+    pub(super) media_type: MediaType,
+    pub(super) fs_version: FsVersion,
+    /// The bootstrap as a file.
+    pub(super) bootstrap_bytes: u64,
+    pub(super) data: DataRecord,
+}
+
+/// Where the data is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(super) enum DataRecord {
+    /// In the store, converted like this.
+    Converted {
+        compressor: Compressor,
+        chunk_size: ChunkSize,
+    },
+    /// In the store, as it was.
+    Copied,
+    /// In a directory that is not the store's.
+    InPlace { blob_dir: PathBuf },
+}
+
+/// An image of the store as it is listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoredEntry {
+    /// What it was asked for by.
+    pub reference: String,
+    /// The platform it is for.
+    pub platform: String,
+    /// Of its manifest in nydus' form.
+    pub digest: Digest,
+    /// Of the manifest that the reference led to.
+    pub source_digest: Digest,
+    /// What the store has of it.
+    pub kind: StoredKind,
+    /// What it takes in the store, in bytes; what images share is counted with each.
+    pub here_bytes: u64,
+    /// When it was last had from the store.
+    pub last_used: SystemTime,
+}
+
+/// What the store has of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum StoredKind {
+    /// Everything, converted here.
+    Converted,
+    /// Everything, in the form it had.
+    Copied,
+    /// Its bootstrap; the data is in a directory elsewhere.
+    InPlace,
+}
+
+impl Record {
+    pub(super) fn new(
+        reference: &ImageRef,
+        platform: &Platform,
+        source_digest: Digest,
+        (digest, media_type): (Digest, MediaType),
+        (fs_version, bootstrap_bytes): (FsVersion, u64),
+        data: DataRecord,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            reference: reference.to_string(),
+            platform: platform.to_string(),
+            source_digest,
+            digest,
+            media_type,
+            fs_version,
+            bootstrap_bytes,
+            data,
+        }
+    }
+
+    /// The same image by another name.
+    pub(super) fn renamed(mut self, reference: &ImageRef, platform: &Platform) -> Self {
+        self.reference = reference.to_string();
+        self.platform = platform.to_string();
+        self
+    }
+
+    pub(super) fn into_entry(self, here_bytes: u64, last_used: SystemTime) -> StoredEntry {
+        let kind = match self.data {
+            DataRecord::Converted { .. } => StoredKind::Converted,
+            DataRecord::Copied => StoredKind::Copied,
+            DataRecord::InPlace { .. } => StoredKind::InPlace,
+        };
+        StoredEntry {
+            reference: self.reference,
+            platform: self.platform,
+            digest: self.digest,
+            source_digest: self.source_digest,
+            kind,
+            here_bytes,
+            last_used,
+        }
+    }
+}
+
+/// The directory of records.
+#[derive(Debug)]
+pub(super) struct Records {
+    path: PathBuf,
+}
+
+impl Records {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// What is known of a reference. A record that can't be understood is as good as none: it is made again.
+    pub(super) fn read(&self, reference: &str, platform: &str) -> Result<Option<Record>, StoreError> {
+        read(&self.path_of(reference, platform))
+    }
+
+    /// Writes what is known of a reference, in the place of what was.
+    pub(super) fn write(&self, record: &Record) -> Result<(), StoreError> {
+        let path = self.path_of(&record.reference, &record.platform);
+        let text = serde_json::to_vec_pretty(record).map_err(|error| StoreError::io(&path, error.into()))?;
+        replace(&path, |file| file.write_all(&text)).map_err(|source| StoreError::io(&path, source))
+    }
+
+    /// Says that the image is used now. Only its place in an order depends on it, so it may fail.
+    pub(super) fn touch(&self, record: &Record) {
+        let path = self.path_of(&record.reference, &record.platform);
+        let now = FileTimes::new().set_modified(SystemTime::now());
+        if let Err(error) = File::open(&path).and_then(|file| file.set_times(now)) {
+            tracing::debug!(path = %path.display(), %error, "cannot say that the image is used");
+        }
+    }
+
+    /// All records, with when they were last used.
+    pub(super) fn all(&self) -> Result<Vec<(Record, SystemTime)>, StoreError> {
+        let failed = |source| StoreError::io(&self.path, source);
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            if let Some(record) = read(&path)? {
+                let modified = fs::metadata(&path).and_then(|meta| meta.modified());
+                all.push((record, modified.unwrap_or(SystemTime::UNIX_EPOCH)));
+            }
+        }
+        Ok(all)
+    }
+
+    fn path_of(&self, reference: &str, platform: &str) -> PathBuf {
+        let name = sha256_of(format!("{reference}\n{platform}").as_bytes());
+        self.path.join(format!("{}.json", name.digest()))
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Record>, StoreError> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StoreError::io(path, source)),
+    };
+    match serde_json::from_slice::<Record>(&text) {
+        Ok(record) if record.version == VERSION => Ok(Some(record)),
+        Ok(record) => {
+            tracing::warn!(path = %path.display(), version = record.version, "record of an image is not known here");
+            Ok(None)
+        }
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "record of an image is damaged");
+            Ok(None)
+        }
+    }
+}

@@ -1,0 +1,462 @@
+//! The image store: what it makes of a reference, that it is made once, and that nothing half-made is ever used.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use nydusbox_image::source::{
+    AccessOptions, Descriptor, ImageRef, ImageSink, MediaType, OciLayoutSink, Platform, SourceError,
+    open_sink, open_source, sha256_of,
+};
+use nydusbox_image::{
+    BuildConfig, ConvertConfig, FsVersion, GetRequest, ImageData, NydusImage, Phase, Progress, PullPolicy,
+    Quiet, Source, Store, StoreError, StoredImage, StoredKind, build, convert,
+};
+use serde_json::json;
+
+use crate::convert::Stop;
+use crate::oci::reference;
+use crate::{names, temp_dir, tree};
+
+/// A layer: names and what is in the files.
+type Files<'a> = &'a [(&'a str, &'a [u8])];
+
+/// Writes an image of such layers to `layout`.
+fn make_layout(layout: &Path, tag: &str, layers: &[Files<'_>]) -> ImageRef {
+    let sink = OciLayoutSink::open(layout, Some(tag)).unwrap();
+    let put = |media_type: MediaType, bytes: &[u8]| {
+        let descriptor = Descriptor::new(media_type, bytes.len() as u64, sha256_of(bytes));
+        sink.put(&descriptor, &mut &*bytes).unwrap();
+        descriptor
+    };
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|files| {
+            let mut tar = tar::Builder::new(Vec::new());
+            for (name, content) in *files {
+                let mut header = tar::Header::new_ustar();
+                header.set_mode(0o644);
+                header.set_size(content.len() as u64);
+                tar.append_data(&mut header, name, *content).unwrap();
+            }
+            put(MediaType::ImageLayer, &tar.into_inner().unwrap())
+        })
+        .collect();
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/true"]},
+        "rootfs": {"type": "layers", "diff_ids": layers.iter().map(Descriptor::digest).collect::<Vec<_>>()},
+    });
+    let config = put(MediaType::ImageConfig, config.to_string().as_bytes());
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers}).to_string();
+    sink.publish(manifest.as_bytes(), &MediaType::ImageManifest)
+        .unwrap();
+    reference(&format!("oci:{}:{tag}", layout.display()))
+}
+
+/// Converts an image to a layout of its own.
+fn make_nydus(from: &ImageRef, layout: &Path) -> ImageRef {
+    let to = reference(&format!("oci:{}:nydus", layout.display()));
+    let access = AccessOptions::default();
+    let source = open_source(from, &access).unwrap();
+    let sink = open_sink(&to, &access).unwrap();
+    convert(&*source, &*sink, None, &ConvertConfig::new(platform()), &Quiet).unwrap();
+    to
+}
+
+fn platform() -> Platform {
+    "linux/amd64".parse().unwrap()
+}
+
+fn request() -> GetRequest {
+    GetRequest::new(platform())
+}
+
+fn blob_dir(image: &StoredImage) -> &Path {
+    match &image.data {
+        ImageData::Local { blob_dir } => blob_dir,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// That every chunk of the image is there and right, and how many files it has.
+fn checked(image: &StoredImage) -> u64 {
+    let opened = NydusImage::open(&image.bootstrap, blob_dir(image)).unwrap();
+    assert_eq!(opened.check(&Quiet).problems, []);
+    opened.inspect().regular_files
+}
+
+/// Every file below `dir` with its size, but for locks.
+fn files(dir: &Path) -> BTreeMap<PathBuf, u64> {
+    let mut all = BTreeMap::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let entry = entry.unwrap();
+            let meta = entry.metadata().unwrap();
+            if meta.is_dir() {
+                dirs.push(entry.path());
+            } else if meta.len() > 0 {
+                all.insert(entry.path(), meta.len());
+            }
+        }
+    }
+    all
+}
+
+/// Remembers which phases there were, and the bytes of layers that were to be converted.
+#[derive(Default)]
+struct Seen {
+    phases: RefCell<Vec<Phase>>,
+    data_bytes: Cell<u64>,
+}
+
+impl Seen {
+    fn has_converted(&self) -> bool {
+        self.phases.borrow().contains(&Phase::Finish)
+    }
+}
+
+impl Progress for Seen {
+    fn begin(&self, phase: Phase, total: Option<u64>) {
+        self.phases.borrow_mut().push(phase);
+        if phase == Phase::Data {
+            self.data_bytes.set(total.unwrap_or_default());
+        }
+    }
+
+    fn position(&self, _position: u64) {}
+}
+
+#[test]
+fn an_image_is_converted_once_and_found_again_by_any_of_its_names() {
+    let dir = temp_dir();
+    let layout = dir.path().join("layout");
+    let of = make_layout(
+        &layout,
+        "of",
+        &[&[("a", b"1"), ("b", b"22")], &[("c", &[3; 70_000])]],
+    );
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let first = store.get(&of, &request(), &Quiet).unwrap();
+    assert_eq!(checked(&first), 3);
+    assert_eq!(first.fs_version, FsVersion::V6);
+    assert!(first.bootstrap.starts_with(store.path()) && blob_dir(&first).starts_with(store.path()));
+    let command = first.config.config().as_ref().unwrap().cmd().clone();
+    assert_eq!(command, Some(vec!["/bin/true".to_owned()]));
+    assert_eq!(names(&store.path().join("work")), [""; 0]);
+
+    let before = files(store.path());
+    let seen = Seen::default();
+    let again = Store::open(store.path())
+        .unwrap()
+        .get(&of, &request(), &seen)
+        .unwrap();
+    assert!(!seen.has_converted());
+    assert_eq!(again.digest, first.digest);
+    assert_eq!(files(store.path()), before);
+
+    let other = make_layout(
+        &layout,
+        "other",
+        &[&[("a", b"1"), ("b", b"22")], &[("c", &[3; 70_000])]],
+    );
+    let seen = Seen::default();
+    let other = store.get(&other, &request(), &seen).unwrap();
+    assert!(!seen.has_converted());
+    assert_eq!(other.digest, first.digest);
+    let list = store.list().unwrap();
+    assert_eq!(list.len(), 2);
+    assert!(
+        list.iter()
+            .all(|entry| entry.kind == StoredKind::Converted && entry.here_bytes > 4096)
+    );
+    assert_eq!(list[0].reference, of.to_string());
+}
+
+#[test]
+fn layers_that_another_image_had_are_not_converted_again() {
+    let dir = temp_dir();
+    let layout = dir.path().join("layout");
+    let base: Files<'_> = &[("base", &[7; 300_000])];
+    let one = make_layout(&layout, "one", &[base, &[("one", b"1")]]);
+    let two = make_layout(&layout, "two", &[base, &[("two", b"2")]]);
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let seen = Seen::default();
+    let one = store.get(&one, &request(), &seen).unwrap();
+    assert!(seen.data_bytes.get() > 300_000);
+    let seen = Seen::default();
+    let two = store.get(&two, &request(), &seen).unwrap();
+    assert!(
+        (1..100_000).contains(&seen.data_bytes.get()),
+        "{}",
+        seen.data_bytes.get()
+    );
+    assert_eq!((checked(&one), checked(&two)), (2, 2));
+    // Made in another way, it is another blob.
+    let config = ConvertConfig::new(platform()).fs_version(FsVersion::V5);
+    let seen = Seen::default();
+    let reference = two.reference.clone();
+    let older = store
+        .get(&reference, &GetRequest::converted_by(config), &seen)
+        .unwrap();
+    assert!(seen.data_bytes.get() > 300_000);
+    assert_eq!((older.fs_version, checked(&older)), (FsVersion::V5, 2));
+}
+
+#[test]
+fn an_image_in_nydus_form_is_served_where_it_is() {
+    let dir = temp_dir();
+    let of = make_layout(&dir.path().join("layout"), "of", &[&[("a", &[1; 90_000])]]);
+    let out = dir.path().join("out");
+    let nydus = make_nydus(&of, &out);
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let image = store.get(&nydus, &request(), &Quiet).unwrap();
+    assert_eq!(blob_dir(&image), out.join("blobs/sha256"));
+    assert_eq!(checked(&image), 1);
+    assert_eq!(
+        image
+            .config
+            .config()
+            .as_ref()
+            .unwrap()
+            .cmd()
+            .as_ref()
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(store.list().unwrap()[0].kind, StoredKind::InPlace);
+    let data = image.data_bytes;
+    assert!(
+        files(&store.path().join("blobs"))
+            .values()
+            .all(|size| *size < data)
+    );
+    // Found again without the place being read but for its manifest, and not at all if a blob is gone.
+    let seen = Seen::default();
+    store.get(&nydus, &request(), &seen).unwrap();
+    assert_eq!(*seen.phases.borrow(), []);
+    let blob = out.join("blobs/sha256").join(
+        fs::read_dir(out.join("blobs/sha256"))
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .find(|entry| entry.metadata().unwrap().len() == data)
+            .unwrap()
+            .file_name(),
+    );
+    fs::remove_file(blob).unwrap();
+    let gone = store.get(&nydus, &request(), &Quiet).unwrap_err();
+    assert!(matches!(gone, StoreError::MissingData { .. }), "{gone}");
+}
+
+#[test]
+fn an_image_in_nydus_form_in_an_archive_is_copied() {
+    let dir = temp_dir();
+    let of = make_layout(&dir.path().join("layout"), "of", &[&[("a", &[1; 90_000])]]);
+    let out = dir.path().join("out");
+    make_nydus(&of, &out);
+    let archive = dir.path().join("out.tar");
+    let mut tar = tar::Builder::new(fs::File::create(&archive).unwrap());
+    tar.append_dir_all(".", &out).unwrap();
+    tar.finish().unwrap();
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let from = reference(&format!("oci-archive:{}:nydus", archive.display()));
+    let image = store.get(&from, &request(), &Quiet).unwrap();
+    assert_eq!(store.list().unwrap()[0].kind, StoredKind::Copied);
+    fs::remove_dir_all(&out).unwrap();
+    assert_eq!(checked(&image), 1);
+    let stopped = Store::open(&dir.path().join("other"))
+        .unwrap()
+        .get(&from, &request(), &Stop)
+        .unwrap_err();
+    assert!(matches!(stopped, StoreError::Cancelled), "{stopped}");
+}
+
+#[test]
+fn a_directory_that_was_built_is_served_and_a_root_file_system_refused() {
+    let dir = temp_dir();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let made = tree::make(&source);
+    let built = dir.path().join("built");
+    build(
+        &BuildConfig::new(Source::Directory(source.clone()), &built),
+        &Quiet,
+    )
+    .unwrap();
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let image = store
+        .get(&reference(built.to_str().unwrap()), &request(), &Quiet)
+        .unwrap();
+    assert_eq!(checked(&image), made.regular_files);
+    assert_eq!(
+        (blob_dir(&image), image.digest.is_none()),
+        (&*built.join("blobs"), true)
+    );
+    assert_eq!(store.list().unwrap(), []);
+    let refused = store
+        .get(&reference(source.to_str().unwrap()), &request(), &Quiet)
+        .unwrap_err();
+    assert!(
+        matches!(refused, StoreError::Source(SourceError::RootFileSystem { .. })),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_place_is_asked_as_the_policy_says() {
+    let dir = temp_dir();
+    let layout = dir.path().join("layout");
+    let of = make_layout(&layout, "of", &[&[("a", b"1")]]);
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let never = request().policy(PullPolicy::Never);
+    let absent = store.get(&of, &never, &Quiet).unwrap_err();
+    assert!(matches!(absent, StoreError::NotHere { .. }), "{absent}");
+    let old = store.get(&of, &request(), &Quiet).unwrap();
+    make_layout(&layout, "of", &[&[("a", b"1"), ("b", b"2")]]);
+    let still = store.get(&of, &never, &Quiet).unwrap();
+    assert_eq!(still.digest, old.digest);
+    let new = store.get(&of, &request(), &Quiet).unwrap();
+    assert_eq!((checked(&old), checked(&new)), (1, 2));
+    // What is here needs no place to be there.
+    fs::remove_dir_all(&layout).unwrap();
+    assert_eq!(store.get(&of, &never, &Quiet).unwrap().digest, new.digest);
+}
+
+/// Lets a conversion begin, and go on once it is told to.
+struct Held {
+    begun: mpsc::Sender<()>,
+    go_on: mpsc::Receiver<()>,
+}
+
+impl Progress for Held {
+    fn begin(&self, phase: Phase, _total: Option<u64>) {
+        if phase == Phase::Data {
+            self.begun.send(()).unwrap();
+            self.go_on.recv().unwrap();
+        }
+    }
+
+    fn position(&self, _position: u64) {}
+}
+
+/// Says when it waits.
+struct Waits {
+    waits: mpsc::Sender<()>,
+    seen: Seen,
+}
+
+impl Progress for Waits {
+    fn begin(&self, phase: Phase, total: Option<u64>) {
+        self.seen.begin(phase, total);
+        if phase == Phase::Wait {
+            self.waits.send(()).unwrap();
+        }
+    }
+
+    fn position(&self, _position: u64) {}
+}
+
+#[test]
+fn of_two_at_once_the_second_waits_and_finds_it_done() {
+    let dir = temp_dir();
+    let of = make_layout(&dir.path().join("layout"), "of", &[&[("a", b"1")]]);
+    let path = dir.path().join("store");
+    let (begun, has_begun) = mpsc::channel();
+    let (let_go, go_on) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            let store = Store::open(&path).unwrap();
+            store.get(&of, &request(), &Held { begun, go_on }).unwrap()
+        });
+        has_begun.recv().unwrap();
+        let (waits, is_waiting) = mpsc::channel();
+        let second = scope.spawn(|| {
+            let progress = Waits {
+                waits,
+                seen: Seen::default(),
+            };
+            let image = Store::open(&path)
+                .unwrap()
+                .get(&of, &request(), &progress)
+                .unwrap();
+            assert!(!progress.seen.has_converted());
+            image
+        });
+        is_waiting.recv().unwrap();
+        // Who does not want to wait need not.
+        let impatient = Store::open(&path)
+            .unwrap()
+            .get(&of, &request(), &Stop)
+            .unwrap_err();
+        assert!(matches!(impatient, StoreError::Cancelled), "{impatient}");
+        let_go.send(()).unwrap();
+        assert_eq!(first.join().unwrap().digest, second.join().unwrap().digest);
+    });
+}
+
+#[test]
+fn what_is_damaged_or_half_made_is_made_again() {
+    let dir = temp_dir();
+    let of = make_layout(&dir.path().join("layout"), "of", &[&[("a", &[1; 90_000])]]);
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let get = || store.get(&of, &request(), &Quiet).unwrap();
+    let image = get();
+    let whole = files(store.path());
+    let bootstrap = image.bootstrap.clone();
+    drop(image);
+    // Left by processes that were killed.
+    let leftovers = [
+        "work/nydusbox-convert-x/layer-0",
+        "blobs/sha256/.partial-x",
+        "refs/.partial-x",
+    ];
+    for leftover in leftovers {
+        let path = store.path().join(leftover);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "half").unwrap();
+    }
+    checked(&get());
+    assert_eq!(files(store.path()), whole);
+
+    fs::write(&bootstrap, "half").unwrap();
+    checked(&get());
+    assert_eq!(files(store.path()), whole);
+
+    // The bootstrap as a layer was unpacked, and is not missed.
+    let manifest = fs::read(
+        store
+            .path()
+            .join("blobs/sha256")
+            .join(bootstrap.file_name().unwrap()),
+    )
+    .unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let packed = manifest["layers"][1]["digest"]
+        .as_str()
+        .unwrap()
+        .replace(':', "/");
+    let needed = |path: &&PathBuf| !path.ends_with("version") && !path.ends_with(&packed);
+    for path in whole.keys().filter(needed) {
+        fs::remove_file(path).unwrap();
+        checked(&get());
+        assert_eq!(files(store.path()), whole, "without {}", path.display());
+    }
+    let record = whole.keys().find(|path| path.extension().is_some()).unwrap();
+    fs::write(record, "{").unwrap();
+    checked(&get());
+}
+
+#[test]
+fn a_store_of_another_version_is_left_alone() {
+    let dir = temp_dir();
+    fs::write(dir.path().join("version"), "2\n").unwrap();
+    let refused = Store::open(dir.path()).unwrap_err();
+    assert!(
+        matches!(&refused, StoreError::Version { version, .. } if version == "2"),
+        "{refused}"
+    );
+    assert_eq!(names(dir.path()), ["version"]);
+}
