@@ -6,6 +6,7 @@
 mod args;
 mod commands;
 mod control;
+mod data_dir;
 mod error;
 mod logging;
 mod nydus_overlayfs;

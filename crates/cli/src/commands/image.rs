@@ -1,8 +1,9 @@
-//! `nydusbox image`: makes RAFS images and looks at them.
+//! `nydusbox image`: makes RAFS images, looks at them, and keeps those that were asked for.
 
 mod bar;
 mod convert;
 mod look;
+mod store;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +22,10 @@ pub(crate) enum ImageCommand {
     Build(BuildArgs),
     /// Convert an OCI image to one that is fetched as it is read
     Convert(convert::ConvertArgs),
+    /// Have an image here, ready to run
+    Pull(store::PullArgs),
+    /// List the images that are here
+    Ls(store::LsArgs),
     /// Show what is in an image in nydus' form
     Inspect(look::InspectArgs),
     /// Verify an image in nydus' form, every chunk by its digest
@@ -57,6 +62,8 @@ pub(crate) fn main(command: ImageCommand) -> ExitCode {
     let done = match command {
         ImageCommand::Build(args) => run(&args).map_err(|failure| failure.code(FAILED)),
         ImageCommand::Convert(args) => convert::run(&args),
+        ImageCommand::Pull(args) => store::pull(args),
+        ImageCommand::Ls(args) => store::ls(args),
         ImageCommand::Inspect(args) => look::inspect(&args),
         ImageCommand::Check(args) => look::check(&args),
         ImageCommand::Diff(args) => look::diff(&args),

@@ -5,6 +5,7 @@
 
 mod convert;
 mod layers;
+mod layout;
 mod look;
 mod nydusd;
 mod oci;

@@ -6,54 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
-use nydusbox_image::source::{
-    AccessOptions, Descriptor, ImageRef, ImageSink, MediaType, OciLayoutSink, Platform, SourceError,
-    open_sink, open_source, sha256_of,
-};
+use nydusbox_image::source::{AccessOptions, ImageRef, Platform, SourceError, open_sink, open_source};
 use nydusbox_image::{
     BuildConfig, ConvertConfig, FsVersion, GetRequest, ImageData, NydusImage, Phase, Progress, PullPolicy,
     Quiet, Source, Store, StoreError, StoredImage, StoredKind, build, convert,
 };
-use serde_json::json;
 
 use crate::convert::Stop;
+use crate::layout::{Files, make_layout};
 use crate::oci::reference;
 use crate::{names, temp_dir, tree};
-
-/// A layer: names and what is in the files.
-type Files<'a> = &'a [(&'a str, &'a [u8])];
-
-/// Writes an image of such layers to `layout`.
-fn make_layout(layout: &Path, tag: &str, layers: &[Files<'_>]) -> ImageRef {
-    let sink = OciLayoutSink::open(layout, Some(tag)).unwrap();
-    let put = |media_type: MediaType, bytes: &[u8]| {
-        let descriptor = Descriptor::new(media_type, bytes.len() as u64, sha256_of(bytes));
-        sink.put(&descriptor, &mut &*bytes).unwrap();
-        descriptor
-    };
-    let layers: Vec<_> = layers
-        .iter()
-        .map(|files| {
-            let mut tar = tar::Builder::new(Vec::new());
-            for (name, content) in *files {
-                let mut header = tar::Header::new_ustar();
-                header.set_mode(0o644);
-                header.set_size(content.len() as u64);
-                tar.append_data(&mut header, name, *content).unwrap();
-            }
-            put(MediaType::ImageLayer, &tar.into_inner().unwrap())
-        })
-        .collect();
-    let config = json!({
-        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/true"]},
-        "rootfs": {"type": "layers", "diff_ids": layers.iter().map(Descriptor::digest).collect::<Vec<_>>()},
-    });
-    let config = put(MediaType::ImageConfig, config.to_string().as_bytes());
-    let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers}).to_string();
-    sink.publish(manifest.as_bytes(), &MediaType::ImageManifest)
-        .unwrap();
-    reference(&format!("oci:{}:{tag}", layout.display()))
-}
 
 /// Converts an image to a layout of its own.
 fn make_nydus(from: &ImageRef, layout: &Path) -> ImageRef {

@@ -16,6 +16,7 @@ use nydusbox_vmm::AccelRequest;
 
 use super::size::Size;
 use crate::args::StateDirArg;
+use crate::data_dir::DataDirArg;
 use crate::error::RUN_FAILED;
 use crate::state_dir::StateDir;
 
@@ -53,9 +54,8 @@ pub(crate) struct RunArgs {
     daemon: String,
     #[command(flatten)]
     pub(super) place: StateDirArg,
-    /// Directory for the blob cache and the guest's writes
-    #[arg(long, value_name = "DIR", env = "NYDUSBOX_DATA_DIR")]
-    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    data_dir: DataDirArg,
     /// Keep what the guest wrote, and say where (root only: for others it stays in the guest's memory)
     #[arg(long)]
     keep: bool,

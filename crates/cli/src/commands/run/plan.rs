@@ -59,9 +59,9 @@ impl Plan {
         let name = format!("run-{}", std::process::id());
         let id = SandboxId::new(&name).map_err(|e| Failure::new("name the sandbox", &e))?;
         let container = ContainerId::new("c1").map_err(|e| Failure::new("name the container", &e))?;
-        let data_dir = absolute(&args.data_dir.unwrap_or_else(default_data_dir))?;
-        let run_dir = data_dir.join("run").join(&name);
-        let cache_dir = data_dir.join("cache");
+        let data_dir = args.data_dir.resolve()?;
+        let run_dir = data_dir.run(&name);
+        let cache_dir = data_dir.cache();
         let shared_dir = run_dir.join("shared");
         let snapshot_dir = shared_dir.join(container.as_str()).join("snapshotdir");
         let sandbox = sandbox(id, &args.daemon, state_dir)?;
@@ -203,16 +203,4 @@ fn guest_path(text: &str) -> Result<GuestPath, Failure> {
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|e| Failure::new(&format!("use the path {}", path.display()), &e))
-}
-
-fn default_data_dir() -> PathBuf {
-    if rustix::process::geteuid().is_root() {
-        return "/var/lib/nydusbox".into();
-    }
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
-    std::env::var_os("XDG_DATA_HOME")
-        .map(PathBuf::from)
-        .or_else(home)
-        .unwrap_or_else(std::env::temp_dir)
-        .join("nydusbox")
 }
