@@ -1,5 +1,5 @@
-//! The requests guests send most, decoded and answered here: GETATTR, LOOKUP and READ; in `listing.rs` READDIR and
-//! READDIRPLUS.
+//! The requests guests send most, decoded and answered here: GETATTR, LOOKUP, FORGET and READ; in `listing.rs`
+//! READDIR and READDIRPLUS.
 //!
 //! fuse-backend-rs' server walks a chain twice and allocates several times for a request, which takes longer than
 //! answering it does; here nothing is allocated and data goes from the file system straight into guest memory. What
@@ -47,6 +47,11 @@ where
                 return None;
             }
             lookup(fs, header, chain, len)
+        }
+        opcode::FORGET => {
+            let count = u64_at(&argument::<8>(chain).ok()?, 0);
+            fs.forget(&context(header), header.nodeid.into(), count);
+            Ok(0)
         }
         opcode::READ => read(fs, header, chain),
         opcode::READDIR => list(fs, header, chain, false)?,

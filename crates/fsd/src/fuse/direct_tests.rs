@@ -179,6 +179,58 @@ fn a_buffer_may_lie_in_two_mappings() {
     assert_eq!(answer(&apart), whole);
 }
 
+/// Remembers what it is to forget.
+#[derive(Default)]
+struct Forgetful(std::sync::Mutex<Vec<(u64, u64)>>);
+
+impl FileSystem for Forgetful {
+    type Inode = u64;
+    type Handle = u64;
+
+    fn forget(&self, _ctx: &Context, inode: u64, count: u64) {
+        self.0.lock().unwrap().push((inode, count));
+    }
+}
+
+#[test]
+fn a_forget_is_passed_on_and_never_answered() {
+    let mut request = Vec::new();
+    request.extend(48_u32.to_le_bytes());
+    request.extend(opcode::FORGET.to_le_bytes());
+    request.extend(42_u64.to_le_bytes());
+    request.extend(7_u64.to_le_bytes());
+    request.resize(40, 0);
+    request.extend(3_u64.to_le_bytes());
+    let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+    map.write_slice(&request, GuestAddress(0x8000)).unwrap();
+    let memory = GuestMemoryAtomic::new(map).memory();
+    let served = |len| {
+        let fs = Forgetful::default();
+        // No guest gives room for an answer; one that does must find it untouched.
+        let buffers = [
+            Buffer {
+                addr: 0x8000,
+                len,
+                write: false,
+            },
+            Buffer {
+                addr: 0x2000,
+                len: 16,
+                write: true,
+            },
+        ];
+        let written = with_chain(&memory, &buffers, |chain| {
+            serve(&fs, &InHeader::read(chain).unwrap(), chain)
+        });
+        let mut answer = [0xff; 16];
+        memory.read_slice(&mut answer, GuestAddress(0x2000)).unwrap();
+        (written, fs.0.into_inner().unwrap(), answer)
+    };
+    assert_eq!(served(48), (Some(0), vec![(7, 3)], [0; 16]));
+    // What is cut off is left to the server.
+    assert_eq!(served(47), (None, Vec::new(), [0; 16]));
+}
+
 proptest! {
     #[test]
     fn answers_are_those_of_the_server(

@@ -10,8 +10,9 @@
 //! operations -> read -> layout (which chunks) -> blob (are they here; if not: claim, lock, fetch, store) -> guest
 //!                  \-> readahead -> workers -> blob
 //! prefetch -> gate -> blob
+//! operations -> inodes -> index (was it asked before?) | nydus-rafs
 //! ```
-//! Next: `read.rs`, then `blob.rs`.
+//! Next: `read.rs`, then `blob.rs`; of metadata `inodes.rs`.
 
 mod blob;
 mod cache_files;
@@ -22,6 +23,9 @@ mod events;
 mod factory;
 mod flight;
 mod gate;
+mod index;
+mod inodes;
+mod kept;
 mod layout;
 mod operations;
 mod origin;
@@ -51,6 +55,7 @@ use nydus_utils::metrics::FsIoStats;
 
 pub(crate) use self::factory::drop_unused;
 use self::gate::Gate;
+use self::index::Index;
 use self::layout::Layouts;
 use self::readahead::Streams;
 use self::renewal::Renewals;
@@ -72,6 +77,7 @@ struct Image {
     storage: ArcSwap<Storage>,
     renewals: Renewals,
     layouts: Layouts,
+    index: Index,
     streams: Streams,
     workers: Arc<Workers>,
     gate: Arc<Gate>,
@@ -149,6 +155,7 @@ impl ImageFs {
             storage: ArcSwap::from_pointee(storage),
             renewals: Renewals::default(),
             layouts: Layouts::default(),
+            index: Index::default(),
             streams: Streams::default(),
             workers,
             gate,
@@ -193,6 +200,7 @@ impl ImageFs {
             .map_err(RafsError::SwapBackend)?;
         self.image.set_storage(storage);
         self.image.layouts.clear();
+        self.image.index.clear();
         Ok(())
     }
 

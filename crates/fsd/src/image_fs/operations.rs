@@ -7,13 +7,12 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use fuse_backend_rs::abi::fuse_abi::{Attr, ROOT_ID, stat64, statvfs64};
+use fuse_backend_rs::abi::fuse_abi::{ROOT_ID, stat64, statvfs64};
 use fuse_backend_rs::api::BackendFileSystem;
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
     ZeroCopyWriter,
 };
-use nydus_rafs::metadata::{RafsInode, RafsInodeWalkAction};
 use nydus_utils::metrics::{FopRecorder, StatsFop};
 use rustix::fs::Access;
 use rustix::io::Errno;
@@ -31,10 +30,6 @@ impl Record<'_> {
     }
 }
 
-/// Permissions of an image's root, whatever it says: converters write 0750, and then only root could enter.
-const ROOT_PERMISSIONS: u32 = 0o755;
-const PERMISSIONS: u32 = 0o777;
-
 impl Image {
     /// Starts to record a request, if that is wanted; it counts as failed until it is marked otherwise.
     fn record(&self, operation: StatsFop, ino: u64) -> Record<'_> {
@@ -42,100 +37,17 @@ impl Image {
         Record(recorder.map(|recorder| FopRecorder::settle(operation, ino, recorder)))
     }
 
-    /// A guest has learned of a file.
-    fn known(&self, ino: u64) {
-        if let Some(recorder) = &self.recorder {
-            recorder.new_file_counter(ino);
-        }
-    }
-
-    fn attributes(&self, ino: u64) -> io::Result<Attr> {
-        let mut attr = self.sb.get_inode(ino, false)?.get_attr();
-        if !self.sb.meta.explicit_uidgid() {
-            attr.uid = self.settings.uid;
-            attr.gid = self.settings.gid;
-        }
-        if attr.mtime == 0 {
-            (attr.atime, attr.ctime, attr.mtime) =
-                (self.settings.time, self.settings.time, self.settings.time);
-        }
-        if attr.ino == self.sb.superblock.root_ino() {
-            attr.mode = attr.mode & !PERMISSIONS | ROOT_PERMISSIONS;
-        }
-        Ok(attr)
-    }
-
-    fn entry(&self, inode: &dyn RafsInode) -> Entry {
-        let mut entry = inode.get_entry();
-        if !self.sb.meta.explicit_uidgid() {
-            entry.attr.st_uid = self.settings.uid;
-            entry.attr.st_gid = self.settings.gid;
-        }
-        if entry.attr.st_mtime == 0 {
-            let time = i64::try_from(self.settings.time).unwrap_or_default();
-            (entry.attr.st_atime, entry.attr.st_ctime, entry.attr.st_mtime) = (time, time, time);
-        }
-        if entry.inode == ROOT_ID {
-            entry.attr.st_mode = entry.attr.st_mode & !PERMISSIONS | ROOT_PERMISSIONS;
-        }
-        entry
-    }
-
-    /// "There is no such name", which a guest may remember like a name.
-    fn no_entry(&self) -> Entry {
-        Entry {
-            attr: Attr::default().into(),
-            inode: 0,
-            generation: 0,
-            attr_flags: 0,
-            attr_timeout: self.sb.meta.attr_timeout,
-            entry_timeout: self.sb.meta.entry_timeout,
-        }
-    }
-
     fn has_xattrs(&self) -> bool {
         self.settings.xattr || self.sb.meta.has_xattr()
-    }
-
-    fn list(
-        &self,
-        ino: u64,
-        size: u32,
-        offset: u64,
-        add: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
-    ) -> io::Result<()> {
-        if size == 0 {
-            return Ok(());
-        }
-        let directory = self.sb.get_inode(ino, self.settings.validate_inodes)?;
-        if !directory.is_dir() {
-            return Err(Errno::NOTDIR.into());
-        }
-        directory.walk_children_inodes(offset, &mut |_inode, name, ino, offset| {
-            let added = add(DirEntry {
-                ino,
-                offset,
-                type_: 0,
-                name: name.as_bytes(),
-            })?;
-            self.known(ino);
-            Ok(if added == 0 {
-                RafsInodeWalkAction::Break
-            } else {
-                RafsInodeWalkAction::Continue
-            })
-        })
     }
 }
 
 impl BackendFileSystem for ImageFs {
     fn mount(&self) -> io::Result<(Entry, u64)> {
         let image = &self.image;
-        let root = image
-            .sb
-            .get_inode(image.sb.superblock.root_ino(), image.settings.validate_inodes)?;
-        image.known(root.ino());
-        Ok((image.entry(root.as_ref()), image.sb.get_max_ino()))
+        let root = image.sb.superblock.root_ino();
+        image.known(root);
+        Ok((image.entry(root)?, image.sb.get_max_ino()))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -174,30 +86,27 @@ impl FileSystem for ImageFs {
     fn lookup(&self, _ctx: &Context, ino: u64, name: &CStr) -> io::Result<Entry> {
         let image = &self.image;
         let mut recorder = image.record(StatsFop::Lookup, ino);
-        let directory = image.sb.get_inode(ino, image.settings.validate_inodes)?;
-        if !directory.is_dir() {
-            return Err(Errno::NOTDIR.into());
-        }
-        recorder.mark_success(0);
-        match name.to_bytes() {
-            b".." if ino != ROOT_ID => {
-                let parent = image.sb.get_extended_inode(ino, false)?.parent();
-                let parent = image.sb.get_inode(parent, image.settings.validate_inodes);
-                Ok(parent.map_or_else(|_| image.no_entry(), |i| image.entry(i.as_ref())))
-            }
-            b"." | b".." => {
-                let mut entry = image.entry(directory.as_ref());
-                entry.inode = ino;
-                Ok(entry)
-            }
-            name => Ok(match directory.get_child_by_name(OsStr::from_bytes(name)) {
-                Ok(child) => {
-                    image.known(child.ino());
-                    image.entry(child.as_inode())
+        let found = match name.to_bytes() {
+            name @ (b"." | b"..") => {
+                image.directory(ino)?;
+                match name {
+                    b".." if ino != ROOT_ID => {
+                        let parent = image.sb.get_extended_inode(ino, false)?.parent();
+                        image.entry(parent).unwrap_or_else(|_| image.no_entry())
+                    }
+                    _ => image.entry(ino)?,
                 }
-                Err(_) => image.no_entry(),
-            }),
-        }
+            }
+            name => match image.child(ino, name)? {
+                Some(child) => {
+                    image.known(child);
+                    image.entry(child)?
+                }
+                None => image.no_entry(),
+            },
+        };
+        recorder.mark_success(0);
+        Ok(found)
     }
 
     fn forget(&self, _ctx: &Context, _inode: u64, _count: u64) {}
@@ -331,7 +240,9 @@ impl FileSystem for ImageFs {
         add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
     ) -> io::Result<()> {
         let mut recorder = self.image.record(StatsFop::Readdir, ino);
-        self.image.list(ino, size, offset, add_entry)?;
+        if size > 0 {
+            self.image.list(ino, offset, add_entry)?;
+        }
         recorder.mark_success(0);
         Ok(())
     }
@@ -347,12 +258,12 @@ impl FileSystem for ImageFs {
     ) -> io::Result<()> {
         let image = &self.image;
         let mut recorder = image.record(StatsFop::Readdirplus, ino);
-        image.list(ino, size, offset, &mut |dir_entry| {
-            let inode = image
-                .sb
-                .get_inode(dir_entry.ino, image.settings.validate_inodes)?;
-            add_entry(dir_entry, image.entry(inode.as_ref()))
-        })?;
+        if size > 0 {
+            image.list(ino, offset, &mut |dir_entry| {
+                let entry = image.entry(dir_entry.ino)?;
+                add_entry(dir_entry, entry)
+            })?;
+        }
         recorder.mark_success(0);
         Ok(())
     }

@@ -20,6 +20,19 @@ pub struct Shape {
     pub reply: usize,
     /// Bytes of data in the answer, in pages.
     pub data: usize,
+    /// How it ends.
+    pub outcome: Outcome,
+}
+
+/// How a request ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is answered with what it asks for.
+    Answer,
+    /// It is answered with this error, a positive number.
+    Error(i32),
+    /// There is no answer.
+    Silence,
 }
 
 /// What an answer must hold: these bytes, `at` bytes after its header.
@@ -75,6 +88,7 @@ pub const GETATTR: Shape = Shape {
     arg: 16,
     reply: ATTR_OUT_BYTES,
     data: 0,
+    outcome: Outcome::Answer,
 };
 
 /// FUSE_LOOKUP of a name whose node is known.
@@ -93,8 +107,40 @@ pub fn lookup_shape(name: usize) -> Shape {
         arg: name + 1,
         reply: ENTRY_BYTES,
         data: 0,
+        outcome: Outcome::Answer,
     }
 }
+
+/// The shape of [`lookup`] of names of this length that are not there. An image says so in an answer with node 0, a
+/// share with an error.
+pub fn no_entry_shape(name: usize, outcome: Outcome) -> Shape {
+    Shape {
+        outcome,
+        ..lookup_shape(name)
+    }
+}
+
+/// FUSE_FORGET of one lookup. Nothing is answered.
+pub fn forget(nodeid: u64) -> Call {
+    Call {
+        nodeid,
+        arg: 1_u64.to_le_bytes().to_vec(),
+        expected: Expected {
+            at: 0,
+            content: Arc::new([]),
+            range: 0..0,
+        },
+    }
+}
+
+/// The shape of [`forget`].
+pub const FORGET: Shape = Shape {
+    opcode: op::FORGET,
+    arg: 8,
+    reply: 0,
+    data: 0,
+    outcome: Outcome::Silence,
+};
 
 /// `fuse_read_in`.
 fn read_in(fh: u64, offset: usize, size: usize) -> Vec<u8> {
@@ -130,11 +176,20 @@ pub fn read_shape(size: usize) -> Shape {
         arg: READ_IN,
         reply: 0,
         data: size,
+        outcome: Outcome::Answer,
     }
 }
 
-/// FUSE_READDIRPLUS from the beginning of a directory, for as much as is expected.
-pub fn readdirplus(nodeid: u64, fh: u64, expected: Expected) -> Call {
+/// The shape of [`list`] that is answered with this many bytes, names and numbers.
+pub fn readdir_shape(size: usize) -> Shape {
+    Shape {
+        opcode: op::READDIR,
+        ..read_shape(size)
+    }
+}
+
+/// FUSE_READDIR or FUSE_READDIRPLUS from the beginning of a directory, for as much as is expected.
+pub fn list(nodeid: u64, fh: u64, expected: Expected) -> Call {
     Call {
         nodeid,
         arg: read_in(fh, 0, expected.range.len()),
@@ -142,7 +197,7 @@ pub fn readdirplus(nodeid: u64, fh: u64, expected: Expected) -> Call {
     }
 }
 
-/// The shape of [`readdirplus`] that is answered with this many bytes.
+/// The shape of [`list`] that is answered with this many bytes, attributes too.
 pub fn readdirplus_shape(size: usize) -> Shape {
     Shape {
         opcode: op::READDIRPLUS,

@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::BenchError;
-use super::call::{self, Call, Shape};
+use super::call::{self, Call, Expected, Shape};
 use super::dataset::{DATA, Dataset};
 use super::driver::{Check, Load, Until, Wait, drive};
 use super::histogram::Sample;
 use super::plan::{Plan, Work};
 use super::report::Kind;
 use crate::daemon::{DaemonProcess, Program};
+use crate::guest::fuse::ops;
 use crate::guest::{FuseClient, FuseError, GuestConfig, GuestError, Lane};
 use crate::image;
 use crate::virtiofsd::Virtiofsd;
@@ -82,6 +84,8 @@ pub(super) struct Contender {
     root: u64,
     files: Vec<(String, u64, u64)>,
     data: (u64, u64),
+    /// A handle of the root, and what is listed first.
+    listing: (u64, Expected),
 }
 
 /// Where the image's blobs come from, and where they are kept.
@@ -131,7 +135,12 @@ impl Contender {
             source,
         };
         let mut client = FuseClient::mount(&socket, GuestConfig::default()).map_err(prepare)?;
-        let (root, files, data) = look_up(&mut client, root, dataset).map_err(prepare)?;
+        let Looked {
+            root,
+            files,
+            data,
+            listing,
+        } = look_up(&mut client, root, dataset).map_err(prepare)?;
         Ok(Self {
             name: entrant.name,
             kind: entrant.kind,
@@ -140,6 +149,7 @@ impl Contender {
             root,
             files,
             data,
+            listing,
         })
     }
 
@@ -154,6 +164,13 @@ impl Contender {
             Work::Lookup => {
                 let of = |(name, node, _): &(String, u64, u64)| call::lookup(self.root, name, *node);
                 (call::lookup_shape(name), self.files.iter().map(of).collect())
+            }
+            Work::List => {
+                let (fh, expected) = &self.listing;
+                (
+                    call::readdirplus_shape(expected.range.len()),
+                    vec![call::list(self.root, *fh, expected.clone())],
+                )
             }
             Work::Read(size) if size < 1 << 20 => {
                 let (shape, mut calls) = self.in_order(size, dataset);
@@ -198,7 +215,16 @@ impl Contender {
     }
 }
 
-type Looked = (u64, Vec<(String, u64, u64)>, (u64, u64));
+/// Bytes asked of a directory at once.
+const LISTED: u32 = 16 * 1024;
+
+/// What was found by looking.
+struct Looked {
+    root: u64,
+    files: Vec<(String, u64, u64)>,
+    data: (u64, u64),
+    listing: (u64, Expected),
+}
 
 fn look_up(client: &mut FuseClient, root: &str, dataset: &Dataset) -> Result<Looked, FuseError> {
     let root = client.resolve(root)?.nodeid;
@@ -209,5 +235,19 @@ fn look_up(client: &mut FuseClient, root: &str, dataset: &Dataset) -> Result<Loo
     }
     let node = client.lookup(root, DATA.as_bytes())?.nodeid;
     let opened = client.open(node, 0)?;
-    Ok((root, files, (node, opened.fh)))
+    let directory = client.opendir(root)?.fh;
+    // It stays so: making the image has read every file, and nobody changes one.
+    let ticket = client.submit(ops::readdirplus(root, directory, 0, LISTED))?;
+    let content: Arc<[u8]> = client.wait(ticket)?.into();
+    let expected = Expected {
+        at: 0,
+        range: 0..content.len(),
+        content,
+    };
+    Ok(Looked {
+        root,
+        files,
+        data: (node, opened.fh),
+        listing: (directory, expected),
+    })
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes, VolatileArrayRef, VolatileMemory, VolatileSlice};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::call::{Call, Shape};
+use super::call::{Call, Outcome, Shape};
 use super::histogram::{Latencies, Sample};
 use crate::guest::GuestError;
 use crate::guest::mem::GuestRam;
@@ -23,6 +23,8 @@ use crate::guest::ring::{USED_NO_NOTIFY, need_event};
 pub const SPOT_CHECK: u64 = 1024;
 /// Where the argument is in a slot's first chunk, behind the header.
 const ARG_AT: usize = 64;
+/// What the header of an answer is before there is one.
+const UNANSWERED: u64 = u64::MAX;
 /// A daemon that answers nothing for so long is stuck.
 const STUCK: Duration = Duration::from_secs(30);
 /// Looks at the ring between two looks at the clock.
@@ -420,7 +422,7 @@ impl Driver<'_, '_> {
         slot.nodeid.get_ref(0)?.store(call.nodeid.to_le());
         slot.arg.copy_from(&call.arg);
         // What is not overwritten by the daemon fails the check.
-        slot.answer.get_ref(0)?.store(u64::MAX);
+        slot.answer.get_ref(0)?.store(UNANSWERED);
         slot.sent = now;
         self.ring.push(slot.head);
         self.in_flight += 1;
@@ -466,8 +468,19 @@ impl Driver<'_, '_> {
 impl Slot<'_> {
     fn check_header(&self, shape: &Shape, call: &Call) -> Result<(), DriveError> {
         let answer = u64::from_le(self.answer.get_ref(0)?.load());
-        let expected = u32::try_from(OUT_HEADER + shape.reply + shape.data).unwrap_or(u32::MAX);
-        if answer == u64::from(expected) {
+        let (expected, wanted) = match shape.outcome {
+            Outcome::Answer => {
+                let len = u32::try_from(OUT_HEADER + shape.reply + shape.data).unwrap_or(u32::MAX);
+                (len, u64::from(len))
+            }
+            Outcome::Error(errno) => {
+                let len = u32::try_from(OUT_HEADER).unwrap_or(u32::MAX);
+                let error = u64::from(errno.wrapping_neg().cast_unsigned());
+                (len, error << 32 | u64::from(len))
+            }
+            Outcome::Silence => (u32::MAX, UNANSWERED),
+        };
+        if answer == wanted {
             return Ok(());
         }
         let [len, error] = [answer & 0xffff_ffff, answer >> 32].map(|half| u32::try_from(half).unwrap_or(0));
@@ -481,6 +494,9 @@ impl Slot<'_> {
     }
 
     fn check_content(&self, shape: &Shape, call: &Call, body: &mut Vec<u8>) -> Result<(), DriveError> {
+        if shape.outcome != Outcome::Answer {
+            return Ok(());
+        }
         body.clear();
         body.resize(shape.reply + shape.data, 0);
         self.reply.read_slice(&mut body[..shape.reply], 0)?;

@@ -90,6 +90,8 @@ impl Plan {
 pub(super) enum Work {
     Getattr,
     Lookup,
+    /// READDIRPLUS of the beginning of the directory with the small files.
+    List,
     /// READ of so many bytes at offsets in no order, or one after the other if it is large.
     Read(usize),
 }
@@ -113,11 +115,12 @@ const fn row(name: &'static str, work: Work, depth: usize, wait: Wait) -> WarmRo
 }
 
 /// All warm loads.
-pub(super) const WARM: [WarmRow; 8] = [
+pub(super) const WARM: [WarmRow; 9] = [
     row("getattr-1", Work::Getattr, 1, Wait::Spin),
     row("getattr-1-interrupt", Work::Getattr, 1, Wait::Interrupt),
     row("getattr-64", Work::Getattr, 64, Wait::Spin),
     row("lookup-64", Work::Lookup, 64, Wait::Spin),
+    row("list-8", Work::List, 8, Wait::Spin),
     row("read-4k-1", Work::Read(4096), 1, Wait::Spin),
     row("read-4k-1-interrupt", Work::Read(4096), 1, Wait::Interrupt),
     row("read-4k-64", Work::Read(4096), 64, Wait::Spin),

@@ -64,7 +64,7 @@ use Goal::{BestOfAll, BestOfKind, Plain};
 /// A latency of 0.7 times the best peer's.
 const QUICKER: Option<Goal> = Some(BestOfAll(1.0 / 0.7));
 
-pub(super) const ROWS: [Row; 13] = [
+pub(super) const ROWS: [Row; 14] = [
     row(
         "getattr-1",
         "GETATTR, 1 in flight, p50",
@@ -92,6 +92,13 @@ pub(super) const ROWS: [Row; 13] = [
         Thousands,
         Some(BestOfKind(1.3)),
         Some(BestOfKind(1.5)),
+    ),
+    row(
+        "list-8",
+        "READDIRPLUS of 16 KiB, 8 in flight",
+        Thousands,
+        None,
+        None,
     ),
     row(
         "read-4k-1",
