@@ -10,10 +10,23 @@ use crate::error::TaskError;
 pub(crate) struct Package {
     pub(crate) name: &'static str,
     why: &'static str,
+    /// The service it would start now and at every boot. Only its program is wanted.
+    service: Option<&'static str>,
+}
+
+impl Package {
+    const fn without_service(mut self, name: &'static str) -> Self {
+        self.service = Some(name);
+        self
+    }
 }
 
 const fn package(name: &'static str, why: &'static str) -> Package {
-    Package { name, why }
+    Package {
+        name,
+        why,
+        service: None,
+    }
 }
 
 /// What compiling this workspace takes, besides Rust.
@@ -34,14 +47,20 @@ pub(crate) const VIRTIOFSD: &[Package] = &[
 /// What boots the microVM.
 pub(crate) const VM: &[Package] = &[package("qemu-system-x86", "boots the microVM")];
 
+/// A registry to push to and to start from.
+const REGISTRY: Package =
+    package("docker-registry", "is the registry that images come from").without_service("docker-registry");
+
 /// What the tests call beside that.
 pub(crate) const TESTS: &[Package] = &[
-    package("containerd", "is given the documented configuration"),
+    package("containerd", "is given the documented configuration").without_service("containerd"),
+    REGISTRY,
     package("fuse3", "its mount.fuse3 is how containerd calls a mount helper"),
+    // Its installation fails without its service.
     package("nginx-light", "is the caching proxy that blobs go through"),
+    package("openssl", "makes the certificate of a registry that speaks TLS"),
     package("skopeo", "writes images in every form, and reads ours"),
     package("umoci", "makes and unpacks the images that are converted"),
-    package("skopeo", "copies the images that are converted"),
     package("strace", "kills a supervisor at every system call it makes"),
 ];
 
@@ -61,8 +80,21 @@ pub(crate) fn ensure(packages: &[&[Package]]) -> Result<(), TaskError> {
             package.name, package.why
         );
     }
+    // Nothing starts what has neither a unit nor a script: asking for less is simpler, and safer to interrupt,
+    // than stopping and disabling it afterwards.
+    let left_out: String = missing
+        .iter()
+        .filter_map(|package| package.service)
+        .flat_map(|name| {
+            [
+                format!("/lib/systemd/system/{name}.service"),
+                format!("/etc/init.d/{name}"),
+            ]
+        })
+        .map(|path| format!("--option DPkg::Options::=--path-exclude={path} "))
+        .collect();
     let install = format!(
-        "apt-get install --yes --no-install-recommends {}",
+        "apt-get install --yes --no-install-recommends {left_out}{}",
         names.join(" ")
     );
     if !is_root() {

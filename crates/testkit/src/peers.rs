@@ -76,11 +76,34 @@ pub fn require(peer: Peer) -> Result<PathBuf, Skip> {
     if let Ok(path) = path.canonicalize() {
         return Ok(path);
     }
-    let reason = format!(
+    absent(format!(
         "{} is not in {} (run `cargo xtask peers`)",
         peer.name(),
         dir.display()
-    );
+    ))
+}
+
+/// The path of a program that a Debian package brings. Absent, the reason is printed and returned.
+///
+/// # Errors
+/// As [`require`].
+///
+/// # Panics
+/// As [`require`].
+pub fn require_program(name: &str) -> Result<PathBuf, Skip> {
+    // A user's search path may be without the place where Debian has its services.
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file());
+    found.map_or_else(
+        || absent(format!("{name} is not installed (`cargo xtask test` does that)")),
+        Ok,
+    )
+}
+
+fn absent(reason: String) -> Result<PathBuf, Skip> {
     let skip = Skip { reason };
     eprintln!("{skip}");
     assert!(
