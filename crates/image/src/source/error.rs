@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::digest::UnsupportedDigest;
 use super::platform::Platform;
+use super::registry::RegistryError;
 
 /// Why an image can't be read.
 #[derive(Debug, Error)]
@@ -158,12 +159,21 @@ pub enum SourceError {
     /// A digest that can't be checked.
     #[error(transparent)]
     UnsupportedDigest(#[from] UnsupportedDigest),
+    /// The registry doesn't give it.
+    #[error(transparent)]
+    Registry(Box<RegistryError>),
     /// There are files, but no image.
     #[error("{} is a root file system, not an image", path.display())]
     RootFileSystem {
         /// The directory or archive.
         path: PathBuf,
     },
+}
+
+impl From<RegistryError> for SourceError {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(Box::new(error))
+    }
 }
 
 /// What a document is called in an error.

@@ -5,8 +5,10 @@
 //!
 //! What a place says is never trusted: digest and length of every blob are checked while it streams, and
 //! documents have a limit. Nothing here unpacks a layer. Which manifest of several is taken is decided in
-//! `document.rs` and `platform.rs`; read `oci_layout.rs` next for the simplest place.
+//! `document.rs` and `platform.rs`; read `oci_layout.rs` next for the simplest place, `registry/mod.rs` for the
+//! one that is far away.
 
+mod access;
 pub(crate) mod blob_dir;
 mod digest;
 mod dir;
@@ -18,20 +20,25 @@ mod oci_layout;
 mod oci_sink;
 mod platform;
 mod reference;
+mod registry;
 mod tar_index;
 mod verify;
 
 use std::fmt;
 use std::io::Read;
-use std::path::PathBuf;
 
 pub use oci_spec::image::{Descriptor, Digest, ImageConfiguration, ImageManifest, MediaType};
 
+pub use access::AccessOptions;
 pub use digest::{UnsupportedDigest, sha256_of};
 pub use error::{DocumentName, SinkError, SourceError};
 pub use oci_sink::OciLayoutSink;
 pub use platform::{Platform, PlatformError};
 pub use reference::{ImageRef, ImageRefError};
+pub use registry::{
+    BackendError, HelperProblem, RegistryBackend, RegistryError, RegistryName, Retry, TransportError,
+    rafs_backend,
+};
 pub use verify::{BlobMismatch, Verified};
 
 /// An image as its source describes it.
@@ -107,14 +114,6 @@ pub trait ImageSink: fmt::Debug + Send + Sync {
     fn publish(&self, bytes: &[u8], media_type: &MediaType) -> Result<Digest, SinkError>;
 }
 
-/// How places are reached.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct AccessOptions {
-    /// Where a compressed archive is unpacked while it is read; the system's temporary directory if `None`.
-    pub temp_dir: Option<PathBuf>,
-}
-
 /// Opens the place that `reference` names, to read from it.
 ///
 /// # Errors
@@ -124,6 +123,7 @@ pub fn open_source(
     options: &AccessOptions,
 ) -> Result<Box<dyn ImageSource>, SourceError> {
     Ok(match reference {
+        ImageRef::Docker { name } => Box::new(registry::open_source(name, options)?),
         ImageRef::Oci { path, tag } => Box::new(oci_layout::OciLayout::open(
             path,
             files::Directory::new(path),
@@ -151,7 +151,8 @@ pub fn open_source(
 pub fn open_sink(reference: &ImageRef, _options: &AccessOptions) -> Result<Box<dyn ImageSink>, SinkError> {
     match reference {
         ImageRef::Oci { path, tag } => Ok(Box::new(OciLayoutSink::open(path, tag.as_deref())?)),
-        ImageRef::OciArchive { .. }
+        ImageRef::Docker { .. }
+        | ImageRef::OciArchive { .. }
         | ImageRef::DockerArchive { .. }
         | ImageRef::Dir { .. }
         | ImageRef::RootDir { .. } => Err(SinkError::ReadOnly {

@@ -8,10 +8,17 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use super::registry::RegistryName;
+
 /// Where an image is, or a root file system that isn't one yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageRef {
+    /// `docker://[HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST]`: a registry.
+    Docker {
+        /// The image's name.
+        name: RegistryName,
+    },
     /// `oci:PATH[:TAG]`: an OCI image layout.
     Oci {
         /// The directory.
@@ -60,8 +67,8 @@ pub enum ImageRefError {
     },
     /// A transport that isn't known.
     #[error(
-        "{reference:?} begins with {transport:?}, which is none of oci:, oci-archive:, docker-archive:, dir: \
-         (a file of that name is ./{reference}); `skopeo copy {reference} oci:DIR:TAG` brings an image from elsewhere"
+        "{reference:?} begins with {transport:?}, which is none of docker://, oci:, oci-archive:, docker-archive:, \
+         dir: (a file of that name is ./{reference}); `skopeo copy {reference} oci:DIR:TAG` brings an image from elsewhere"
     )]
     UnknownTransport {
         /// What was given.
@@ -69,6 +76,17 @@ pub enum ImageRefError {
         /// What it begins with.
         transport: String,
     },
+    /// What follows `docker://` isn't an image's name.
+    #[error("{name:?} is not the name of an image in a registry: {problem}")]
+    RegistryName {
+        /// What was given.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A password where everybody sees it.
+    #[error("credentials do not belong in an image reference, but in docker's config.json")]
+    Credentials,
     /// A name within a layout or an archive that can't be one.
     #[error("{name:?} is not the name of an image in a layout or an archive")]
     BadName {
@@ -86,6 +104,7 @@ impl ImageRef {
             | Self::DockerArchive { path, .. }
             | Self::Dir { path }
             | Self::RootDir { path } => Some(path),
+            Self::Docker { .. } => None,
         }
     }
 }
@@ -105,6 +124,15 @@ impl FromStr for ImageRef {
             return Ok(Self::RootDir { path: s.into() });
         };
         match transport {
+            "docker" => {
+                let name = rest
+                    .strip_prefix("//")
+                    .ok_or_else(|| ImageRefError::RegistryName {
+                        name: rest.to_owned(),
+                        problem: "it begins with docker://",
+                    })?;
+                name.parse().map(|name| Self::Docker { name })
+            }
             "oci" => path_and_name(s, rest).map(|(path, tag)| Self::Oci { path, tag }),
             "oci-archive" => path_and_name(s, rest).map(|(path, tag)| Self::OciArchive { path, tag }),
             "docker-archive" => path_and_name(s, rest).map(|(path, name)| Self::DockerArchive { path, name }),
@@ -153,6 +181,7 @@ fn path_and_name(reference: &str, rest: &str) -> Result<(PathBuf, Option<String>
 impl fmt::Display for ImageRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (transport, path, name) = match self {
+            Self::Docker { name } => return write!(f, "docker://{name}"),
             Self::Oci { path, tag } => ("oci:", path, tag.as_deref()),
             Self::OciArchive { path, tag } => ("oci-archive:", path, tag.as_deref()),
             Self::DockerArchive { path, name } => ("docker-archive:", path, name.as_deref()),
@@ -212,6 +241,12 @@ mod tests {
                     path: "rootfs.tar".into(),
                 },
             ),
+            (
+                "docker://h.io/a/b:1",
+                ImageRef::Docker {
+                    name: "h.io/a/b:1".parse().unwrap(),
+                },
+            ),
             ("./a:b", ImageRef::RootDir { path: "./a:b".into() }),
             (
                 "/a/oci:b",
@@ -234,6 +269,10 @@ mod tests {
             ("oci::tag", "\"oci::tag\" names no path"),
             ("dir:", "\"dir:\" names no path"),
             (
+                "docker:debian",
+                "\"debian\" is not the name of an image in a registry: it begins with docker://",
+            ),
+            (
                 "oci:a:",
                 "\"\" is not the name of an image in a layout or an archive",
             ),
@@ -243,8 +282,8 @@ mod tests {
             ),
             (
                 "containers-storage:x",
-                "\"containers-storage:x\" begins with \"containers-storage:\", which is none of oci:, \
-                 oci-archive:, docker-archive:, dir: (a file of that name is ./containers-storage:x); \
+                "\"containers-storage:x\" begins with \"containers-storage:\", which is none of docker://, \
+                 oci:, oci-archive:, docker-archive:, dir: (a file of that name is ./containers-storage:x); \
                  `skopeo copy containers-storage:x oci:DIR:TAG` brings an image from elsewhere",
             ),
         ] {

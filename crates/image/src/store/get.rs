@@ -224,7 +224,10 @@ impl Store {
             ImageRef::Dir { path } => DataRecord::InPlace {
                 blob_dir: path.clone(),
             },
-            ImageRef::OciArchive { .. } | ImageRef::DockerArchive { .. } | ImageRef::RootDir { .. } => {
+            ImageRef::Docker { .. }
+            | ImageRef::OciArchive { .. }
+            | ImageRef::DockerArchive { .. }
+            | ImageRef::RootDir { .. } => {
                 let blobs = data_layers(image);
                 progress.begin(Phase::Data, Some(blobs.iter().map(|blob| blob.size()).sum()));
                 let mut done = 0;

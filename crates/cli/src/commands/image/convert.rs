@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use indicatif::DecimalBytes;
-use nydusbox_image::source::{AccessOptions, ImageRef, Platform, open_sink, open_source};
+use nydusbox_image::source::{ImageRef, Platform, open_sink, open_source};
 use nydusbox_image::{
     ChunkSize, Compressor, ConvertConfig, ConvertError, ConvertSummary, FsVersion, Mode, convert,
 };
@@ -12,12 +12,13 @@ use nydusbox_image::{
 use super::bar::{Bar, cancelled_by_signals};
 use super::percent;
 use crate::commands::output::OutputArgs;
+use crate::commands::registry::RegistryArgs;
 use crate::commands::size::Size;
 use crate::error::{Failure, INTERRUPTED};
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
-    /// Image: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG] or dir:DIR
+    /// Image: docker://HOST/REPOSITORY[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG] or dir:DIR
     source: ImageRef,
     /// Where to write it: oci:DIR[:TAG]. Layers that were converted for what is there are not converted again
     destination: ImageRef,
@@ -44,6 +45,8 @@ pub(crate) struct ConvertArgs {
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
     #[command(flatten)]
+    registry: RegistryArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -58,7 +61,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         .chunk_size(chunk_size)
         .chunk_dict(args.chunk_dict.clone())
         .work_dir(args.work_dir.clone());
-    let access = AccessOptions::default();
+    let access = args.registry.access();
     let source = open_source(&args.source, &access).map_err(|e| Failure::new(&what, &e))?;
     let sink = open_sink(&args.destination, &access).map_err(|e| Failure::new(&what, &e))?;
     // What can't be read as an image is no image to use anything of.

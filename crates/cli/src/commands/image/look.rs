@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
-use nydusbox_image::source::{AccessOptions, ImageRef, Platform, open_source};
+use nydusbox_image::source::{ImageRef, Platform, open_source};
 use nydusbox_image::{
     Aspect, BLOB_DIR, BOOTSTRAP_FILE, Change, CheckReport, Difference, ImageReport, NydusImage,
 };
 
 use super::bar::{Bar, cancelled_by_signals};
 use crate::commands::output::{self, OutputArgs};
+use crate::commands::registry::RegistryArgs;
 use crate::error::{Failure, INTERRUPTED};
 
 #[derive(Debug, Args)]
@@ -36,25 +37,29 @@ pub(crate) struct DiffArgs {
     /// Second image
     right: ImageRef,
     #[command(flatten)]
+    registry: RegistryArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
 struct ImageArg {
-    /// Image in nydus' form: oci:DIR[:TAG] and the like, the directory `image build` made, or a bootstrap
+    /// Image in nydus' form: docker://HOST/REPOSITORY[:TAG], oci:DIR[:TAG] and the like, the directory `image build` made, or a bootstrap
     image: ImageRef,
     /// Directory with the blobs, where that isn't beside the bootstrap
     #[arg(long, value_name = "DIR")]
     blob_dir: Option<PathBuf>,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 impl ImageArg {
     fn open(&self) -> Result<NydusImage, Failure> {
-        open(&self.image, self.blob_dir.as_deref())
+        open(&self.image, self.blob_dir.as_deref(), &self.registry)
     }
 }
 
-fn open(image: &ImageRef, blob_dir: Option<&Path>) -> Result<NydusImage, Failure> {
+fn open(image: &ImageRef, blob_dir: Option<&Path>, registry: &RegistryArgs) -> Result<NydusImage, Failure> {
     let what = format!("read the image {image}");
     let opened = match image {
         ImageRef::RootDir { path } => {
@@ -66,8 +71,7 @@ fn open(image: &ImageRef, blob_dir: Option<&Path>) -> Result<NydusImage, Failure
             NydusImage::open(&bootstrap, blob_dir.unwrap_or(&beside))
         }
         _ => {
-            let source =
-                open_source(image, &AccessOptions::default()).map_err(|e| Failure::new(&what, &e))?;
+            let source = open_source(image, &registry.access()).map_err(|e| Failure::new(&what, &e))?;
             NydusImage::open_source(source, &Platform::default())
         }
     };
@@ -144,7 +148,7 @@ fn findings(r: &CheckReport) -> String {
 }
 
 pub(super) fn diff(args: &DiffArgs) -> Result<(), Failure> {
-    let differences = open(&args.left, None)?.diff(&open(&args.right, None)?);
+    let differences = open(&args.left, None, &args.registry)?.diff(&open(&args.right, None, &args.registry)?);
     if args.output.json {
         args.output.print(&differences, String::new)?;
     } else {

@@ -1,0 +1,173 @@
+//! A registry and its mirrors as one: a request goes to the first that can answer it.
+//!
+//! Decides which server is asked; how is in `endpoint.rs`, what for in `source.rs` and `sink.rs`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use reqwest::StatusCode;
+
+use super::auth::Authorizer;
+use super::clock::Clock;
+use super::credentials;
+use super::endpoint::{Ask, Endpoint};
+use super::error::RegistryError;
+use super::hosts::{self, Capabilities, Server};
+use super::name::RegistryName;
+use super::retry::Retry;
+use super::secret::Credentials;
+use super::transport::{Answer, Mover, Transport, Trust};
+use crate::source::AccessOptions;
+
+/// containerd's directory, then docker's; the first that says something of a host is heard.
+const HOSTS_DIRS: [&str; 2] = ["/etc/containerd/certs.d", "/etc/docker/certs.d"];
+
+/// The servers that stand for one registry.
+#[derive(Debug)]
+pub(super) struct Client {
+    /// In the order in which they are asked; the last is the registry itself.
+    servers: Vec<Candidate>,
+    retry: Retry,
+    clock: Arc<dyn Clock>,
+    _mover: Mover,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    endpoint: Endpoint,
+    /// Could not be talked to. It is not tried again for each blob.
+    lost: AtomicBool,
+}
+
+/// Where `name`'s registry is, by `options` and the configuration of this machine.
+pub(super) fn servers(name: &RegistryName, options: &AccessOptions) -> Result<Vec<Server>, RegistryError> {
+    let dirs: Vec<PathBuf> = match &options.hosts_dir {
+        Some(dir) => vec![dir.clone()],
+        None => HOSTS_DIRS.iter().map(PathBuf::from).collect(),
+    };
+    hosts::servers(&dirs, &name.host, hosts::Given::of(options))
+}
+
+/// The credentials for a server by `options`.
+pub(super) fn credentials_for(
+    server: &Server,
+    repository: &str,
+    options: &AccessOptions,
+) -> Result<Option<Credentials>, RegistryError> {
+    let key = server.credentials_key();
+    match &options.auth_file {
+        Some(file) => credentials::find(file, credentials::Presence::Required, &key, repository),
+        None => match credentials::default_file() {
+            Some(file) => credentials::find(&file, credentials::Presence::Optional, &key, repository),
+            None => Ok(None),
+        },
+    }
+}
+
+impl Client {
+    pub(super) fn open(
+        name: &RegistryName,
+        options: &AccessOptions,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Self, RegistryError> {
+        let mover = Mover::start()?;
+        let mut candidates = Vec::new();
+        for server in servers(name, options)? {
+            let credentials = credentials_for(&server, &name.repository, options)?;
+            let trust = Trust {
+                ca_files: server.ca_files.clone(),
+                skip_verify: server.skip_verify,
+            };
+            let transport = Transport::new(&mover, trust, options.silence);
+            // Beside a mirror there is somebody else to ask.
+            let retry = match server.mirror_of {
+                Some(_) => Retry {
+                    attempts: 1,
+                    ..options.retry
+                },
+                None => options.retry,
+            };
+            let auth = Authorizer::new(credentials);
+            candidates.push(Candidate {
+                endpoint: Endpoint::new(server, transport, auth, retry, Arc::clone(clock)),
+                lost: AtomicBool::new(false),
+            });
+        }
+        Ok(Self {
+            servers: candidates,
+            retry: options.retry,
+            clock: Arc::clone(clock),
+            _mover: mover,
+        })
+    }
+
+    pub(super) fn endpoint(&self, server: usize) -> &Endpoint {
+        &self.servers[server].endpoint
+    }
+
+    /// The first answer of a wanted status, and the number of who gave it. If nobody does, what the registry
+    /// itself says is told.
+    pub(super) fn call(
+        &self,
+        able: fn(&Capabilities) -> bool,
+        ask: impl Fn(&Endpoint) -> Ask,
+        wanted: &[StatusCode],
+    ) -> Result<(usize, Answer), RegistryError> {
+        let mut refusal = RegistryError::NoServer;
+        for (number, candidate) in self.servers.iter().enumerate() {
+            let endpoint = &candidate.endpoint;
+            let is_mirror = endpoint.server.mirror_of.is_some();
+            if is_mirror && (candidate.is_lost() || !able(&endpoint.server.capabilities)) {
+                continue;
+            }
+            match endpoint.call(&ask(endpoint), wanted) {
+                Ok(answer) => return Ok((number, answer)),
+                Err(error) => {
+                    if is_mirror {
+                        candidate.give_up(&error);
+                    }
+                    refusal = error;
+                }
+            }
+        }
+        Err(refusal)
+    }
+
+    /// After `server` broke off an answer for the time of this number in a row: waits, or gives up (`false`).
+    pub(super) fn wait_after(&self, server: usize, failures: u32) -> bool {
+        let candidate = &self.servers[server];
+        if candidate.endpoint.server.mirror_of.is_some() {
+            candidate.lose();
+        }
+        match self.retry.delay(failures, None, self.clock.scatter()) {
+            Some(delay) => {
+                self.clock.wait(delay);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl Candidate {
+    fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Goes on without this mirror: for good if it can't be talked to, for now if it only lacks something.
+    fn give_up(&self, error: &RegistryError) {
+        let host = self.endpoint.host();
+        match error {
+            RegistryError::Unreachable { source, .. } => {
+                self.lose();
+                tracing::warn!(host, %source, "mirror cannot be reached and is left out");
+            }
+            _ => tracing::debug!(host, %error, "mirror does not help"),
+        }
+    }
+}

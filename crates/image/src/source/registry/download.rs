@@ -1,0 +1,160 @@
+//! A blob on its way from a registry: where a connection breaks, another one goes on.
+//!
+//! Never verifies: the reader around it (`verify.rs`) sees one stream, whatever that was made of.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use reqwest::header::{ACCEPT, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
+use reqwest::{Method, StatusCode};
+
+use super::auth::Scope;
+use super::client::Client;
+use super::endpoint::{Ask, Endpoint};
+use super::error::RegistryError;
+use super::transport::Content;
+
+/// A connection that brought this much was a good one: breaks are counted anew.
+const PROGRESS_BYTES: u64 = 1 << 20;
+
+/// What is downloaded.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) repository: String,
+    /// After `/v2/`.
+    pub(super) path: String,
+    pub(super) accept: &'static str,
+    /// Its name in errors.
+    pub(super) what: String,
+}
+
+impl Wanted {
+    fn ask(&self, endpoint: &Endpoint, at: u64) -> Ask {
+        let mut headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(self.accept))]);
+        if at > 0
+            && let Ok(range) = HeaderValue::from_str(&format!("bytes={at}-"))
+        {
+            headers.insert(RANGE, range);
+        }
+        Ask {
+            method: Method::GET,
+            url: endpoint.url(&self.path),
+            headers,
+            body: None,
+            scope: Scope::pull(&self.repository),
+            what: self.what.clone(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Download {
+    client: Arc<Client>,
+    wanted: Wanted,
+    server: usize,
+    /// `None` after it broke.
+    content: Option<Content>,
+    at: u64,
+    /// Where it broke last, and how often in a row.
+    broke_at: u64,
+    failures: u32,
+}
+
+impl Download {
+    pub(super) fn start(client: Arc<Client>, wanted: Wanted) -> Result<Self, RegistryError> {
+        let (server, content) = open(&client, &wanted, 0)?;
+        Ok(Self {
+            client,
+            wanted,
+            server,
+            content: Some(content),
+            at: 0,
+            broke_at: 0,
+            failures: 0,
+        })
+    }
+
+    /// Waits until it is time to go on, or says that it is not worth it.
+    fn broken(&mut self, source: io::Error) -> io::Result<()> {
+        self.content = None;
+        if self.at - self.broke_at >= PROGRESS_BYTES {
+            self.failures = 0;
+        }
+        self.failures += 1;
+        self.broke_at = self.at;
+        let host = self.client.endpoint(self.server).host();
+        tracing::debug!(host, at = self.at, error = %source, "download broke off");
+        if self.client.wait_after(self.server, self.failures) {
+            return Ok(());
+        }
+        Err(RegistryError::Interrupted {
+            host,
+            what: self.wanted.what.clone(),
+            at_bytes: self.at,
+            source,
+        }
+        .into())
+    }
+}
+
+/// The content from `at` on.
+fn open(client: &Client, wanted: &Wanted, at: u64) -> Result<(usize, Content), RegistryError> {
+    let statuses = [StatusCode::OK, StatusCode::PARTIAL_CONTENT];
+    let (server, answer) = client.call(|able| able.pull, |endpoint| wanted.ask(endpoint, at), &statuses)?;
+    let begins_at = match answer.status {
+        StatusCode::PARTIAL_CONTENT => answer.header(CONTENT_RANGE.as_str()).and_then(begin_of),
+        _ => Some(0),
+    };
+    let nonsense = |missing| RegistryError::Nonsense {
+        host: client.endpoint(server).host(),
+        what: wanted.what.clone(),
+        missing,
+    };
+    let mut content = answer.content;
+    match begins_at {
+        Some(begin) if begin == at => {}
+        // It does not do ranges. What was there already is read once more.
+        Some(0) => {
+            let skipped = io::copy(&mut (&mut content).take(at), &mut io::sink());
+            if !skipped.is_ok_and(|skipped| skipped == at) {
+                return Err(nonsense("what it gave before"));
+            }
+        }
+        _ => return Err(nonsense("the range that was asked for")),
+    }
+    Ok((server, content))
+}
+
+/// `at` of `bytes at-to/of`.
+fn begin_of(content_range: &str) -> Option<u64> {
+    content_range
+        .trim()
+        .strip_prefix("bytes ")?
+        .split('-')
+        .next()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+impl Read for Download {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let content = match &mut self.content {
+                Some(content) => content,
+                None => {
+                    let (server, content) = open(&self.client, &self.wanted, self.at)?;
+                    self.server = server;
+                    self.content.insert(content)
+                }
+            };
+            match content.read(buf) {
+                Ok(got) => {
+                    self.at += got as u64;
+                    return Ok(got);
+                }
+                Err(error) => self.broken(error)?,
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Registries, by OCI's distribution specification.
+//!
+//! [`RegistryName`] names an image in one. Which servers stand for it is in `hosts.rs`, who asks in
+//! `credentials.rs`, how the server is told in `auth.rs`; `endpoint.rs` talks to one server, `client.rs` to the
+//! registry and its mirrors. Never follows what a server says further than a digest: see `verify.rs` above.
+//! Read `source.rs` next.
+
+mod auth;
+mod backend;
+mod challenge;
+mod client;
+mod clock;
+mod credentials;
+mod download;
+mod endpoint;
+mod error;
+mod hosts;
+mod name;
+mod retry;
+mod secret;
+mod source;
+mod transport;
+
+use std::sync::Arc;
+
+use super::AccessOptions;
+
+pub use backend::{BackendError, RegistryBackend, rafs_backend};
+pub use error::{HelperProblem, RegistryError, TransportError};
+pub use name::RegistryName;
+pub use retry::Retry;
+pub(super) use source::RegistrySource;
+
+/// An image in a registry, to read.
+pub(super) fn open_source(
+    name: &RegistryName,
+    options: &AccessOptions,
+) -> Result<RegistrySource, RegistryError> {
+    let clock: Arc<dyn clock::Clock> = Arc::new(clock::SystemClock);
+    RegistrySource::open(name, options, &clock)
+}
+
+#[cfg(test)]
+mod test_server;
+#[cfg(test)]
+mod test_support;
+#[cfg(test)]
+mod tests;
