@@ -11,6 +11,7 @@ mod config;
 mod control;
 mod daemon;
 mod fuse;
+mod host;
 mod image_fs;
 mod inflight;
 mod limits;
@@ -23,6 +24,7 @@ mod transport;
 
 pub use config::{DEFAULT_POLL, DaemonConfig, InitialMount, LogControl, SocketSource, WorkerLimits};
 pub use daemon::{Daemon, StartError};
+pub use host::{HostMount, HostMountEnd, HostMountError, HostUnmount};
 pub use limits::{NofileOutcome, raise_nofile};
 pub use namespace::{MAX_MOUNTS, MountError};
 pub use socket::SocketError;

@@ -34,6 +34,11 @@ use crate::namespace::Shares;
 use crate::passthrough::with_groups;
 use crate::transport::Chain;
 
+/// The answer to a request that failed, where it does not go into a guest's memory.
+pub(crate) fn error_reply(unique: u64, errno: Errno) -> [u8; 16] {
+    reply::header(reply::HEADER_LEN, unique, -errno.raw_os_error())
+}
+
 /// What FUSE_INIT agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InitRecord {
