@@ -269,19 +269,22 @@ fn look_at(mountpoint: &Path) -> Result<(), HostMountError> {
         mountpoint: mountpoint.to_owned(),
         source,
     };
+    let stale = || HostMountError::Stale {
+        mountpoint: mountpoint.to_owned(),
+    };
     match fs::metadata(mountpoint) {
         Ok(meta) if meta.is_dir() => {}
         Ok(_) => return Err(unusable(io::ErrorKind::NotADirectory.into())),
-        Err(error) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => {
-            return Err(HostMountError::Stale {
-                mountpoint: mountpoint.to_owned(),
-            });
-        }
+        Err(error) if is_gone(&error) => return Err(stale()),
         Err(error) => return Err(unusable(error)),
     }
     let place = mountpoint.canonicalize().map_err(unusable)?;
     let table = fs::read("/proc/self/mountinfo").map_err(unusable)?;
     if is_mounted(&table, &place) {
+        // The kernel may know the attributes still; what is in a directory it has to ask for.
+        if fs::read_dir(&place).is_err_and(|error| is_gone(&error)) {
+            return Err(stale());
+        }
         return Err(HostMountError::Occupied {
             mountpoint: mountpoint.to_owned(),
         });
@@ -292,6 +295,10 @@ fn look_at(mountpoint: &Path) -> Result<(), HostMountError> {
         .open(DEVICE)
         .map_err(|source| HostMountError::Device { source })?;
     Ok(())
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::NOTCONN)
 }
 
 /// Whether the table of mounts (proc_pid_mountinfo(5)) has an image of ours at `place`.

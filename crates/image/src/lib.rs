@@ -62,7 +62,7 @@ pub use layers::{EntryProblem, LayerError, TarProblem};
 pub use nydus_image::{NydusImage, NydusImageError};
 pub use progress::{Phase, Progress, Quiet};
 pub use rafs::reference::Unindexed;
-pub use rafs_config::{RafsConfigError, rafs_config};
+pub use rafs_config::{RafsConfigError, local_rafs_config, rafs_config};
 pub use store::{GetRequest, ImageData, PullPolicy, Store, StoreError, StoredEntry, StoredImage, StoredKind};
 pub use summary::{BlobSummary, BuildSummary};
 

@@ -18,7 +18,14 @@ use crate::image_dir::ImageDir;
 /// # Errors
 /// When a path is not UTF-8: JSON can't carry it.
 pub fn rafs_config(image: &ImageDir, id: &str, cache_dir: &Path) -> Result<String, RafsConfigError> {
-    let blob_dir = image.blob_dir();
+    local_rafs_config(&image.blob_dir(), id, cache_dir)
+}
+
+/// The same for any image whose blobs are in `blob_dir` under their ids.
+///
+/// # Errors
+/// When a path is not UTF-8: JSON can't carry it.
+pub fn local_rafs_config(blob_dir: &Path, id: &str, cache_dir: &Path) -> Result<String, RafsConfigError> {
     // Fetching is off, but its batch size is also the unit of merging reads, and nydusd divides by it.
     let prefetch = json!({
         "enable": false, "threads": 8, "batch_size": 1 << 20, "bandwidth_limit": 0, "prefetch_all": false,
@@ -26,7 +33,7 @@ pub fn rafs_config(image: &ImageDir, id: &str, cache_dir: &Path) -> Result<Strin
     let config = json!({
         "version": 2,
         "id": id,
-        "backend": { "type": "localfs", "localfs": { "dir": utf8(&blob_dir)? } },
+        "backend": { "type": "localfs", "localfs": { "dir": utf8(blob_dir)? } },
         "cache": {
             "type": "blobcache",
             "compressed": false,

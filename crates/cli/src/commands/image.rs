@@ -3,6 +3,7 @@
 mod bar;
 mod convert;
 mod look;
+mod mount;
 mod store;
 
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub(crate) enum ImageCommand {
     Pull(store::PullArgs),
     /// List the images that are here
     Ls(store::LsArgs),
+    /// Mount an image on this host, to look around in
+    Mount(mount::MountArgs),
     /// Show what is in an image in nydus' form
     Inspect(look::InspectArgs),
     /// Verify an image in nydus' form, every chunk by its digest
@@ -64,6 +67,7 @@ pub(crate) fn main(command: ImageCommand) -> ExitCode {
         ImageCommand::Convert(args) => convert::run(&args),
         ImageCommand::Pull(args) => store::pull(args),
         ImageCommand::Ls(args) => store::ls(args),
+        ImageCommand::Mount(args) => mount::run(args),
         ImageCommand::Inspect(args) => look::inspect(&args),
         ImageCommand::Check(args) => look::check(&args),
         ImageCommand::Diff(args) => look::diff(&args),

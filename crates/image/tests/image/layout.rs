@@ -10,6 +10,28 @@ pub(crate) type Files<'a> = &'a [(&'a str, &'a [u8])];
 
 /// Writes an image of such layers to `layout`.
 pub(crate) fn make_layout(layout: &Path, tag: &str, layers: &[Files<'_>]) -> ImageRef {
+    let layers: Vec<_> = layers.iter().map(|files| archive(files)).collect();
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|layer| (MediaType::ImageLayer, layer.as_slice()))
+        .collect();
+    write_layout(layout, tag, &layers)
+}
+
+/// A tar archive of such files.
+pub(crate) fn archive(files: Files<'_>) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o644);
+        header.set_size(content.len() as u64);
+        tar.append_data(&mut header, name, *content).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+/// Writes an image to `layout` whose layers are these, whatever they are.
+pub(crate) fn write_layout(layout: &Path, tag: &str, layers: &[(MediaType, &[u8])]) -> ImageRef {
     let sink = OciLayoutSink::open(layout, Some(tag)).unwrap();
     let put = |media_type: MediaType, bytes: &[u8]| {
         let descriptor = Descriptor::new(media_type, bytes.len() as u64, sha256_of(bytes));
@@ -18,16 +40,7 @@ pub(crate) fn make_layout(layout: &Path, tag: &str, layers: &[Files<'_>]) -> Ima
     };
     let layers: Vec<_> = layers
         .iter()
-        .map(|files| {
-            let mut tar = tar::Builder::new(Vec::new());
-            for (name, content) in *files {
-                let mut header = tar::Header::new_ustar();
-                header.set_mode(0o644);
-                header.set_size(content.len() as u64);
-                tar.append_data(&mut header, name, *content).unwrap();
-            }
-            put(MediaType::ImageLayer, &tar.into_inner().unwrap())
-        })
+        .map(|(media_type, layer)| put(media_type.clone(), layer))
         .collect();
     let config = json!({
         "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/true"]},

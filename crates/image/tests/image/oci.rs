@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nydusbox_image::source::{AccessOptions, ImageRef, Platform, open_sink, open_source, sha256_of};
+use nydusbox_image::source::{AccessOptions, ImageRef, Platform, open_sink, open_source};
 use nydusbox_image::{ConvertConfig, ConvertError, ConvertSummary, Progress, Quiet, convert};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{peers, temp_dir, tree, walk};
@@ -98,48 +98,6 @@ impl Original {
     ) -> Result<ConvertSummary, ConvertError> {
         convert_to(&self.reference(), to, config, &Quiet)
     }
-}
-
-/// Writes a layout with the image `of`, whose layers are `layers`, whatever they are.
-pub(crate) fn write_layout(layout: &Path, layers: &[&[u8]]) {
-    let blobs = layout.join("blobs/sha256");
-    fs::create_dir_all(&blobs).unwrap();
-    let put = |bytes: &[u8], media_type: &str| {
-        let digest = sha256_of(bytes);
-        fs::write(blobs.join(digest.digest()), bytes).unwrap();
-        json!({"mediaType": media_type, "digest": digest.to_string(), "size": bytes.len()})
-    };
-    let layers: Vec<_> = layers
-        .iter()
-        .map(|layer| put(layer, "application/vnd.oci.image.layer.v1.tar+gzip"))
-        .collect();
-    // Nobody here unpacks to compare.
-    let diff_ids: Vec<_> = layers.iter().map(|layer| layer["digest"].clone()).collect();
-    let config = json!({
-        "architecture": "amd64",
-        "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": diff_ids},
-    });
-    let config = put(
-        config.to_string().as_bytes(),
-        "application/vnd.oci.image.config.v1+json",
-    );
-    let media_type = "application/vnd.oci.image.manifest.v1+json";
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": media_type,
-        "config": config,
-        "layers": layers,
-    });
-    let mut entry = put(manifest.to_string().as_bytes(), media_type);
-    entry["annotations"] = json!({"org.opencontainers.image.ref.name": "of"});
-    let index = json!({"schemaVersion": 2, "manifests": [entry]});
-    fs::write(layout.join("index.json"), index.to_string()).unwrap();
-    fs::write(
-        layout.join("oci-layout"),
-        json!({"imageLayoutVersion": "1.0.0"}).to_string(),
-    )
-    .unwrap();
 }
 
 pub(crate) fn reference(text: &str) -> ImageRef {

@@ -7,11 +7,12 @@ use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use nydusbox_image::source::{AccessOptions, ImageRef, Platform, open_source};
+use nydusbox_image::source::{AccessOptions, ImageRef, MediaType, Platform, open_source};
 use nydusbox_image::{
     CheckProblem, ConvertConfig, ConvertError, FsVersion, Mode, NydusImage, Quiet, Unindexed,
 };
 
+use crate::layout;
 use crate::nydusd::Served;
 use crate::oci::{self, Original, layout_ref};
 use crate::{peers, temp_dir, tree, walk};
@@ -105,12 +106,16 @@ fn gzip(archive: &[u8]) -> Vec<u8> {
 
 /// An archive of one file.
 fn archive(name: &str, content: &[u8]) -> Vec<u8> {
-    let mut archive = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_ustar();
-    header.set_mode(0o644);
-    header.set_size(content.len() as u64);
-    archive.append_data(&mut header, name, content).unwrap();
-    archive.into_inner().unwrap()
+    layout::archive(&[(name, content)])
+}
+
+/// Writes an image of layers that say of themselves that they are gzipped.
+fn write(layout: &Path, layers: &[&[u8]]) -> ImageRef {
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|layer| (MediaType::ImageLayerGzip, *layer))
+        .collect();
+    layout::write_layout(layout, "of", &layers)
 }
 
 #[test]
@@ -140,7 +145,7 @@ fn layers_that_cannot_be_indexed_become_blobs_of_the_same_image() {
     ];
     let layout = dir.path().join("layout");
     let bytes: Vec<_> = layers.iter().map(|(bytes, _)| bytes.as_slice()).collect();
-    oci::write_layout(&layout, &bytes);
+    write(&layout, &bytes);
     let out = dir.path().join("out");
     let to = layout_ref(&out, "nydus");
     let summary = oci::convert_to(&layout_ref(&layout, "of"), &to, &by_reference(), &Quiet).unwrap();
@@ -168,7 +173,7 @@ fn a_chunk_may_be_in_several_members_of_gzip() {
     let archive = archive("file", &tree::noise(9, 3 << 20));
     let members: Vec<_> = archive.chunks(300_000).map(gzip).collect();
     let layout = dir.path().join("layout");
-    oci::write_layout(&layout, &[&members.concat()]);
+    write(&layout, &[&members.concat()]);
     let to = layout_ref(&dir.path().join("out"), "nydus");
     let summary = oci::convert_to(&layout_ref(&layout, "of"), &to, &by_reference(), &Quiet).unwrap();
     assert!(summary.layers[0].is_index);
@@ -230,7 +235,7 @@ fn a_damaged_original_layer_is_told_with_the_files_in_it() {
     let dir = temp_dir();
     let layout = dir.path().join("layout");
     let layer = gzip(&archive("big", &tree::noise(3, 8 << 20)));
-    oci::write_layout(&layout, &[&layer]);
+    write(&layout, &[&layer]);
     // An image beside its layer, opened as files are: nobody compares the layer's digest.
     let to = layout_ref(&layout, "nydus");
     let summary = oci::convert_to(&layout_ref(&layout, "of"), &to, &by_reference(), &Quiet).unwrap();
@@ -300,7 +305,7 @@ fn images_by_reference_of_nydus_image_are_checked_too() {
 fn rafs_v5_cannot_refer_to_original_layers() {
     let dir = temp_dir();
     let layout = dir.path().join("layout");
-    oci::write_layout(&layout, &[&gzip(&archive("file", b"content"))]);
+    write(&layout, &[&gzip(&archive("file", b"content"))]);
     let to = layout_ref(&dir.path().join("out"), "nydus");
     let config = by_reference().fs_version(FsVersion::V5);
     let refused = oci::convert_to(&layout_ref(&layout, "of"), &to, &config, &Quiet).unwrap_err();

@@ -13,7 +13,7 @@ use time::macros::format_description;
 
 use super::bar::{Bar, cancelled_by_signals};
 use crate::commands::output::OutputArgs;
-use crate::data_dir::DataDirArg;
+use crate::data_dir::{DataDir, DataDirArg};
 use crate::error::{Failure, INTERRUPTED};
 
 /// What `run` would do before it starts anything. An image that is not in nydus' form is converted.
@@ -70,7 +70,7 @@ impl Listed {
 
 pub(super) fn pull(args: PullArgs) -> Result<(), Failure> {
     let what = format!("pull {}", args.image);
-    let store = open(args.data_dir)?;
+    let store = open(&args.data_dir.resolve()?)?;
     let request = GetRequest::new(args.platform.unwrap_or_default()).policy(PullPolicy::Always);
     let bar = Bar::new(cancelled_by_signals()?);
     let result = store.get(&args.image, &request, &bar);
@@ -92,7 +92,7 @@ pub(super) fn pull(args: PullArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn ls(args: LsArgs) -> Result<(), Failure> {
-    let listed = open(args.data_dir)?
+    let listed = open(&args.data_dir.resolve()?)?
         .list()
         .map_err(|e| failure("list the images", &e))?;
     let all: Vec<_> = listed.iter().map(Listed::new).collect();
@@ -153,12 +153,12 @@ fn minute(time: SystemTime) -> String {
     utc(time).format(format).unwrap_or_default()
 }
 
-fn open(data_dir: DataDirArg) -> Result<Store, Failure> {
-    let dir = data_dir.resolve()?.images();
+pub(super) fn open(data_dir: &DataDir) -> Result<Store, Failure> {
+    let dir = data_dir.images();
     Store::open(&dir).map_err(|e| Failure::new(&format!("open the image store {}", dir.display()), &e))
 }
 
-fn failure(what: &str, error: &StoreError) -> Failure {
+pub(super) fn failure(what: &str, error: &StoreError) -> Failure {
     let failure = Failure::new(what, error);
     match error {
         StoreError::Cancelled => failure.code(INTERRUPTED),

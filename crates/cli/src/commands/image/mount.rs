@@ -1,0 +1,115 @@
+//! `nydusbox image mount`: an image on a directory of this host, to look around in.
+//!
+//! Serves in the foreground, in this process, with the code that serves guests; what a mount is, is the library's
+//! (`nydusbox_fsd::HostMount`).
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use clap::Args;
+use nydusbox_fsd::{HostMount, HostMountError};
+use nydusbox_image::source::{ImageRef, Platform};
+use nydusbox_image::{GetRequest, ImageData, StoredImage, local_rafs_config};
+use nydusbox_protocol::{FsType, MountCommand};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::bar::{Bar, cancelled_by_signals};
+use super::store;
+use crate::data_dir::DataDirArg;
+use crate::error::{Failure, INTERRUPTED, TAKEN};
+
+/// Read-only, until Ctrl-C or `umount MOUNTPOINT`. What is read is fetched and kept in the cache that `run` uses.
+#[derive(Debug, Args)]
+pub(crate) struct MountArgs {
+    /// Image: what `image build` made, or oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG] or
+    /// dir:DIR, which is converted first unless it is in nydus' form
+    image: ImageRef,
+    /// Directory to mount it on
+    mountpoint: PathBuf,
+    /// Which of several images: OS/ARCH[/VARIANT]; this machine's unless given
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+    #[command(flatten)]
+    data_dir: DataDirArg,
+}
+
+pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
+    let cancelled = cancelled_by_signals()?;
+    let data_dir = args.data_dir.resolve()?;
+    let store = store::open(&data_dir)?;
+    let request = GetRequest::new(args.platform.unwrap_or_default());
+    let bar = Bar::new(cancelled.clone());
+    let result = store.get(&args.image, &request, &bar);
+    bar.clear();
+    let what = format!("mount {}", args.image);
+    // Held for as long as it is mounted: nobody removes it from the store.
+    let image = result.map_err(|e| store::failure(&what, &e))?;
+    let command = command(&image, &data_dir.cache())?;
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Failure::new("watch for signals", &e))?;
+    if cancelled.load(Ordering::Relaxed) {
+        return Err(Failure::plain("interrupted before anything was mounted").code(INTERRUPTED));
+    }
+    let name = image.reference.to_string();
+    let mount = HostMount::start(&command, &args.mountpoint, &name).map_err(|e| failure(&what, &e))?;
+    let stopper = mount.stopper();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            if signals.forever().next().is_some() {
+                stopper.unmount();
+            }
+        })
+        .map_err(|e| Failure::new("watch for signals", &e))?;
+    let told = writeln!(
+        std::io::stdout(),
+        "{name} is mounted on {}; Ctrl-C or `umount` ends it",
+        args.mountpoint.display()
+    );
+    // Whoever closed our standard output still has the mount.
+    if let Err(error) = told {
+        tracing::debug!(%error, "nobody reads that it is mounted");
+    }
+    mount.wait().map(drop).map_err(|e| failure("unmount", &e))
+}
+
+fn command(image: &StoredImage, cache: &std::path::Path) -> Result<MountCommand, Failure> {
+    let failed = |e: &(dyn std::error::Error + 'static)| Failure::new("configure the image's mount", e);
+    let ImageData::Local { blob_dir } = &image.data else {
+        return Err(Failure::plain(format!(
+            "{} has its data in a registry, from which it cannot be mounted here",
+            image.reference
+        )));
+    };
+    let config = local_rafs_config(blob_dir, image.id(), cache).map_err(|e| failed(&e))?;
+    let source = image
+        .bootstrap
+        .to_str()
+        .ok_or_else(|| Failure::plain(format!("the path {} is not UTF-8", image.bootstrap.display())))?;
+    Ok(MountCommand {
+        fs_type: FsType::Rafs,
+        source: source.to_owned(),
+        config,
+        prefetch_files: None,
+    })
+}
+
+fn failure(what: &str, error: &HostMountError) -> Failure {
+    let failure = Failure::new(what, error);
+    match error {
+        HostMountError::Stale { mountpoint } => failure
+            .hint(format!(
+                "`umount {0}` or `fusermount3 -u {0}` removes it",
+                mountpoint.display()
+            ))
+            .code(TAKEN),
+        HostMountError::Occupied { .. } => failure.code(TAKEN),
+        HostMountError::Device { .. } => {
+            failure.hint("`modprobe fuse` has the kernel make it; in a container it has to be passed in")
+        }
+        HostMountError::NotPermitted => failure.hint("run it as root, or install the package fuse3"),
+        _ => failure,
+    }
+}
