@@ -4,7 +4,7 @@
 //! - [`daemon`], [`virtiofsd`], [`http`]: the daemon under test as a process, virtiofsd as one, and a client for the API;
 //! - [`peers`]: where the genuine programs are that behaviour is compared with;
 //! - [`tree`], [`image`], [`blob_server`]: source trees, RAFS images made of them, a server for their blobs;
-//! - [`registry`]: a genuine registry;
+//! - [`registry`], [`registry_proxy`]: a genuine registry, and what makes it slow, picky or wrong;
 //! - [`machine`]: real machines under QEMU;
 //! - [`mod@bench`]: daemons side by side under load, measured;
 //! - [`bench_supervisor`]: what starts, mounts, stops and sandboxes cost;
@@ -31,6 +31,7 @@ pub mod machine;
 pub mod packed;
 pub mod peers;
 pub mod registry;
+pub mod registry_proxy;
 pub mod suite;
 pub mod tree;
 pub mod virtiofsd;

@@ -10,7 +10,7 @@
 //! ```
 //! Storage, configuration and certificates are in a directory of its own, which goes with the value, as the
 //! process does. It listens on a port that the kernel gives it, and is ready when it says so. This file makes
-//! nothing go wrong.
+//! nothing go wrong: [`registry_proxy`](crate::registry_proxy) stands in front of a registry for that.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
