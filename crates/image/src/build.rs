@@ -13,8 +13,6 @@ mod layers;
 mod rafs;
 mod run;
 
-pub(crate) use layers::algorithm;
-
 use std::fs;
 use std::path::Path;
 

@@ -245,30 +245,15 @@ pub enum ChunkSizeError {
     },
 }
 
-/// What to build, from what, and where to. See [`build`](crate::build()).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BuildConfig {
-    pub(crate) source: Source,
-    pub(crate) out_dir: PathBuf,
+/// How files become RAFS: version 6 with zstd and chunks of 1 MiB, unless said otherwise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RafsFormat {
     pub(crate) fs_version: FsVersion,
     pub(crate) compressor: Compressor,
     pub(crate) chunk_size: ChunkSize,
-    pub(crate) replace: bool,
 }
 
-impl BuildConfig {
-    /// A build of `source` into the image directory `out_dir`, in RAFS v6 with zstd and chunks of 1 MiB.
-    pub fn new(source: Source, out_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            source,
-            out_dir: out_dir.into(),
-            fs_version: FsVersion::default(),
-            compressor: Compressor::default(),
-            chunk_size: ChunkSize::default(),
-            replace: false,
-        }
-    }
-
+impl RafsFormat {
     /// Sets the version of the format.
     #[must_use]
     pub fn fs_version(mut self, version: FsVersion) -> Self {
@@ -287,6 +272,34 @@ impl BuildConfig {
     #[must_use]
     pub fn chunk_size(mut self, size: ChunkSize) -> Self {
         self.chunk_size = size;
+        self
+    }
+}
+
+/// What to build, from what, and where to. See [`build`](crate::build()).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildConfig {
+    pub(crate) source: Source,
+    pub(crate) out_dir: PathBuf,
+    pub(crate) format: RafsFormat,
+    pub(crate) replace: bool,
+}
+
+impl BuildConfig {
+    /// A build of `source` into the image directory `out_dir`, in RAFS v6 with zstd and chunks of 1 MiB.
+    pub fn new(source: Source, out_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            source,
+            out_dir: out_dir.into(),
+            format: RafsFormat::default(),
+            replace: false,
+        }
+    }
+
+    /// Sets the format; RAFS v6 with zstd and chunks of 1 MiB unless set.
+    #[must_use]
+    pub fn format(mut self, format: RafsFormat) -> Self {
+        self.format = format;
         self
     }
 

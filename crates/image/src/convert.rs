@@ -85,17 +85,13 @@ pub fn convert(
     config: &ConvertConfig,
     progress: &dyn Progress,
 ) -> Result<ConvertSummary, ConvertError> {
-    if config.mode == Mode::Reference && config.fs_version != FsVersion::V6 {
+    if config.mode == Mode::Reference && config.format.fs_version != FsVersion::V6 {
         return Err(ConvertError::ReferenceVersion);
     }
     let image = source.image(&config.platform)?;
     manifest::refuse_unconvertible(&image)?;
     let work = config.make_work_dir()?;
-    let format = BlobFormat {
-        fs_version: config.fs_version,
-        compressor: crate::build::algorithm(config.compressor),
-        chunk_size: config.chunk_size,
-    };
+    let format = BlobFormat::from(config.format);
     let known = previous.and_then(|place| reuse::Previous::open(place, config));
     let dictionary = dictionary(config, format)?;
     let mut layers = Layers::new(&image, work.path(), config.mode);
@@ -120,7 +116,7 @@ pub fn convert(
         stop_if_asked(progress)?;
     }
     put_originals(&merged, &blobs, source, sink, progress)?;
-    let (bootstrap_layer, diff_id) = manifest::bootstrap_layer(&bootstrap, config.fs_version, work.path())?;
+    let (bootstrap_layer, diff_id) = manifest::bootstrap_layer(&bootstrap, format.fs_version, work.path())?;
     let mut file = File::open(&bootstrap_layer.path)
         .map_err(|source| ConvertError::work(&bootstrap_layer.path, source))?;
     sink.put(&bootstrap_layer.descriptor, &mut file)?;
@@ -131,7 +127,7 @@ pub fn convert(
     let bytes = fs::metadata(&bootstrap).map_err(|source| ConvertError::work(&bootstrap, source))?;
     Ok(ConvertSummary {
         digest: digest.to_string(),
-        fs_version: config.fs_version,
+        fs_version: format.fs_version,
         layers: blobs.iter().map(BlobLayer::summary).collect(),
         bootstrap_bytes: bytes.len(),
     })

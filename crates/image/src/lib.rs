@@ -52,7 +52,9 @@ mod tree;
 
 pub use build::build;
 pub use check::{CheckProblem, CheckReport};
-pub use config::{BuildConfig, ChunkSize, ChunkSizeError, Compressor, FsVersion, Source, UnknownName};
+pub use config::{
+    BuildConfig, ChunkSize, ChunkSizeError, Compressor, FsVersion, RafsFormat, Source, UnknownName,
+};
 pub use convert::{ConvertConfig, ConvertError, ConvertSummary, ConvertedLayerSummary, Mode, convert};
 pub use diff::{Aspect, Change, Difference};
 pub use error::{BuildError, TarEntryProblem};

@@ -46,7 +46,7 @@ impl Totals {
 pub(crate) fn scan(config: &BuildConfig, progress: &dyn Progress) -> Result<Totals, BuildError> {
     let totals = match &config.source {
         Source::Directory(path) => directory::scan(path, progress),
-        Source::Tar(path) => tar_archive::scan(path, config.fs_version, progress),
+        Source::Tar(path) => tar_archive::scan(path, config.format.fs_version, progress),
         Source::Layers(paths) => sizes(paths),
     }?;
     progress.position(totals.entries);

@@ -77,7 +77,7 @@ impl BuildSummary {
         let loaded = with_nydus(|| load(&bootstrap)).map_err(unusable)?;
         let mut summary = Self {
             fs_version: loaded.fs_version,
-            compressor: config.compressor,
+            compressor: config.format.compressor,
             chunk_size: loaded.chunk_size,
             regular_files: 0,
             directories: 0,

@@ -2,6 +2,7 @@
 
 mod bar;
 mod convert;
+mod format;
 mod look;
 mod mount;
 mod store;
@@ -11,10 +12,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use indicatif::{DecimalBytes, HumanCount};
-use nydusbox_image::{BuildConfig, BuildSummary, ChunkSize, Compressor, FsVersion, Source, build};
+use nydusbox_image::{BuildConfig, BuildSummary, Source, build};
 
 use self::bar::{Bar, cancelled_by_signals};
-use super::size::Size;
+use self::format::FormatArgs;
 use crate::error::{FAILED, Failure};
 
 #[derive(Debug, Subcommand)]
@@ -47,15 +48,8 @@ pub(crate) struct BuildArgs {
     /// whiteouts (may be repeated, each above those before)
     #[arg(long, value_name = "FILE")]
     layer: Vec<PathBuf>,
-    /// Version of the RAFS format: 5 or 6
-    #[arg(long, value_name = "VERSION", default_value = "6")]
-    fs_version: FsVersion,
-    /// How chunks are compressed: zstd, lz4_block or none
-    #[arg(long, value_name = "NAME", default_value = "zstd")]
-    compressor: Compressor,
-    /// Size of a chunk, a power of two from 4K to 16M; what is read is fetched in chunks
-    #[arg(long, value_name = "SIZE", default_value = "1M")]
-    chunk_size: Size,
+    #[command(flatten)]
+    format: FormatArgs,
     /// Replace an image that is there already
     #[arg(long)]
     force: bool,
@@ -79,8 +73,7 @@ pub(crate) fn main(command: ImageCommand) -> ExitCode {
 }
 
 fn run(args: &BuildArgs) -> Result<(), Failure> {
-    let chunk_size =
-        ChunkSize::new(args.chunk_size.bytes()).map_err(|e| Failure::new("use this --chunk-size", &e))?;
+    let format = args.format.format()?;
     let out = args.out_dir.display().to_string();
     let failed = |e: nydusbox_image::BuildError| Failure::new(&format!("build the image {out}"), &e);
     let source = if args.layer.is_empty() {
@@ -94,9 +87,7 @@ fn run(args: &BuildArgs) -> Result<(), Failure> {
         )
     };
     let config = BuildConfig::new(source, &args.out_dir)
-        .fs_version(args.fs_version)
-        .compressor(args.compressor)
-        .chunk_size(chunk_size)
+        .format(format)
         .force(args.force);
     let bar = Bar::new(cancelled_by_signals()?);
     let result = build(&config, &bar);

@@ -8,9 +8,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::PathBuf;
 
-use nydus_utils::compress;
-
-use crate::config::{BuildConfig, Compressor};
+use crate::config::BuildConfig;
 use crate::error::{BuildError, is_out_of_space, out_of_space_below};
 use crate::layer_pool::{FailedLayer, LayerSource, blob_path, convert_layers};
 use crate::layers::{LayerError, bootstrap_error};
@@ -29,11 +27,7 @@ pub(super) fn run(
     staging: &Staging,
     progress: &dyn Progress,
 ) -> Result<(), BuildError> {
-    let format = BlobFormat {
-        fs_version: config.fs_version,
-        compressor: algorithm(config.compressor),
-        chunk_size: config.chunk_size,
-    };
+    let format = BlobFormat::from(config.format);
     let sources: Vec<_> = archives
         .iter()
         .enumerate()
@@ -75,14 +69,6 @@ pub(super) fn run(
         }
     }
     Ok(())
-}
-
-pub(crate) fn algorithm(compressor: Compressor) -> compress::Algorithm {
-    match compressor {
-        Compressor::None => compress::Algorithm::None,
-        Compressor::Lz4Block => compress::Algorithm::Lz4Block,
-        Compressor::Zstd => compress::Algorithm::Zstd,
-    }
 }
 
 fn layer_error(config: &BuildConfig, archives: &[PathBuf], failed: FailedLayer) -> BuildError {

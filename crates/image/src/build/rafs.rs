@@ -13,9 +13,10 @@ use nydus_builder::{
     Features, Prefetch, PrefetchPolicy, TarballBuilder, WhiteoutSpec,
 };
 use nydus_rafs::metadata::RafsVersion;
-use nydus_utils::{compress, digest};
+use nydus_utils::digest;
 
-use crate::config::{ChunkSize, Compressor, FsVersion};
+use crate::config::FsVersion;
+use crate::rafs::tail::BlobFormat;
 
 /// Which of the builder's two ways to read its input.
 #[derive(Debug, Clone, Copy)]
@@ -32,9 +33,7 @@ pub(super) struct Job {
     pub(super) path: PathBuf,
     pub(super) bootstrap: PathBuf,
     pub(super) blob_dir: PathBuf,
-    pub(super) fs_version: FsVersion,
-    pub(super) compressor: Compressor,
-    pub(super) chunk_size: ChunkSize,
+    pub(super) format: BlobFormat,
 }
 
 /// Only v5 makes use of it in metadata, and both in naming chunks; it is the fastest of the two there are.
@@ -46,14 +45,9 @@ impl Job {
             Input::Directory => ConversionType::DirectoryToRafs,
             Input::TarStream => ConversionType::TarToRafs,
         };
-        let version = match self.fs_version {
+        let version = match self.format.fs_version {
             FsVersion::V5 => RafsVersion::V5,
             FsVersion::V6 => RafsVersion::V6,
-        };
-        let compressor = match self.compressor {
-            Compressor::None => compress::Algorithm::None,
-            Compressor::Lz4Block => compress::Algorithm::Lz4Block,
-            Compressor::Zstd => compress::Algorithm::Zstd,
         };
         // Any other policy reads a list of files from our standard input.
         let prefetch = Prefetch::new(PrefetchPolicy::None)?;
@@ -61,7 +55,7 @@ impl Job {
             String::new(),   // blob id: the blob's SHA-256
             version.is_v6(), // chunks aligned to 4 KiB, as EROFS addresses them
             0,
-            compressor,
+            self.format.compressor,
             DIGESTER,
             true, // owners are kept
             // One layer is all there is to this image: a name like `.wh.x` hides nothing and is kept.
@@ -77,7 +71,7 @@ impl Job {
             Attributes::default(),
         );
         context.set_fs_version(version);
-        context.set_chunk_size(self.chunk_size.bytes());
+        context.set_chunk_size(self.format.chunk_size.bytes());
         let config = ConfigV2::default();
         config.internal.set_blob_accessible(true);
         context.set_configuration(Arc::new(config));

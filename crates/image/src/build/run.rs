@@ -24,6 +24,7 @@ use super::rafs::{Input, Job};
 use crate::config::{BuildConfig, Source};
 use crate::error::{BuildError, out_of_space_below};
 use crate::progress::Progress;
+use crate::rafs::tail::BlobFormat;
 use crate::scan::{self, Totals};
 use crate::staging::Staging;
 
@@ -126,9 +127,7 @@ fn job(config: &BuildConfig, staging: &Staging, input: Input, path: &Path) -> Jo
         path: path.to_owned(),
         bootstrap: staging.work_bootstrap(),
         blob_dir: staging.work_blobs(),
-        fs_version: config.fs_version,
-        compressor: config.compressor,
-        chunk_size: config.chunk_size,
+        format: BlobFormat::from(config.format),
     }
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use crate::config::{ChunkSize, Compressor, FsVersion, UnknownName};
+use crate::config::{RafsFormat, UnknownName};
 use crate::source::Platform;
 
 /// Where the data of a converted image is.
@@ -40,9 +40,7 @@ impl FromStr for Mode {
 pub struct ConvertConfig {
     pub(crate) platform: Platform,
     pub(crate) mode: Mode,
-    pub(crate) fs_version: FsVersion,
-    pub(crate) compressor: Compressor,
-    pub(crate) chunk_size: ChunkSize,
+    pub(crate) format: RafsFormat,
     pub(crate) chunk_dict: Option<PathBuf>,
     pub(crate) work_dir: Option<PathBuf>,
 }
@@ -54,9 +52,7 @@ impl ConvertConfig {
         Self {
             platform,
             mode: Mode::default(),
-            fs_version: FsVersion::default(),
-            compressor: Compressor::default(),
-            chunk_size: ChunkSize::default(),
+            format: RafsFormat::default(),
             chunk_dict: None,
             work_dir: None,
         }
@@ -69,24 +65,11 @@ impl ConvertConfig {
         self
     }
 
-    /// Sets the version of the format.
+    /// Sets the format; RAFS v6 with zstd and chunks of 1 MiB unless set. What is in original layers
+    /// stays as it is compressed.
     #[must_use]
-    pub fn fs_version(mut self, version: FsVersion) -> Self {
-        self.fs_version = version;
-        self
-    }
-
-    /// Sets how chunks are compressed; those of original layers stay as they are.
-    #[must_use]
-    pub fn compressor(mut self, compressor: Compressor) -> Self {
-        self.compressor = compressor;
-        self
-    }
-
-    /// Sets the size of chunks.
-    #[must_use]
-    pub fn chunk_size(mut self, size: ChunkSize) -> Self {
-        self.chunk_size = size;
+    pub fn format(mut self, format: RafsFormat) -> Self {
+        self.format = format;
         self
     }
 

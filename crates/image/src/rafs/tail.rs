@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use super::blob::{Blob, ChunkTable, DIGESTER};
 use super::chunks::{BlobFile, Data};
 use super::reference::Index;
-use crate::config::{ChunkSize, FsVersion};
+use crate::config::{ChunkSize, Compressor, FsVersion, RafsFormat};
 use crate::layers::LayerError;
 use crate::tree::Chunk;
 
@@ -35,6 +35,20 @@ pub(crate) struct BlobFormat {
     pub(crate) fs_version: FsVersion,
     pub(crate) compressor: compress::Algorithm,
     pub(crate) chunk_size: ChunkSize,
+}
+
+impl From<RafsFormat> for BlobFormat {
+    fn from(format: RafsFormat) -> Self {
+        Self {
+            fs_version: format.fs_version,
+            compressor: match format.compressor {
+                Compressor::None => compress::Algorithm::None,
+                Compressor::Lz4Block => compress::Algorithm::Lz4Block,
+                Compressor::Zstd => compress::Algorithm::Zstd,
+            },
+            chunk_size: format.chunk_size,
+        }
+    }
 }
 
 /// A blob that awaits its layer's bootstrap.

@@ -190,11 +190,11 @@ impl Store {
         let mut config = request.convert.clone();
         config.work_dir.get_or_insert_with(|| self.work());
         let data = DataRecord::Converted {
-            compressor: config.compressor,
-            chunk_size: config.chunk_size,
+            compressor: config.format.compressor,
+            chunk_size: config.format.chunk_size,
         };
         let images = self.records.all()?.into_iter().filter_map(|(record, _)| {
-            let alike = record.data == data && record.fs_version == config.fs_version;
+            let alike = record.data == data && record.fs_version == config.format.fs_version;
             alike
                 .then(|| self.content.image(&record.digest, &record.media_type).ok())
                 .flatten()
@@ -313,14 +313,14 @@ impl Store {
 
 /// Whether what a record has is what is asked for.
 fn fits(record: &Record, request: &GetRequest) -> bool {
-    let convert = &request.convert;
+    let asked = request.convert.format;
     match &record.data {
         DataRecord::Converted {
             compressor,
             chunk_size,
         } => {
             (*compressor, *chunk_size, record.fs_version)
-                == (convert.compressor, convert.chunk_size, convert.fs_version)
+                == (asked.compressor, asked.chunk_size, asked.fs_version)
         }
         DataRecord::Copied | DataRecord::InPlace { .. } => true,
     }

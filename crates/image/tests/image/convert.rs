@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use nydusbox_image::source::{AccessOptions, Platform, open_source};
-use nydusbox_image::{Compressor, ConvertError, ConvertSummary, FsVersion, Phase, Progress, Quiet};
+use nydusbox_image::{
+    Compressor, ConvertError, ConvertSummary, FsVersion, Phase, Progress, Quiet, RafsFormat,
+};
 use serde_json::Value;
 
 use crate::nydusd::Served;
@@ -18,7 +20,7 @@ fn files_are_those_umoci_unpacks_and_nydusd_serves_them() {
     let expected = original.files();
     for version in [FsVersion::V5, FsVersion::V6] {
         let out = original.path(&format!("out{version}"));
-        let config = oci::config().fs_version(version);
+        let config = oci::config().format(RafsFormat::default().fs_version(version));
         let summary = original.convert(&layout_ref(&out, "nydus"), &config).unwrap();
         assert_eq!(summary.layers.len(), 3);
         let (_, bootstrap) = oci::unpack(&out, &summary, &original.path(&format!("boot{version}")));
@@ -84,7 +86,8 @@ fn layers_converted_before_are_used_again_and_give_the_same_image() {
     for version in [FsVersion::V5, FsVersion::V6] {
         let out = original.path(&format!("out{version}"));
         let to = layout_ref(&out, "nydus");
-        let config = oci::config().fs_version(version);
+        let format = RafsFormat::default().fs_version(version);
+        let config = oci::config().format(format);
         let first = original.convert(&to, &config).unwrap();
         assert!(first.layers.iter().all(|layer| !layer.reused));
         let second = original.convert(&to, &config).unwrap();
@@ -95,7 +98,7 @@ fn layers_converted_before_are_used_again_and_give_the_same_image() {
         walk::assert_same(&walked(&one), &walked(&two));
         // Another way of compressing is another blob.
         let third = original
-            .convert(&to, &config.compressor(Compressor::Lz4Block))
+            .convert(&to, &config.format(format.compressor(Compressor::Lz4Block)))
             .unwrap();
         assert!(!third.layers[0].reused);
     }

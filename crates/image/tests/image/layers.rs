@@ -7,14 +7,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nydusbox_image::{
-    BuildConfig, BuildError, EntryProblem, FsVersion, ImageDir, LayerError, Quiet, Source, build,
+    BuildConfig, BuildError, EntryProblem, FsVersion, ImageDir, LayerError, Quiet, RafsFormat, Source, build,
 };
 use rustix::fs::{XattrFlags, lsetxattr};
 
 use crate::{names, temp_dir, tree, walk};
 
 fn build_layers(archives: &[PathBuf], out: &Path, version: FsVersion) -> Result<ImageDir, BuildError> {
-    let config = BuildConfig::new(Source::Layers(archives.to_vec()), out).fs_version(version);
+    let config = BuildConfig::new(Source::Layers(archives.to_vec()), out)
+        .format(RafsFormat::default().fs_version(version));
     build(&config, &Quiet)?;
     Ok(ImageDir::open(out).unwrap())
 }

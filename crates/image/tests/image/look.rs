@@ -6,13 +6,15 @@ use std::path::Path;
 use std::process::Command;
 
 use nydusbox_image::{
-    Aspect, BuildConfig, Change, CheckProblem, ChunkSize, FsVersion, NydusImage, Quiet, Source, build,
+    Aspect, BuildConfig, Change, CheckProblem, ChunkSize, FsVersion, NydusImage, Quiet, RafsFormat, Source,
+    build,
 };
 
 use crate::{peers, temp_dir, tree};
 
 fn built(source: &Path, out: &Path, version: FsVersion) -> NydusImage {
-    let config = BuildConfig::new(Source::Directory(source.to_owned()), out).fs_version(version);
+    let config = BuildConfig::new(Source::Directory(source.to_owned()), out)
+        .format(RafsFormat::default().fs_version(version));
     build(&config, &Quiet).unwrap();
     open(out)
 }
@@ -47,8 +49,8 @@ fn a_damaged_chunk_is_named_with_its_file() {
     fs::create_dir(&source).unwrap();
     fs::write(source.join("big"), tree::noise(1, 5 << 16)).unwrap();
     let out = dir.path().join("image");
-    let config =
-        BuildConfig::new(Source::Directory(source), &out).chunk_size(ChunkSize::new(1 << 16).unwrap());
+    let config = BuildConfig::new(Source::Directory(source), &out)
+        .format(RafsFormat::default().chunk_size(ChunkSize::new(1 << 16).unwrap()));
     build(&config, &Quiet).unwrap();
     let id = open(&out).inspect().blobs[0].id.clone();
     let blob = out.join("blobs").join(&id);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nydusbox_image::{BuildConfig, FsVersion, ImageDir, Quiet, Source, build};
+use nydusbox_image::{BuildConfig, FsVersion, ImageDir, Quiet, RafsFormat, Source, build};
 
 use crate::{temp_dir, tree, walk};
 
@@ -70,7 +70,11 @@ fn nydus_image_checks_and_unpacks_our_images() {
                 input = Source::Tar(archive);
             }
             let out = dir.path().join("image");
-            build(&BuildConfig::new(input, &out).fs_version(version), &Quiet).unwrap();
+            build(
+                &BuildConfig::new(input, &out).format(RafsFormat::default().fs_version(version)),
+                &Quiet,
+            )
+            .unwrap();
             let image = ImageDir::open(&out).unwrap();
 
             check(&image.bootstrap());

@@ -9,7 +9,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use nydusbox_image::source::{AccessOptions, ImageRef, MediaType, Platform, open_source};
 use nydusbox_image::{
-    CheckProblem, ConvertConfig, ConvertError, FsVersion, Mode, NydusImage, Quiet, Unindexed,
+    CheckProblem, ConvertConfig, ConvertError, FsVersion, Mode, NydusImage, Quiet, RafsFormat, Unindexed,
 };
 
 use crate::layout;
@@ -307,7 +307,7 @@ fn rafs_v5_cannot_refer_to_original_layers() {
     let layout = dir.path().join("layout");
     write(&layout, &[&gzip(&archive("file", b"content"))]);
     let to = layout_ref(&dir.path().join("out"), "nydus");
-    let config = by_reference().fs_version(FsVersion::V5);
+    let config = by_reference().format(RafsFormat::default().fs_version(FsVersion::V5));
     let refused = oci::convert_to(&layout_ref(&layout, "of"), &to, &config, &Quiet).unwrap_err();
     assert!(matches!(refused, ConvertError::ReferenceVersion), "{refused}");
 }

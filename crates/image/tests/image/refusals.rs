@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::Command;
 
 use nydusbox_image::{
-    BuildConfig, BuildError, FsVersion, ImageDir, OpenError, Quiet, Source, TarEntryProblem, build,
+    BuildConfig, BuildError, FsVersion, ImageDir, OpenError, Quiet, RafsFormat, Source, TarEntryProblem,
+    build,
 };
 use tar::{EntryType, Header};
 
@@ -166,7 +167,8 @@ fn a_link_to_a_file_with_attributes_is_refused_in_v5_where_it_would_be_lost() {
     tree::add_linked_attribute(&source);
     let archive = dir.path().join("archive");
     tree::archive(&source, &archive, true);
-    let config = BuildConfig::new(Source::Tar(archive), dir.path().join("image")).fs_version(FsVersion::V5);
+    let config = BuildConfig::new(Source::Tar(archive), dir.path().join("image"))
+        .format(RafsFormat::default().fs_version(FsVersion::V5));
     match build(&config, &Quiet) {
         Err(BuildError::TarEntry {
             problem: TarEntryProblem::LinkWithXattrs,

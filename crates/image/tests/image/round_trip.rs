@@ -3,7 +3,8 @@
 use std::fs;
 
 use nydusbox_image::{
-    BuildConfig, BuildSummary, ChunkSize, Compressor, FsVersion, ImageDir, Quiet, Source, build, rafs_config,
+    BuildConfig, BuildSummary, ChunkSize, Compressor, FsVersion, ImageDir, Quiet, RafsFormat, Source, build,
+    rafs_config,
 };
 
 use crate::{names, temp_dir, tree, walk};
@@ -18,7 +19,8 @@ fn a_directory_is_kept_in_all_its_attributes() {
         tree::add_linked_attribute(&source);
         let sockets = tree::add_unarchivable(&source);
         let out = dir.path().join("image");
-        let config = BuildConfig::new(Source::detect(&source).unwrap(), &out).fs_version(version);
+        let config = BuildConfig::new(Source::detect(&source).unwrap(), &out)
+            .format(RafsFormat::default().fs_version(version));
         let summary = build(&config, &Quiet).unwrap();
 
         let image = ImageDir::open(&out).unwrap();
@@ -55,7 +57,8 @@ fn an_archive_gives_the_image_of_its_directory() {
             let archive = dir.path().join("archive");
             tree::archive(&source, &archive, gzip);
             let out = dir.path().join("image");
-            let config = BuildConfig::new(Source::detect(&archive).unwrap(), &out).fs_version(version);
+            let config = BuildConfig::new(Source::detect(&archive).unwrap(), &out)
+                .format(RafsFormat::default().fs_version(version));
             build(&config, &Quiet).unwrap();
             walk::assert_same(&walk::tree(&source), &walk::image(&ImageDir::open(&out).unwrap()));
         }
@@ -73,8 +76,11 @@ fn every_compressor_and_chunk_size_keeps_the_content() {
         for chunk_bytes in [4 << 10, 1 << 20, 16 << 20] {
             let out = dir.path().join("image");
             let config = BuildConfig::new(Source::Directory(source.clone()), &out)
-                .compressor(compressor)
-                .chunk_size(ChunkSize::new(chunk_bytes).unwrap())
+                .format(
+                    RafsFormat::default()
+                        .compressor(compressor)
+                        .chunk_size(ChunkSize::new(chunk_bytes).unwrap()),
+                )
                 .force(true);
             build(&config, &Quiet).unwrap();
             walk::assert_same(&expected, &walk::image(&ImageDir::open(&out).unwrap()));
@@ -126,7 +132,8 @@ fn a_directory_without_content_gives_an_image_without_blobs() {
     fs::create_dir(&source).unwrap();
     for version in [FsVersion::V5, FsVersion::V6] {
         let out = dir.path().join(version.to_string());
-        let config = BuildConfig::new(Source::Directory(source.clone()), &out).fs_version(version);
+        let config = BuildConfig::new(Source::Directory(source.clone()), &out)
+            .format(RafsFormat::default().fs_version(version));
         let summary = build(&config, &Quiet).unwrap();
         assert_eq!(
             (summary.directories, summary.regular_files, summary.chunks),

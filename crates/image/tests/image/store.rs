@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use nydusbox_image::source::{AccessOptions, ImageRef, Platform, SourceError, open_sink, open_source};
 use nydusbox_image::{
     BuildConfig, ConvertConfig, FsVersion, GetRequest, ImageData, NydusImage, Phase, Progress, PullPolicy,
-    Quiet, Source, Store, StoreError, StoredImage, StoredKind, build, convert,
+    Quiet, RafsFormat, Source, Store, StoreError, StoredImage, StoredKind, build, convert,
 };
 
 use crate::convert::Stop;
@@ -157,7 +157,7 @@ fn layers_that_another_image_had_are_not_converted_again() {
     );
     assert_eq!((checked(&one), checked(&two)), (2, 2));
     // Made in another way, it is another blob.
-    let config = ConvertConfig::new(platform()).fs_version(FsVersion::V5);
+    let config = ConvertConfig::new(platform()).format(RafsFormat::default().fs_version(FsVersion::V5));
     let seen = Seen::default();
     let reference = two.reference.clone();
     let older = store

@@ -5,15 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::DecimalBytes;
 use nydusbox_image::source::{ImageRef, Platform, open_sink, open_source};
-use nydusbox_image::{
-    ChunkSize, Compressor, ConvertConfig, ConvertError, ConvertSummary, FsVersion, Mode, convert,
-};
+use nydusbox_image::{ConvertConfig, ConvertError, ConvertSummary, Mode, convert};
 
 use super::bar::{Bar, cancelled_by_signals};
+use super::format::FormatArgs;
 use super::percent;
 use crate::commands::output::OutputArgs;
 use crate::commands::registry::RegistryArgs;
-use crate::commands::size::Size;
 use crate::error::{Failure, INTERRUPTED};
 
 #[derive(Debug, Args)]
@@ -29,15 +27,8 @@ pub(crate) struct ConvertArgs {
     /// the image is, and writes an index of each (gzip only; other layers become blobs)
     #[arg(long, value_name = "MODE", default_value = "native")]
     mode: Mode,
-    /// Version of the RAFS format: 5 or 6
-    #[arg(long, value_name = "VERSION", default_value = "6")]
-    fs_version: FsVersion,
-    /// How chunks are compressed: zstd, lz4_block or none
-    #[arg(long, value_name = "NAME", default_value = "zstd")]
-    compressor: Compressor,
-    /// Size of a chunk, a power of two from 4K to 16M; what is read is fetched in chunks
-    #[arg(long, value_name = "SIZE", default_value = "1M")]
-    chunk_size: Size,
+    #[command(flatten)]
+    format: FormatArgs,
     /// Bootstrap of an image whose chunks need not be stored again; its blobs have to be at the destination
     #[arg(long, value_name = "FILE")]
     chunk_dict: Option<PathBuf>,
@@ -52,13 +43,9 @@ pub(crate) struct ConvertArgs {
 
 pub(super) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     let what = format!("convert {}", args.source);
-    let chunk_size =
-        ChunkSize::new(args.chunk_size.bytes()).map_err(|e| Failure::new("use this --chunk-size", &e))?;
     let config = ConvertConfig::new(args.platform.clone().unwrap_or_default())
         .mode(args.mode)
-        .fs_version(args.fs_version)
-        .compressor(args.compressor)
-        .chunk_size(chunk_size)
+        .format(args.format.format()?)
         .chunk_dict(args.chunk_dict.clone())
         .work_dir(args.work_dir.clone());
     let access = args.registry.access();

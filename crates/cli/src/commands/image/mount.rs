@@ -18,20 +18,23 @@ use signal_hook::iterator::Signals;
 
 use super::bar::{Bar, cancelled_by_signals};
 use super::store;
+use crate::commands::registry::RegistryArgs;
 use crate::data_dir::DataDirArg;
 use crate::error::{Failure, INTERRUPTED, TAKEN};
 
 /// Read-only, until Ctrl-C or `umount MOUNTPOINT`. What is read is fetched and kept in the cache that `run` uses.
 #[derive(Debug, Args)]
 pub(crate) struct MountArgs {
-    /// Image: what `image build` made, or oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG] or
-    /// dir:DIR, which is converted first unless it is in nydus' form
+    /// Image: what `image build` made, or docker://HOST/REPOSITORY[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG],
+    /// docker-archive:FILE[:NAME:TAG] or dir:DIR, which is converted first unless it is in nydus' form
     image: ImageRef,
     /// Directory to mount it on
     mountpoint: PathBuf,
     /// Which of several images: OS/ARCH[/VARIANT]; this machine's unless given
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
+    #[command(flatten)]
+    registry: RegistryArgs,
     #[command(flatten)]
     data_dir: DataDirArg,
 }
@@ -40,7 +43,7 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
     let cancelled = cancelled_by_signals()?;
     let data_dir = args.data_dir.resolve()?;
     let store = store::open(&data_dir)?;
-    let request = GetRequest::new(args.platform.unwrap_or_default());
+    let request = GetRequest::new(args.platform.unwrap_or_default()).access(args.registry.access());
     let bar = Bar::new(cancelled.clone());
     let result = store.get(&args.image, &request, &bar);
     bar.clear();
