@@ -65,7 +65,10 @@ pub use nydus_image::{NydusImage, NydusImageError};
 pub use progress::{Phase, Progress, Quiet};
 pub use rafs::reference::Unindexed;
 pub use rafs_config::{RafsConfigError, local_rafs_config, rafs_config};
-pub use store::{GetRequest, ImageData, PullPolicy, Store, StoreError, StoredEntry, StoredImage, StoredKind};
+pub use store::{
+    BlobCache, CacheGuard, CacheReport, GcConfig, GcReport, GetRequest, ImageData, ImageUse, InUse,
+    PullPolicy, Store, StoreError, StoredEntry, StoredImage, StoredKind,
+};
 pub use summary::{BlobSummary, BuildSummary};
 
 /// The bootstrap's name inside an image directory.

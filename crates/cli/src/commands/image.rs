@@ -16,7 +16,9 @@ use nydusbox_image::{BuildConfig, BuildSummary, Source, build};
 
 use self::bar::{Bar, cancelled_by_signals};
 use self::format::FormatArgs;
+use crate::args::StateDirArg;
 use crate::error::{FAILED, Failure};
+use crate::state_dir::StateDir;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
@@ -28,6 +30,10 @@ pub(crate) enum ImageCommand {
     Pull(store::PullArgs),
     /// List the images that are here
     Ls(store::LsArgs),
+    /// Remove images that are here
+    Rm(store::RmArgs),
+    /// Remove what no image needs any more
+    Gc(store::GcArgs),
     /// Mount an image on this host, to look around in
     Mount(mount::MountArgs),
     /// Show what is in an image in nydus' form
@@ -55,12 +61,18 @@ pub(crate) struct BuildArgs {
     force: bool,
 }
 
-pub(crate) fn main(command: ImageCommand) -> ExitCode {
+/// `state_dir` is the one for a command that names one of its own, or none.
+pub(crate) fn main(
+    command: ImageCommand,
+    state_dir: impl FnOnce(&StateDirArg) -> Result<StateDir, Failure>,
+) -> ExitCode {
     let done = match command {
         ImageCommand::Build(args) => run(&args).map_err(|failure| failure.code(FAILED)),
         ImageCommand::Convert(args) => convert::run(&args),
         ImageCommand::Pull(args) => store::pull(args),
         ImageCommand::Ls(args) => store::ls(args),
+        ImageCommand::Rm(args) => state_dir(&args.place).and_then(|dir| store::rm(args, &dir)),
+        ImageCommand::Gc(args) => state_dir(&args.place).and_then(|dir| store::gc(args, &dir)),
         ImageCommand::Mount(args) => mount::run(args),
         ImageCommand::Inspect(args) => look::inspect(&args),
         ImageCommand::Check(args) => look::check(&args),

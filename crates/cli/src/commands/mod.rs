@@ -175,7 +175,7 @@ pub(crate) fn main() -> ExitCode {
             Ok(dir) => run::main(args, &dir),
             Err(failure) => failure.report(RUN_FAILED),
         },
-        Command::Image(command) => image::main(command),
+        Command::Image(command) => image::main(command, place),
         Command::Overlayfs(args) => overlayfs::main(args),
         Command::KataConfig(args) => done(kata_config::run(args)),
         Command::Doctor(args) => doctor::main(args),

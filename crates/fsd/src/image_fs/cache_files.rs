@@ -6,7 +6,8 @@
 //!
 //! Both are read and written, never mapped: who truncates a mapped file kills the process that looks at it. A file
 //! that has become shorter is never made longer again, since what is missing would read as zeros; it is replaced by
-//! a new one, and a process that still has the old one finds it too short. Next: `blob.rs` fills it.
+//! a new one, and a process that still has the old one finds it too short. A data file is locked while it is open, so
+//! that whoever keeps the cache small removes none that is in use. Next: `blob.rs` fills it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -14,11 +15,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::range_lock::RangeLock;
+use super::range_lock::{self, RangeLock};
 
 /// How much of a map's header is not zero, in bytes.
 const HEAD: usize = 12;
@@ -72,6 +74,9 @@ impl CacheFiles {
                     create(&data_path, size, &[])?
                 }
             };
+            if let Some(data) = &data {
+                begin_use(data);
+            }
             let map = match open_existing(&map_path)? {
                 Some(map) => Some(map),
                 None => {
@@ -204,6 +209,29 @@ impl CacheFiles {
     /// The data file.
     pub(super) fn data(&self) -> &File {
         &self.data
+    }
+}
+
+/// Nobody removes the blob from the cache while the file is open, and the cache knows by its access time, which reading
+/// leaves alone, that it was used. A cache that can't be told is used all the same; removing an open file costs what
+/// was fetched, no read.
+fn begin_use(data: &File) {
+    if let Err(error) = range_lock::announce(data) {
+        tracing::debug!(%error, "use of a cache file cannot be announced");
+    }
+    note_use(data);
+}
+
+fn note_use(data: &File) {
+    let now = std::fs::FileTimes::new().set_accessed(SystemTime::now());
+    if let Err(error) = data.set_times(now) {
+        tracing::debug!(%error, "use of a cache file cannot be noted");
+    }
+}
+
+impl Drop for CacheFiles {
+    fn drop(&mut self) {
+        note_use(&self.data);
     }
 }
 
@@ -351,6 +379,26 @@ mod tests {
         other.mark(2, false).unwrap();
         assert!(!one.is_ready(2).unwrap());
         assert!(one.mark(10, true).is_err());
+    }
+
+    #[test]
+    fn when_a_cache_was_used_is_seen_by_its_access_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.blob.data");
+        let long_ago = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
+        let forget = || {
+            let file = File::open(&path).unwrap();
+            file.set_times(std::fs::FileTimes::new().set_accessed(long_ago))
+                .unwrap();
+        };
+        let accessed = || std::fs::metadata(&path).unwrap().accessed().unwrap();
+        drop(open(dir.path()));
+        forget();
+        let files = open(dir.path());
+        assert!(accessed() > long_ago);
+        forget();
+        drop(files);
+        assert!(accessed() > long_ago);
     }
 
     #[test]

@@ -55,6 +55,23 @@ impl Drop for RangeLock<'_> {
     }
 }
 
+/// Says to whoever removes blobs from the cache (`nydusbox image gc`) that a data file is in use, until it is closed:
+/// the last byte that a file could have, which no chunk has, is locked, shared. Waits for one who is removing it.
+///
+/// # Errors
+/// What the kernel said; file systems without locks say so here.
+pub(super) fn announce(file: &File) -> io::Result<()> {
+    let last = u64::try_from(libc::off_t::MAX - 1).map_err(io::Error::other)?;
+    let lock = description(libc::F_RDLCK, last, 1)?;
+    loop {
+        match fcntl(file, FcntlArg::F_OFD_SETLKW(&lock)) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 fn set(file: &File, kind: libc::c_int, start: u64, length: u64) -> Result<(), Errno> {
     let lock = description(kind, start, length)?;
     fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
@@ -91,6 +108,18 @@ mod tests {
         assert!(RangeLock::try_take(&theirs, 0, 100).unwrap().is_some());
         drop(held);
         assert!(RangeLock::try_take(&theirs, 100, 50).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_file_in_use_is_known_as_such_and_its_ranges_are_free() {
+        let (ours, theirs) = open_twice();
+        announce(&ours).unwrap();
+        announce(&theirs).unwrap();
+        let last = u64::try_from(libc::off_t::MAX - 1).unwrap();
+        assert!(RangeLock::try_take(&theirs, last, 1).unwrap().is_none());
+        assert!(RangeLock::try_take(&theirs, 0, 1 << 40).unwrap().is_some());
+        drop(ours);
+        assert!(RangeLock::try_take(&theirs, last, 1).unwrap().is_some());
     }
 
     #[test]

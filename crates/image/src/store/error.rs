@@ -10,12 +10,12 @@ use crate::error::{is_out_of_space, out_of_space_below};
 use crate::image_dir::OpenError;
 use crate::source::{Digest, SinkError, SourceError};
 
-/// Why an image can't be had from the store.
+/// Why an image can't be had from the store, or removed from it.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// A file of the store can't be read or written.
-    #[error("cannot use {} in the image store", path.display())]
+    /// A file of the store, or of the blob cache, can't be read or written.
+    #[error("cannot use {}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -54,6 +54,27 @@ pub enum StoreError {
         blob: Digest,
         /// Where it should be.
         dir: PathBuf,
+    },
+    /// No image of the store has this name.
+    #[error("there is no {reference} in the image store")]
+    NoSuchImage {
+        /// The name.
+        reference: String,
+    },
+    /// Somebody uses it.
+    #[error("{reference} is in use by {by}")]
+    InUse {
+        /// The image.
+        reference: String,
+        /// Who uses it.
+        by: String,
+    },
+    /// It can't be said what is in use, so nothing is removed.
+    #[error("cannot tell which images are in use")]
+    UseUnknown {
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The place can't be read.
     #[error(transparent)]

@@ -18,7 +18,7 @@ use super::known::KnownLayers;
 use super::record::{DataRecord, Record};
 use super::{GetRequest, ImageData, PullPolicy, Store, StoreError, StoredImage, lock};
 use crate::config::FsVersion;
-use crate::convert::convert;
+use crate::convert::{Mode, convert};
 use crate::image_dir::ImageDir;
 use crate::nydus_image::{bootstrap_layer, unpack_bootstrap};
 use crate::progress::{Phase, Progress};
@@ -61,6 +61,14 @@ impl Store {
                 platform,
             });
         }
+        // A place on this disk is asked each time: it costs nothing, and what it has changes under its name.
+        if request.policy == PullPolicy::Missing
+            && matches!(reference, ImageRef::Docker { .. })
+            && let Some(record) = &known
+            && let Some(ready) = self.ready(&reference, request, record)
+        {
+            return Ok(ready);
+        }
         let source = open_source(&reference, &request.access)?;
         let image = source.image(request.platform())?;
         if let Some(record) = known.filter(|record| record.source_digest == image.digest)
@@ -82,26 +90,25 @@ impl Store {
     /// Why an image that was just made is not ready.
     fn what_is_missing(&self, reference: &ImageRef, record: &Record, platform: String) -> StoreError {
         let reference = reference.to_string();
-        let dir = self.blob_dir(record);
         let image = self.content.image(&record.digest, &record.media_type);
-        let blobs = image.iter().flat_map(data_layers);
-        match blobs
-            .map(Descriptor::digest)
-            .find(|blob| !dir.join(blob.digest()).exists())
+        if let (Some(dir), Ok(image)) = (self.blob_dir(record), image)
+            && let Some(blob) = data_layers(&image).into_iter().find(|blob| !is_in(&dir, blob))
         {
-            Some(blob) => StoreError::MissingData {
-                blob: blob.clone(),
+            return StoreError::MissingData {
                 reference,
+                blob: blob.digest().clone(),
                 dir,
-            },
-            None => StoreError::NotHere { reference, platform },
+            };
         }
+        StoreError::NotHere { reference, platform }
     }
 
-    fn blob_dir(&self, record: &Record) -> PathBuf {
+    /// Where an image's data is, if that is on this host.
+    fn blob_dir(&self, record: &Record) -> Option<PathBuf> {
         match &record.data {
-            DataRecord::Converted { .. } | DataRecord::Copied => self.content.data_dir(),
-            DataRecord::InPlace { blob_dir } => blob_dir.clone(),
+            DataRecord::Converted { .. } | DataRecord::Copied => Some(self.content.data_dir()),
+            DataRecord::InPlace { blob_dir } => Some(blob_dir.clone()),
+            DataRecord::Remote => None,
         }
     }
 
@@ -187,7 +194,8 @@ impl Store {
         source: &dyn ImageSource,
         progress: &dyn Progress,
     ) -> Result<(SourceImage, DataRecord), StoreError> {
-        let mut config = request.convert.clone();
+        // All of the image is read here once, so that leaving the data in the original layers would save nothing.
+        let mut config = request.convert.clone().mode(Mode::Native);
         config.work_dir.get_or_insert_with(|| self.work());
         let data = DataRecord::Converted {
             compressor: config.format.compressor,
@@ -224,10 +232,9 @@ impl Store {
             ImageRef::Dir { path } => DataRecord::InPlace {
                 blob_dir: path.clone(),
             },
-            ImageRef::Docker { .. }
-            | ImageRef::OciArchive { .. }
-            | ImageRef::DockerArchive { .. }
-            | ImageRef::RootDir { .. } => {
+            // Fetched as it is read.
+            ImageRef::Docker { .. } => DataRecord::Remote,
+            ImageRef::OciArchive { .. } | ImageRef::DockerArchive { .. } | ImageRef::RootDir { .. } => {
                 let blobs = data_layers(image);
                 progress.begin(Phase::Data, Some(blobs.iter().map(|blob| blob.size()).sum()));
                 let mut done = 0;
@@ -272,12 +279,17 @@ impl Store {
         if guard.metadata().ok()?.len() != record.bootstrap_bytes {
             return None;
         }
-        let blob_dir = self.blob_dir(record);
         let blobs = data_layers(&image);
-        if !blobs.iter().all(|blob| is_in(&blob_dir, blob)) {
-            return None;
-        }
         let data_bytes = blobs.iter().map(|blob| blob.size()).sum();
+        let data = match self.blob_dir(record) {
+            Some(blob_dir) if blobs.iter().all(|blob| is_in(&blob_dir, blob)) => {
+                ImageData::Local { blob_dir }
+            }
+            Some(_) => return None,
+            None => ImageData::Remote {
+                reference: reference.clone(),
+            },
+        };
         self.records.touch(record);
         Some(StoredImage {
             reference: reference.clone(),
@@ -287,7 +299,7 @@ impl Store {
             config: image.config,
             bootstrap,
             fs_version: record.fs_version,
-            data: ImageData::Local { blob_dir },
+            data,
             data_bytes,
             _guard: Some(guard),
         })
@@ -297,12 +309,23 @@ impl Store {
         self.bootstraps().join(image.digest.digest())
     }
 
+    /// Whether an image's data is in the store.
+    pub(super) fn has_data(&self, record: &Record) -> bool {
+        self.blob_dir(record)
+            .is_some_and(|dir| dir == self.content.data_dir())
+    }
+
     /// What a record's image takes here, in bytes, as far as it is there.
     pub(super) fn bytes_here(&self, record: &Record) -> u64 {
         let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
         let mut bytes = record.bootstrap_bytes + size(&self.content.path_of(&record.digest));
         if let Ok(image) = self.content.image(&record.digest, &record.media_type) {
-            let named = image.layers().iter().chain([image.manifest.config()]);
+            let layers = if self.has_data(record) {
+                image.layers()
+            } else {
+                &[]
+            };
+            let named = layers.iter().chain([image.manifest.config()]);
             bytes += named
                 .map(|blob| size(&self.content.path_of(blob.digest())))
                 .sum::<u64>();
@@ -322,7 +345,7 @@ fn fits(record: &Record, request: &GetRequest) -> bool {
             (*compressor, *chunk_size, record.fs_version)
                 == (asked.compressor, asked.chunk_size, asked.fs_version)
         }
-        DataRecord::Copied | DataRecord::InPlace { .. } => true,
+        DataRecord::Copied | DataRecord::InPlace { .. } | DataRecord::Remote => true,
     }
 }
 
@@ -371,7 +394,7 @@ fn built_image(
 }
 
 /// The same place by a name that does not depend on the working directory.
-fn absolute(reference: &ImageRef) -> Result<ImageRef, StoreError> {
+pub(super) fn absolute(reference: &ImageRef) -> Result<ImageRef, StoreError> {
     let mut reference = reference.clone();
     if let Some(path) = reference.path_mut() {
         *path = std::path::absolute(&*path).map_err(|source| StoreError::io(path, source))?;

@@ -11,13 +11,16 @@
 //! ```
 //! A file that has its name is complete: each is written beside its place, synced and renamed, and a record only
 //! after everything it names. Who is killed leaves files that nothing names; whoever adds or removes next, alone,
-//! removes those that are not complete. Blobs that were complete are used by the next
+//! removes those that are not complete, and [`Store::gc`] the others. Blobs that were complete are used by the next
 //! try; a blob of which a part was there is fetched from its beginning.
 //!
 //! Order of locks: `lock`, then one of `locks/`, then one of `bootstraps/`.
 //!
-//! What a reference becomes is in `get.rs`. Nothing here talks to a daemon.
+//! What a reference becomes is in `get.rs`, what goes in `remove.rs`. The blob cache of the daemons is another
+//! directory, which `cache.rs` keeps small. Nothing here talks to a daemon.
 
+mod cache;
+mod cache_plan;
 mod content;
 mod error;
 mod get;
@@ -26,15 +29,19 @@ mod known;
 mod leftovers;
 mod lock;
 mod record;
+mod removal_plan;
+mod remove;
 mod request;
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+pub use cache::{BlobCache, CacheGuard, CacheReport};
 pub use error::StoreError;
 pub use image::{ImageData, StoredImage};
 pub use record::{StoredEntry, StoredKind};
+pub use remove::{GcConfig, GcReport, ImageUse, InUse};
 pub use request::{GetRequest, PullPolicy};
 
 use crate::source::blob_dir::replace;

@@ -48,6 +48,8 @@ pub(super) enum DataRecord {
     Copied,
     /// In a directory that is not the store's.
     InPlace { blob_dir: PathBuf },
+    /// In the registry that the reference names.
+    Remote,
 }
 
 /// An image of the store as it is listed.
@@ -81,6 +83,8 @@ pub enum StoredKind {
     Copied,
     /// Its bootstrap; the data is in a directory elsewhere.
     InPlace,
+    /// Its bootstrap; the data is in a registry.
+    Remote,
 }
 
 impl Record {
@@ -117,6 +121,7 @@ impl Record {
             DataRecord::Converted { .. } => StoredKind::Converted,
             DataRecord::Copied => StoredKind::Copied,
             DataRecord::InPlace { .. } => StoredKind::InPlace,
+            DataRecord::Remote => StoredKind::Remote,
         };
         StoredEntry {
             reference: self.reference,
@@ -177,6 +182,15 @@ impl Records {
             }
         }
         Ok(all)
+    }
+
+    /// Forgets a reference.
+    pub(super) fn remove(&self, record: &Record) -> Result<(), StoreError> {
+        let path = self.path_of(&record.reference, &record.platform);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io(&path, error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     fn path_of(&self, reference: &str, platform: &str) -> PathBuf {

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::{Duration, SystemTime};
 
 use nydusbox_image::source::{AccessOptions, ImageRef, Platform, SourceError, open_sink, open_source};
 use nydusbox_image::{
-    BuildConfig, ConvertConfig, FsVersion, GetRequest, ImageData, NydusImage, Phase, Progress, PullPolicy,
-    Quiet, RafsFormat, Source, Store, StoreError, StoredImage, StoredKind, build, convert,
+    BuildConfig, ConvertConfig, FsVersion, GcConfig, GetRequest, ImageData, ImageUse, NydusImage, Phase,
+    Progress, PullPolicy, Quiet, RafsFormat, Source, Store, StoreError, StoredImage, StoredKind, build,
+    convert,
 };
 
 use crate::convert::Stop;
@@ -409,6 +411,133 @@ fn what_is_damaged_or_half_made_is_made_again() {
     let record = whole.keys().find(|path| path.extension().is_some()).unwrap();
     fs::write(record, "{").unwrap();
     checked(&get());
+}
+
+/// Nobody uses anything.
+fn nothing() -> std::io::Result<Vec<ImageUse>> {
+    Ok(Vec::new())
+}
+
+#[test]
+fn removing_an_image_leaves_what_another_one_needs() {
+    let dir = temp_dir();
+    let layout = dir.path().join("layout");
+    let base: Files<'_> = &[("base", &[7; 300_000])];
+    let one = make_layout(&layout, "one", &[base, &[("one", b"1")]]);
+    let two = make_layout(&layout, "two", &[base, &[("two", b"2")]]);
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let first = store.get(&one, &request(), &Quiet).unwrap();
+    let only_first = files(store.path());
+    let second = store.get(&two, &request(), &Quiet).unwrap();
+
+    // Held here; mounted there.
+    let refused = store
+        .remove(std::slice::from_ref(&two), &nothing, &Quiet)
+        .unwrap_err();
+    assert!(
+        matches!(&refused, StoreError::InUse { reference, .. } if *reference == two.to_string()),
+        "{refused}"
+    );
+    let bootstrap = second.bootstrap.clone();
+    drop(second);
+    let mounted = || {
+        Ok(vec![ImageUse {
+            bootstrap: bootstrap.clone(),
+            by: "sandbox s1".to_owned(),
+        }])
+    };
+    let refused = store
+        .remove(std::slice::from_ref(&two), &mounted, &Quiet)
+        .unwrap_err();
+    assert!(
+        matches!(&refused, StoreError::InUse { by, .. } if by == "sandbox s1"),
+        "{refused}"
+    );
+    let unknown = store
+        .remove(
+            std::slice::from_ref(&two),
+            &|| Err(std::io::ErrorKind::Other.into()),
+            &Quiet,
+        )
+        .unwrap_err();
+    assert!(matches!(unknown, StoreError::UseUnknown { .. }), "{unknown}");
+    let all = files(store.path());
+    // All or none.
+    let three = reference(&format!("oci:{}:three", layout.display()));
+    let absent = store.remove(&[two.clone(), three], &nothing, &Quiet).unwrap_err();
+    assert!(matches!(absent, StoreError::NoSuchImage { .. }), "{absent}");
+    assert_eq!(files(store.path()), all);
+
+    let report = store
+        .remove(std::slice::from_ref(&two), &nothing, &Quiet)
+        .unwrap();
+    assert_eq!(report.references, [two.to_string()]);
+    assert_eq!(files(store.path()), only_first);
+    let freed: u64 = all.values().sum::<u64>() - only_first.values().sum::<u64>();
+    let record = all
+        .iter()
+        .find(|(path, _)| !only_first.contains_key(*path) && path.extension().is_some());
+    assert_eq!(report.bytes, freed - record.unwrap().1);
+    assert_eq!(checked(&first), 2);
+    // By another name it may be used on.
+    let alias = make_layout(&layout, "alias", &[base, &[("one", b"1")]]);
+    drop(store.get(&alias, &request(), &Quiet).unwrap());
+    store.remove(&[one], &nothing, &Quiet).unwrap();
+    assert_eq!(checked(&first), 2);
+}
+
+#[test]
+fn what_is_in_use_under_no_name_any_more_stays_until_it_is_not() {
+    let dir = temp_dir();
+    let layout = dir.path().join("layout");
+    let of = make_layout(&layout, "of", &[&[("a", &[1; 90_000])]]);
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let old = store.get(&of, &request(), &Quiet).unwrap();
+    make_layout(&layout, "of", &[&[("b", &[2; 90_000])]]);
+    let new = store.get(&of, &request(), &Quiet).unwrap();
+    assert_eq!(store.gc(GcConfig::default(), &nothing, &Quiet).unwrap().files, 0);
+    assert_eq!((checked(&old), checked(&new)), (1, 1));
+    drop(old);
+    let dry = GcConfig {
+        dry_run: true,
+        ..GcConfig::default()
+    };
+    let before = files(store.path());
+    let would = store.gc(dry, &nothing, &Quiet).unwrap();
+    assert_eq!(files(store.path()), before);
+    let done = store.gc(GcConfig::default(), &nothing, &Quiet).unwrap();
+    // Data, manifest, configuration, the bootstrap packed and unpacked.
+    assert_eq!((done.files, done.bytes, done.dry_run), (5, would.bytes, false));
+    assert_eq!(checked(&new), 1);
+    let fresh = Store::open(&dir.path().join("fresh")).unwrap();
+    drop(fresh.get(&of, &request(), &Quiet).unwrap());
+    assert_eq!(files(store.path()).len(), files(fresh.path()).len());
+}
+
+#[test]
+fn images_that_nobody_used_for_long_go_if_asked_for() {
+    let dir = temp_dir();
+    let layout = dir.path().join("layout");
+    let old = make_layout(&layout, "old", &[&[("a", &[1; 90_000])]]);
+    let new = make_layout(&layout, "new", &[&[("b", &[2; 90_000])]]);
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    for of in [&old, &new] {
+        drop(store.get(of, &request(), &Quiet).unwrap());
+    }
+    for path in files(&store.path().join("refs")).keys() {
+        let file = fs::File::open(path).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(1000))
+            .unwrap();
+    }
+    drop(store.get(&new, &request(), &Quiet).unwrap());
+    let config = GcConfig {
+        unused_for: Some(Duration::from_secs(900)),
+        dry_run: false,
+    };
+    let report = store.gc(config, &nothing, &Quiet).unwrap();
+    assert_eq!(report.references, [old.to_string()]);
+    assert_eq!(store.list().unwrap().len(), 1);
+    assert_eq!(names(&store.path().join("bootstraps")).len(), 1);
 }
 
 #[test]

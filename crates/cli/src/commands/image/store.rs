@@ -1,29 +1,43 @@
-//! `nydusbox image pull` and `ls`: the images that are here.
+//! `nydusbox image pull`, `ls`, `rm` and `gc`: the images that are here.
 
-use std::time::SystemTime;
+use std::io;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use indicatif::DecimalBytes;
+use nydusbox::mounted_images;
 use nydusbox_image::source::{ImageRef, Platform};
-use nydusbox_image::{GetRequest, PullPolicy, Store, StoreError, StoredEntry, StoredKind};
+use nydusbox_image::{
+    BlobCache, CacheReport, GcConfig, GcReport, GetRequest, ImageUse, PullPolicy, Store, StoreError,
+    StoredEntry, StoredKind,
+};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
 use super::bar::{Bar, cancelled_by_signals};
+use crate::args::StateDirArg;
 use crate::commands::output::OutputArgs;
+use crate::commands::registry::RegistryArgs;
+use crate::commands::size::Size;
 use crate::data_dir::{DataDir, DataDirArg};
-use crate::error::{Failure, INTERRUPTED};
+use crate::error::{Failure, INTERRUPTED, TAKEN};
+use crate::state_dir::StateDir;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What `run` would do before it starts anything. An image that is not in nydus' form is converted.
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
-    /// Image: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG] or dir:DIR
+    /// Image: docker://[HOST/]NAME[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG] or
+    /// dir:DIR
     image: ImageRef,
     /// Which of several images: OS/ARCH[/VARIANT]; this machine's unless given
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
+    #[command(flatten)]
+    registry: RegistryArgs,
     #[command(flatten)]
     data_dir: DataDirArg,
     #[command(flatten)]
@@ -34,6 +48,41 @@ pub(crate) struct PullArgs {
 pub(crate) struct LsArgs {
     #[command(flatten)]
     data_dir: DataDirArg,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// What other images do not share goes with them. An image that a sandbox has mounted, or that is being run, stays.
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Image, as `image ls` names it
+    #[arg(required = true)]
+    image: Vec<ImageRef>,
+    #[command(flatten)]
+    data_dir: DataDirArg,
+    #[command(flatten)]
+    pub(crate) place: StateDirArg,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// What no image needs is what newer ones have replaced, and what processes left that were killed. What sandboxes use
+/// stays, be their daemons nydusbox' or stock nydusds.
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// Remove images, too, that were not used for so many days and are not in use
+    #[arg(long, value_name = "DAYS")]
+    unused_for: Option<u32>,
+    /// Have the blob cache take no more than this: blobs go that were not used for the longest time
+    #[arg(long, value_name = "SIZE")]
+    quota: Option<Size>,
+    /// Only say what would go
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    data_dir: DataDirArg,
+    #[command(flatten)]
+    pub(crate) place: StateDirArg,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -71,7 +120,9 @@ impl Listed {
 pub(super) fn pull(args: PullArgs) -> Result<(), Failure> {
     let what = format!("pull {}", args.image);
     let store = open(&args.data_dir.resolve()?)?;
-    let request = GetRequest::new(args.platform.unwrap_or_default()).policy(PullPolicy::Always);
+    let request = GetRequest::new(args.platform.unwrap_or_default())
+        .access(args.registry.access())
+        .policy(PullPolicy::Always);
     let bar = Bar::new(cancelled_by_signals()?);
     let result = store.get(&args.image, &request, &bar);
     bar.clear();
@@ -97,6 +148,89 @@ pub(super) fn ls(args: LsArgs) -> Result<(), Failure> {
         .map_err(|e| failure("list the images", &e))?;
     let all: Vec<_> = listed.iter().map(Listed::new).collect();
     args.output.print(&all, || table(&listed))
+}
+
+pub(super) fn rm(args: RmArgs, state_dir: &StateDir) -> Result<(), Failure> {
+    let names: Vec<_> = args.image.iter().map(ToString::to_string).collect();
+    let what = format!("remove {}", names.join(", "));
+    let store = open(&args.data_dir.resolve()?)?;
+    let bar = Bar::new(cancelled_by_signals()?);
+    let result = store.remove(&args.image, &|| in_use(state_dir), &bar);
+    bar.clear();
+    let report = result.map_err(|e| failure(&what, &e))?;
+    args.output.print(&report, || removed(&report))
+}
+
+pub(super) fn gc(args: GcArgs, state_dir: &StateDir) -> Result<(), Failure> {
+    let data_dir = args.data_dir.resolve()?;
+    let store = open(&data_dir)?;
+    let config = GcConfig {
+        unused_for: args.unused_for.map(|days| DAY * days),
+        dry_run: args.dry_run,
+    };
+    let bar = Bar::new(cancelled_by_signals()?);
+    let collected = store.gc(config, &|| in_use(state_dir), &bar);
+    let cache = BlobCache::new(&data_dir.cache());
+    let shrunk = args
+        .quota
+        .map(|quota| cache.shrink(quota.bytes(), args.dry_run, &bar));
+    bar.clear();
+    let report = Collected {
+        images: collected.map_err(|e| failure("remove what is not needed", &e))?,
+        cache: shrunk
+            .transpose()
+            .map_err(|e| failure("keep the blob cache within its quota", &e))?,
+    };
+    args.output.print(&report, || report.text())
+}
+
+/// What `gc` did.
+#[derive(Debug, Serialize)]
+struct Collected {
+    images: GcReport,
+    cache: Option<CacheReport>,
+}
+
+impl Collected {
+    fn text(&self) -> String {
+        let mut text = removed(&self.images);
+        if let Some(cache) = &self.cache {
+            text += &format!(
+                "\nblob cache: {} of {}, {} of it in use; {} blobs {}",
+                DecimalBytes(cache.after_bytes),
+                DecimalBytes(cache.before_bytes),
+                DecimalBytes(cache.in_use_bytes),
+                cache.blobs.len(),
+                done(cache.dry_run),
+            );
+        }
+        text
+    }
+}
+
+/// What the sandboxes have mounted.
+fn in_use(state_dir: &StateDir) -> io::Result<Vec<ImageUse>> {
+    let mounted = mounted_images(state_dir.path())?;
+    let uses = mounted.into_iter().map(|image| ImageUse {
+        bootstrap: image.bootstrap,
+        by: format!("sandbox {}", image.sandbox),
+    });
+    Ok(uses.collect())
+}
+
+fn removed(report: &GcReport) -> String {
+    let done = done(report.dry_run);
+    let names = report.references.iter().map(|name| format!("{name}: {done}\n"));
+    let mut text: String = names.collect();
+    text += &format!("{} files, {} {done}", report.files, DecimalBytes(report.bytes));
+    text
+}
+
+fn done(dry_run: bool) -> &'static str {
+    match dry_run {
+        true => "would be removed",
+        false => "removed",
+    }
 }
 
 fn table(all: &[StoredEntry]) -> String {
@@ -140,6 +274,7 @@ fn kind(kind: StoredKind) -> &'static str {
         StoredKind::Converted => "converted",
         StoredKind::Copied => "copied",
         StoredKind::InPlace => "in place",
+        StoredKind::Remote => "remote",
         _ => "?",
     }
 }
@@ -162,6 +297,7 @@ pub(super) fn failure(what: &str, error: &StoreError) -> Failure {
     let failure = Failure::new(what, error);
     match error {
         StoreError::Cancelled => failure.code(INTERRUPTED),
+        StoreError::InUse { .. } => failure.code(TAKEN),
         _ => failure,
     }
 }

@@ -1,0 +1,255 @@
+//! The daemons' blob cache, kept within a quota.
+//!
+//! Its files are the daemons': `<blob>.blob.data`, its chunk map, and tables. A blob goes as a whole, and only if
+//! nobody uses it:
+//!
+//! - nydusbox' daemon has a lock on the data file of every blob it has mounted (`image_fs/cache_files.rs`), and looks,
+//!   once it has that, whether the file still has its name. Who removes a blob has the same lock alone.
+//! - a stock nydusd has no lock, but the files open, which `/proc` shows. It opens map and data one after the other;
+//!   so that neither is ever of another time than the other, whoever has one mount an image holds
+//!   [`BlobCache::mounting`] meanwhile. One that is started by others (Kata) may begin to mount between the look and
+//!   the removal, within microseconds, a blob that nobody had mounted; two that do at once would not be safe.
+//!
+//! When a blob was last used is when it was last mounted, or something of it was fetched. What goes is decided in
+//! `cache_plan.rs`.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use serde::Serialize;
+
+use super::cache_plan::{CachedBlob, plan};
+use super::leftovers::{entries, remove};
+use super::{StoreError, lock};
+use crate::progress::Progress;
+
+/// What the names of a blob's files end with. The map goes before the data: without it, the data counts as not there.
+const MAP: &str = "blob.data.chunk_map";
+const DATA: &str = "blob.data";
+const OTHERS: [&str; 3] = ["blob.meta", "blob.digest", "blob.toc"];
+/// The byte of a data file that its users have locked: behind any chunk, the last one that can be.
+const IN_USE_AT: libc::off_t = libc::off_t::MAX - 1;
+/// Held shared while a daemon that takes no locks mounts, and alone while blobs are removed.
+const LOCK: &str = ".lock";
+/// Blocks of `stat(2)`, in bytes.
+const BLOCK_BYTES: u64 = 512;
+
+/// A cache directory.
+#[derive(Debug, Clone)]
+pub struct BlobCache {
+    path: PathBuf,
+}
+
+/// No blob is removed while this lives.
+#[derive(Debug)]
+#[must_use = "it ends with this value"]
+pub struct CacheGuard {
+    _lock: File,
+}
+
+/// What became of a cache.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct CacheReport {
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+    /// What it took, in bytes on the disk.
+    pub before_bytes: u64,
+    /// What it takes now, or would.
+    pub after_bytes: u64,
+    /// What of it is in use, if it had to be looked for.
+    pub in_use_bytes: u64,
+    /// The blobs that went, or would.
+    pub blobs: Vec<String>,
+}
+
+impl BlobCache {
+    /// The cache in `dir`, there or not.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self { path: dir.to_owned() }
+    }
+
+    /// Keeps blobs from being removed while a stock nydusd mounts an image with this cache. Once it has, its open
+    /// files do that.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn mounting(&self, progress: &dyn Progress) -> Result<CacheGuard, StoreError> {
+        fs::create_dir_all(&self.path).map_err(|source| StoreError::io(&self.path, source))?;
+        let lock = lock::shared(&self.path.join(LOCK), progress)?;
+        Ok(CacheGuard { _lock: lock })
+    }
+
+    /// Removes blobs that nobody uses, those first that were used the longest ago, until the cache takes no more than
+    /// `quota_bytes`. What is in use may be more than that.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn shrink(
+        &self,
+        quota_bytes: u64,
+        dry_run: bool,
+        progress: &dyn Progress,
+    ) -> Result<CacheReport, StoreError> {
+        if !self.path.exists() {
+            return Ok(CacheReport {
+                dry_run,
+                ..CacheReport::default()
+            });
+        }
+        let _alone = lock::exclusive(&self.path.join(LOCK), progress)?;
+        let mut blobs = self.blobs()?;
+        let before_bytes = blobs.iter().map(|blob| blob.bytes).sum();
+        let mut locks = BTreeMap::new();
+        if before_bytes > quota_bytes {
+            // First whose lock is ours, then who has it open: a daemon that opens it later waits for the lock.
+            for blob in &mut blobs {
+                match self.lock_alone(&blob.id)? {
+                    Alone::Locked(file) => drop(locks.insert(blob.id.clone(), file)),
+                    Alone::Absent => {}
+                    Alone::InUse => blob.in_use = true,
+                }
+            }
+            let open = open_files(&self.path, &locks);
+            for blob in &mut blobs {
+                blob.in_use |= open.contains(&blob.id);
+            }
+        }
+        let going = plan(&blobs, quota_bytes);
+        if !dry_run {
+            for blob in &going {
+                for suffix in [MAP, DATA].iter().chain(&OTHERS) {
+                    remove(&self.file(&blob.id, suffix))?;
+                }
+            }
+        }
+        Ok(CacheReport {
+            dry_run,
+            before_bytes,
+            after_bytes: before_bytes - going.iter().map(|blob| blob.bytes).sum::<u64>(),
+            in_use_bytes: blobs
+                .iter()
+                .filter(|blob| blob.in_use)
+                .map(|blob| blob.bytes)
+                .sum(),
+            blobs: going.iter().map(|blob| blob.id.clone()).collect(),
+        })
+    }
+
+    fn file(&self, blob: &str, suffix: &str) -> PathBuf {
+        self.path.join(format!("{blob}.{suffix}"))
+    }
+
+    /// What is in the directory. Files with other names are not the cache's.
+    fn blobs(&self) -> Result<Vec<CachedBlob>, StoreError> {
+        let mut blobs: BTreeMap<String, CachedBlob> = BTreeMap::new();
+        for entry in entries(&self.path)? {
+            let name = entry.file_name();
+            let Some((id, suffix)) = name.to_str().and_then(|name| name.split_once('.')) else {
+                continue;
+            };
+            let known = suffix == MAP || suffix == DATA || OTHERS.contains(&suffix);
+            let meta = match entry.metadata() {
+                Ok(meta) if known && !id.is_empty() && meta.is_file() => meta,
+                Ok(_) => continue,
+                // It went while we looked.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(StoreError::io(&entry.path(), source)),
+            };
+            let blob = blobs.entry(id.to_owned()).or_insert_with(|| CachedBlob {
+                id: id.to_owned(),
+                bytes: 0,
+                last_used: SystemTime::UNIX_EPOCH,
+                in_use: false,
+            });
+            blob.bytes += meta.blocks() * BLOCK_BYTES;
+            let times = [meta.modified(), meta.accessed()].into_iter().flatten();
+            blob.last_used = times.fold(blob.last_used, SystemTime::max);
+        }
+        Ok(blobs.into_values().collect())
+    }
+
+    /// The lock that a blob's users have.
+    fn lock_alone(&self, blob: &str) -> Result<Alone, StoreError> {
+        let path = self.file(blob, DATA);
+        let failed = |source| StoreError::io(&path, source);
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Alone::Absent),
+            Err(source) => return Err(failed(source)),
+        };
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&in_use(libc::F_WRLCK))) {
+            Ok(_) => Ok(Alone::Locked(file)),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(Alone::InUse),
+            Err(errno) => Err(failed(errno.into())),
+        }
+    }
+}
+
+/// Whether a blob's lock was to be had alone.
+enum Alone {
+    Locked(File),
+    /// There is no data to lock.
+    Absent,
+    InUse,
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the constants are of fcntl's own small numbers"
+)]
+fn in_use(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: IN_USE_AT,
+        l_len: 1,
+        // The kernel demands 0 for locks of open files.
+        l_pid: 0,
+    }
+}
+
+/// The blobs among `ours` whose data other processes have open, as far as one may see that.
+fn open_files(cache: &Path, ours: &BTreeMap<String, File>) -> Vec<String> {
+    let identity = |meta: &fs::Metadata| (meta.dev(), meta.ino());
+    let by_inode: BTreeMap<_, _> = ours
+        .iter()
+        .filter_map(|(id, file)| Some((identity(&file.metadata().ok()?), id)))
+        .collect();
+    let own = std::process::id().to_string();
+    let mut open = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = process.file_name();
+        let is_other = name
+            .to_str()
+            .is_some_and(|name| name != own && name.bytes().all(|b| b.is_ascii_digit()));
+        if !is_other {
+            continue;
+        }
+        for link in fs::read_dir(process.path().join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            // By name first, which is cheap; another mount namespace has another directory, but the same name.
+            let is_data = fs::read_link(link.path())
+                .is_ok_and(|target| target.extension().is_some_and(|extension| extension == "data"));
+            if is_data
+                && let Ok(meta) = fs::metadata(link.path())
+                && let Some(id) = by_inode.get(&identity(&meta))
+            {
+                tracing::debug!(cache = %cache.display(), blob = %id, process = ?name, "is in use");
+                open.push((*id).clone());
+            }
+        }
+    }
+    open
+}
