@@ -226,9 +226,12 @@ impl<R: Read> ChunkSink for IndexWriter<R> {
         if !self.is_sound(&contexts) {
             return Err(IndexError::Unindexed(Unindexed::Block));
         }
-        let mut table = self.table.as_byte_slice().to_vec();
-        let contexts_offset = table.len() as u64;
-        table.extend_from_slice(&contexts);
+        // The contexts are what is large; there is a copy of them while they are written out, and none longer.
+        drop(self.generator);
+        let infos = self.table.as_byte_slice();
+        let contexts_offset = infos.len() as u64;
+        let mut table = contexts;
+        table.splice(0..0, infos.iter().copied());
         Ok(Data {
             file: self.file,
             chunks: self.chunks,

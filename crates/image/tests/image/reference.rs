@@ -9,7 +9,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use nydusbox_image::source::{AccessOptions, ImageRef, MediaType, Platform, open_source};
 use nydusbox_image::{
-    CheckProblem, ConvertConfig, ConvertError, FsVersion, Mode, NydusImage, Quiet, RafsFormat, Unindexed,
+    CheckProblem, ConvertConfig, ConvertError, FsVersion, LayerError, Mode, NydusImage, Quiet, RafsFormat,
+    Unindexed,
 };
 
 use crate::layout;
@@ -228,6 +229,20 @@ impl Bits {
         }
         self.bytes
     }
+}
+
+/// What makes the index would not notice.
+#[test]
+fn a_layer_that_is_cut_off_is_refused() {
+    let dir = temp_dir();
+    let layer = gzip(&archive("file", &tree::noise(11, 2 << 20)));
+    let from = write(&dir.path().join("layout"), &[&layer[..layer.len() / 2]]);
+    let to = layout_ref(&dir.path().join("out"), "nydus");
+    let refused = oci::convert_to(&from, &to, &by_reference(), &Quiet).unwrap_err();
+    let ConvertError::Layer { source, .. } = &refused else {
+        panic!("{refused:?}");
+    };
+    assert!(matches!(source, LayerError::Unreadable { .. }), "{source:?}");
 }
 
 #[test]
