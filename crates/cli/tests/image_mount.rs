@@ -10,30 +10,17 @@ mod layout;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use common::{Dir, nydusbox, told};
+use common::host_mount::{Mounted, can_mount, image};
+use common::{Dir, told};
 use nydusbox_image::source::MediaType;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, lsetxattr, mknodat};
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, Signal, kill_process};
-
-/// Whether images can be mounted here; the reason is told if not, unless they have to be.
-fn can_mount() -> bool {
-    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    assert!(
-        can || std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_none_or(|v| v != "1"),
-        "there is no /dev/fuse, or this is not root"
-    );
-    if !can {
-        eprintln!("skipped: there is no /dev/fuse, or this is not root");
-    }
-    can
-}
+use rustix::process::Signal;
 
 /// A file as it is compared.
 #[derive(Debug, PartialEq, Eq)]
@@ -107,67 +94,9 @@ fn make_root(root: &Path) {
     }
 }
 
-/// A command on a data directory of the test's own.
-fn image(dir: &Dir, args: &[&str]) -> Command {
-    let mut command = nydusbox();
-    command
-        .env("NYDUSBOX_DATA_DIR", dir.join("data"))
-        .arg("image")
-        .args(args);
-    command
-}
-
 fn ok(command: &mut Command) {
     let (code, out, err) = told(&command.output().unwrap());
     assert_eq!(code, 0, "{command:?}: {out}{err}");
-}
-
-/// A mount that goes with its test, however that ends.
-struct Mounted {
-    command: Child,
-    at: PathBuf,
-}
-
-impl Mounted {
-    fn start(dir: &Dir, what: &str) -> Self {
-        let at = dir.mkdir("mnt");
-        let mut command = image(dir, &["mount", what, at.to_str().unwrap()])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(command.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let mounted = Self { command, at };
-        assert!(line.contains("is mounted on"), "{line:?}");
-        mounted
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.command), signal).unwrap();
-    }
-
-    fn is_there(&self) -> bool {
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        table.contains(&format!(
-            " {} ",
-            self.at.canonicalize().unwrap_or(self.at.clone()).display()
-        ))
-    }
-
-    /// Its exit status.
-    fn end(&mut self) -> Option<i32> {
-        self.command.wait().unwrap().code()
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = unmount(&self.at, UnmountFlags::DETACH);
-        let _ = self.command.kill();
-        let _ = self.command.wait();
-    }
 }
 
 /// An image of a small root, built.

@@ -8,8 +8,10 @@ mod common;
 mod layout;
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
+use common::host_mount::{Mounted, can_mount};
 use common::{Dir, nydusbox, told};
 use nydusbox_image::source::MediaType;
 use nydusbox_testkit::peers::require_program;
@@ -93,6 +95,15 @@ fn an_image_by_reference_needs_nothing_of_the_registry_but_an_index_and_the_orig
     let checked = image(&["check", &there("nydus")]);
     assert_eq!(checked["problems"], Value::Array(Vec::new()));
     assert!(checked["good_chunks"].as_u64() > Some(100));
+
+    // Served from there as it is read.
+    if can_mount() {
+        let mounted = Mounted::start(&dir, &there("nydus"));
+        for name in ["large", "0", "99"] {
+            let content = |root: &Path| fs::read(root.join(name)).unwrap();
+            assert!(content(&mounted.at) == content(&dir.join("root")), "{name}");
+        }
+    }
 
     fs::remove_file(registry.blob_file(made["source_digest"].as_str().unwrap())).unwrap();
     let (code, _, err) = told(

@@ -2,7 +2,7 @@
 //!
 //! An *image directory* holds `image.boot` (the bootstrap: all metadata), `blobs/<sha256>` (the data, in
 //! chunks) and `image.json` (what is in it). [`build`] makes one, [`ImageDir`] opens one, and
-//! [`rafs_config`] writes the configuration with which a daemon serves it.
+//! [`RafsConfig`] is the configuration with which a daemon serves it.
 //!
 //! A [`Store`] keeps images that were pulled or converted, and finds them by the reference they were asked for.
 //!
@@ -12,7 +12,7 @@
 //! [`Progress`] that the caller brings. Read `build.rs` next.
 //!
 //! ```no_run
-//! use nydusbox_image::{BuildConfig, ImageDir, Quiet, Source, build, rafs_config};
+//! use nydusbox_image::{BlobsAt, BuildConfig, ImageDir, Quiet, RafsConfig, Source, build};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = BuildConfig::new(Source::detect("rootfs.tar".as_ref())?, "image");
@@ -20,7 +20,13 @@
 //! println!("{} files, {} bytes", summary.regular_files, summary.uncompressed_bytes);
 //!
 //! let image = ImageDir::open("image".as_ref())?;
-//! let json = rafs_config(&image, "my-image", "cache".as_ref())?;
+//! let config = RafsConfig {
+//!     id: "my-image",
+//!     blobs: BlobsAt::Directory(&image.blob_dir()),
+//!     cache_dir: "cache".as_ref(),
+//!     prefetch: true,
+//! };
+//! let json = config.to_json()?;
 //! # Ok(())
 //! # }
 //! ```
@@ -64,7 +70,7 @@ pub use layers::{EntryProblem, LayerError, TarProblem};
 pub use nydus_image::{NydusImage, NydusImageError};
 pub use progress::{Phase, Progress, Quiet};
 pub use rafs::reference::Unindexed;
-pub use rafs_config::{RafsConfigError, local_rafs_config, rafs_config};
+pub use rafs_config::{BlobsAt, RafsConfig, RafsConfigError};
 pub use store::{
     BlobCache, CacheGuard, CacheReport, GcConfig, GcReport, GetRequest, ImageData, ImageUse, InUse,
     PullPolicy, Store, StoreError, StoredEntry, StoredImage, StoredKind,

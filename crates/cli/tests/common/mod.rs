@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(unreachable_pub, dead_code, reason = "each test binary uses its part")]
 
+pub mod host_mount;
 pub mod sandboxes;
 
 use std::path::{Path, PathBuf};

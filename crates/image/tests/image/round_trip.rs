@@ -2,9 +2,10 @@
 
 use std::fs;
 
+use nydusbox_image::source::{AccessOptions, ImageRef, rafs_backend};
 use nydusbox_image::{
-    BuildConfig, BuildSummary, ChunkSize, Compressor, FsVersion, ImageDir, Quiet, RafsFormat, Source, build,
-    rafs_config,
+    BlobsAt, BuildConfig, BuildSummary, ChunkSize, Compressor, FsVersion, ImageDir, Quiet, RafsConfig,
+    RafsFormat, Source, build,
 };
 
 use crate::{names, temp_dir, tree, walk};
@@ -167,7 +168,13 @@ fn a_daemon_accepts_the_configuration() {
     build(&BuildConfig::new(Source::Directory(source), &out), &Quiet).unwrap();
     let image = ImageDir::open(&out).unwrap();
     let cache = dir.path().join("cache");
-    let text = rafs_config(&image, "an-id", &cache).unwrap();
+    let mut served = RafsConfig {
+        id: "an-id",
+        blobs: BlobsAt::Directory(&image.blob_dir()),
+        cache_dir: &cache,
+        prefetch: false,
+    };
+    let text = served.to_json().unwrap();
 
     let config: nydus_api::ConfigV2 = text.parse().unwrap();
     assert!(config.validate());
@@ -185,4 +192,50 @@ fn a_daemon_accepts_the_configuration() {
     assert!(rafs.enable_xattr && rafs.mode == "direct" && !rafs.prefetch.enable);
     assert!(rafs.user_io_batch_size > 0 && rafs.prefetch.batch_size > 0);
     assert!(config.get_cache_config().unwrap().prefetch.batch_size > 0);
+
+    served.prefetch = true;
+    let config: nydus_api::ConfigV2 = served.to_json().unwrap().parse().unwrap();
+    assert!(config.get_rafs_config().unwrap().prefetch.enable);
+    assert!(config.get_cache_config().unwrap().prefetch.enable);
+}
+
+#[test]
+fn a_daemon_accepts_a_registry_as_the_place_of_blobs() {
+    let dir = temp_dir();
+    let auth_file = dir.path().join("config.json");
+    // "user:a password", as docker writes it.
+    fs::write(
+        &auth_file,
+        r#"{"auths":{"localhost:5000":{"auth":"dXNlcjphIHBhc3N3b3Jk"}}}"#,
+    )
+    .unwrap();
+    let ImageRef::Docker { name } = "docker://localhost:5000/a/b:1".parse().unwrap() else {
+        panic!("another kind")
+    };
+    let mut access = AccessOptions::default();
+    access.auth_file = Some(auth_file);
+    let registry = rafs_backend(&name, &access).unwrap();
+    let served = RafsConfig {
+        id: "an-id",
+        blobs: BlobsAt::Registry(&registry),
+        cache_dir: dir.path(),
+        prefetch: true,
+    };
+    let config: nydus_api::ConfigV2 = served.to_json().unwrap().parse().unwrap();
+    assert!(config.validate());
+    let registry = config
+        .get_backend_config()
+        .unwrap()
+        .get_registry_config()
+        .unwrap();
+    assert_eq!(
+        (
+            registry.scheme.as_str(),
+            registry.host.as_str(),
+            registry.repo.as_str()
+        ),
+        ("http", "localhost:5000", "a/b")
+    );
+    assert_eq!(registry.auth.as_deref(), Some("dXNlcjphIHBhc3N3b3Jk"));
+    assert!(!format!("{served:?}").contains("dXNlcjph"));
 }

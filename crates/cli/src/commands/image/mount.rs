@@ -4,14 +4,14 @@
 //! (`nydusbox_fsd::HostMount`).
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::thread;
 
 use clap::Args;
 use nydusbox_fsd::{HostMount, HostMountError};
-use nydusbox_image::source::{ImageRef, Platform};
-use nydusbox_image::{GetRequest, ImageData, StoredImage, local_rafs_config};
+use nydusbox_image::source::{AccessOptions, ImageRef, Platform, rafs_backend};
+use nydusbox_image::{BlobsAt, GetRequest, ImageData, RafsConfig, StoredImage};
 use nydusbox_protocol::{FsType, MountCommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -43,14 +43,15 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
     let cancelled = cancelled_by_signals()?;
     let data_dir = args.data_dir.resolve()?;
     let store = store::open(&data_dir)?;
-    let request = GetRequest::new(args.platform.unwrap_or_default()).access(args.registry.access());
+    let access = args.registry.access();
+    let request = GetRequest::new(args.platform.unwrap_or_default()).access(access.clone());
     let bar = Bar::new(cancelled.clone());
     let result = store.get(&args.image, &request, &bar);
     bar.clear();
     let what = format!("mount {}", args.image);
     // Held for as long as it is mounted: nobody removes it from the store.
     let image = result.map_err(|e| store::failure(&what, &e))?;
-    let command = command(&image, &data_dir.cache())?;
+    let command = command(&image, &data_dir.cache(), &access)?;
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Failure::new("watch for signals", &e))?;
     if cancelled.load(Ordering::Relaxed) {
         return Err(Failure::plain("interrupted before anything was mounted").code(INTERRUPTED));
@@ -78,15 +79,34 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
     mount.wait().map(drop).map_err(|e| failure("unmount", &e))
 }
 
-fn command(image: &StoredImage, cache: &std::path::Path) -> Result<MountCommand, Failure> {
-    let failed = |e: &(dyn std::error::Error + 'static)| Failure::new("configure the image's mount", e);
-    let ImageData::Local { blob_dir } = &image.data else {
-        return Err(Failure::plain(format!(
-            "{} has its data in a registry, from which it cannot be mounted here",
-            image.reference
-        )));
+fn command(image: &StoredImage, cache: &Path, access: &AccessOptions) -> Result<MountCommand, Failure> {
+    let config = |blobs| {
+        let config = RafsConfig {
+            id: image.id(),
+            blobs,
+            cache_dir: cache,
+            prefetch: false,
+        };
+        config
+            .to_json()
+            .map_err(|e| Failure::new("configure the image's mount", &e))
     };
-    let config = local_rafs_config(blob_dir, image.id(), cache).map_err(|e| failed(&e))?;
+    let config = match &image.data {
+        ImageData::Local { blob_dir } => config(BlobsAt::Directory(blob_dir))?,
+        ImageData::Remote {
+            reference: ImageRef::Docker { name },
+        } => {
+            let backend = rafs_backend(name, access)
+                .map_err(|e| Failure::new(&format!("fetch from {name} as it is read"), &e))?;
+            config(BlobsAt::Registry(&backend))?
+        }
+        other => {
+            return Err(Failure::plain(format!(
+                "the data of {} cannot be fetched from where it is: {other:?}",
+                image.reference
+            )));
+        }
+    };
     let source = image
         .bootstrap
         .to_str()

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use nydusbox::{MountRequest, Program, SandboxConfig};
-use nydusbox_image::{ImageDir, rafs_config};
+use nydusbox_image::{BlobsAt, ImageDir, RafsConfig};
 use nydusbox_protocol::{ContainerId, MountPoint, SandboxId, ShareConfig};
 use nydusbox_rootfs::{GuestPath, OverlayPlan, ShareDevice, ShareSocket};
 use nydusbox_vmm::{GuestAssets, SharedDir, UpperDir, VmConfig, VmSpec};
@@ -65,8 +65,14 @@ impl Plan {
         let shared_dir = run_dir.join("shared");
         let snapshot_dir = shared_dir.join(container.as_str()).join("snapshotdir");
         let sandbox = sandbox(id, &args.daemon, state_dir)?;
-        let rafs = rafs_config(&image, image_id(&image), &cache_dir)
-            .map_err(|e| Failure::new("configure the image's mount", &e))?;
+        let rafs = RafsConfig {
+            id: image_id(&image),
+            blobs: BlobsAt::Directory(&image.blob_dir()),
+            cache_dir: &cache_dir,
+            prefetch: false,
+        }
+        .to_json()
+        .map_err(|e| Failure::new("configure the image's mount", &e))?;
         let bootstrap = absolute(&image.bootstrap())?;
         let image_mount = MountRequest::rafs(&container, bootstrap, rafs)
             .map_err(|e| Failure::new("mount the image", &e))?;
