@@ -246,3 +246,88 @@ impl<R: Read> Read for Hashing<R> {
         Ok(got)
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn chunk(index: u32) -> Chunk {
+        Chunk {
+            blob: 0,
+            index,
+            id: [0; 32],
+            compressed_offset: 0,
+            compressed_size: 0,
+            uncompressed_offset: 0,
+            uncompressed_size: 0,
+            is_compressed: true,
+            is_batch: false,
+        }
+    }
+
+    proptest! {
+        /// What is found in a table is one of its contexts, with a dictionary that is in it and sizes that are taken.
+        #[test]
+        fn any_table_is_looked_into_within_its_bounds(
+            places in vec(any::<[u8; CHUNK_BYTES]>(), 0..4),
+            records in vec((any::<u64>(), 0_u64..60, any::<u32>(), any::<u32>(), 0_u32..60), 0..4),
+            rest in vec(any::<u8>(), 0..100),
+            contexts in prop_oneof![0_u32..8, any::<u32>()],
+            index in prop_oneof![0_u32..8, any::<u32>()],
+        ) {
+            let chunks = u32::try_from(places.len()).unwrap();
+            let mut bytes = places.concat();
+            for (in_offset, dictionary, in_bytes, out_bytes, dictionary_bytes) in &records {
+                bytes.extend(in_offset.to_le_bytes());
+                bytes.extend([0; 8]);
+                bytes.extend(dictionary.to_le_bytes());
+                // Sizes of all magnitudes.
+                bytes.extend((in_bytes >> (out_bytes % 32)).to_le_bytes());
+                bytes.extend((out_bytes >> (in_bytes % 32)).to_le_bytes());
+                bytes.extend(dictionary_bytes.to_le_bytes());
+                bytes.extend([0; 4]);
+            }
+            bytes.extend(rest);
+            let table = Table { bytes, chunks, contexts };
+            let place = table.place(&chunk(index));
+            prop_assert_eq!(place.is_some(), index < chunks);
+            for number in [index, place.map_or(0, |(context, _)| context)] {
+                if let Some((context, dictionary)) = table.context(number) {
+                    prop_assert!(number < contexts);
+                    prop_assert_eq!(dictionary.len(), context.dictionary_bytes as usize);
+                    prop_assert!(u64::from(context.out_bytes) <= RAFS_MAX_CHUNK_SIZE);
+                    prop_assert!(context.in_bytes <= MAX_STRETCH_BYTES);
+                }
+            }
+        }
+
+        /// Pieces are those of the stream, whether they overlap or leave gaps.
+        #[test]
+        fn a_window_shows_the_stream(
+            length in 0_usize..300,
+            steps in vec((0_u64..40, 0_u32..60), 0..12),
+        ) {
+            let content: Vec<u8> = (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            let mut window = Window::new(Box::new(io::Cursor::new(content.clone())));
+            let mut offset = 0;
+            for (step, bytes) in steps {
+                offset += step;
+                let begin = usize::try_from(offset).unwrap();
+                match content.get(begin..begin + bytes as usize) {
+                    Some(piece) => prop_assert_eq!(window.slice(offset, bytes).unwrap(), Some(piece)),
+                    None => {
+                        prop_assert!(window.slice(offset, bytes).is_err());
+                        break;
+                    }
+                }
+                if offset > 0 {
+                    prop_assert_eq!(window.slice(offset - 1, bytes).unwrap(), None);
+                }
+            }
+        }
+    }
+}
