@@ -156,10 +156,10 @@ fn the_files_under_the_mount_are_those_the_image_was_made_of() {
             &to,
         ],
     ));
-    for what in [to, from] {
+    for (what, signal) in [(to, Signal::TERM), (from, Signal::HUP)] {
         let mut mounted = Mounted::start(&dir, &what);
         assert_eq!(files(&mounted.at), expected, "{what}");
-        mounted.signal(Signal::TERM);
+        mounted.signal(signal);
         assert_eq!(mounted.end(), Some(0));
         assert!(!mounted.is_there());
     }

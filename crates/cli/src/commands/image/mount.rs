@@ -13,7 +13,7 @@ use nydusbox_fsd::{HostMount, HostMountError};
 use nydusbox_image::source::{AccessOptions, ImageRef, Platform, rafs_backend};
 use nydusbox_image::{BlobsAt, GetRequest, ImageData, RafsConfig, StoredImage};
 use nydusbox_protocol::{FsType, MountCommand};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::bar::{Bar, cancelled_by_signals};
@@ -52,7 +52,9 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
     // Held for as long as it is mounted: nobody removes it from the store.
     let image = result.map_err(|e| store::failure(&what, &e))?;
     let command = command(&image, &data_dir.cache(), &access)?;
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Failure::new("watch for signals", &e))?;
+    // Also when its terminal goes: nothing else would unmount it.
+    let mut signals =
+        Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|e| Failure::new("watch for signals", &e))?;
     if cancelled.load(Ordering::Relaxed) {
         return Err(Failure::plain("interrupted before anything was mounted").code(INTERRUPTED));
     }
