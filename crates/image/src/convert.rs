@@ -16,17 +16,18 @@ mod reuse;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 use tempfile::TempDir;
 
 pub use config::{ConvertConfig, Mode};
 pub use error::ConvertError;
-pub(crate) use manifest::BOOTSTRAP;
+pub(crate) use manifest::{BOOTSTRAP, SOURCE_DIGEST};
 
 use crate::config::FsVersion;
 use crate::layer_pool::{LayerSource, blob_path, convert_layers};
-use crate::layers::bootstrap_error;
+use crate::layers::{ConvertedLayer, bootstrap_error};
 use crate::merge::{MergeLayer, Merged, merge};
 use crate::progress::{Phase, Progress};
 use crate::rafs::bootstrap::BootstrapPlan;
@@ -98,7 +99,7 @@ pub fn convert(
     if let Some(known) = &known {
         layers.reuse(known, format);
     }
-    layers.convert(source, format, &dictionary, progress)?;
+    layers.convert(source, sink, format, &dictionary, progress)?;
 
     progress.begin(Phase::Finish, None);
     let (layers, blobs) = layers.finish();
@@ -108,10 +109,8 @@ pub fn convert(
     stop_if_asked(progress)?;
     let extra = dictionary_layers(&merged, &blobs, sink)?;
     for (number, blob) in blobs.iter().enumerate() {
-        if !blob.reused || !sink.has(&blob.descriptor)? {
-            let path = blob_path(work.path(), number);
-            let mut file = File::open(&path).map_err(|source| ConvertError::work(&path, source))?;
-            sink.put(&blob.descriptor, &mut file)?;
+        if blob.reused && !sink.has(&blob.descriptor)? {
+            put_blob(blob, number, work.path(), sink)?;
         }
         stop_if_asked(progress)?;
     }
@@ -131,6 +130,14 @@ pub fn convert(
         layers: blobs.iter().map(BlobLayer::summary).collect(),
         bootstrap_bytes: bytes.len(),
     })
+}
+
+/// Writes the blob of the layer of this number, which then takes no room any more among what is under way.
+fn put_blob(blob: &BlobLayer, number: usize, work: &Path, sink: &dyn ImageSink) -> Result<(), ConvertError> {
+    let path = blob_path(work, number);
+    let failed = |source| ConvertError::work(&path, source);
+    sink.put(&blob.descriptor, &mut File::open(&path).map_err(failed)?)?;
+    fs::remove_file(&path).map_err(failed)
 }
 
 /// Sees to it that the layers which the image's data stays in are where the indices are.
@@ -228,9 +235,12 @@ impl<'a> Layers<'a> {
         }
     }
 
+    /// Converts the others, and writes each blob as soon as it is there: what is complete when a later layer fails, or
+    /// the process dies, need not be made again.
     fn convert(
         &mut self,
         source: &dyn ImageSource,
+        sink: &dyn ImageSink,
         format: BlobFormat,
         dictionary: &Dictionary,
         progress: &dyn Progress,
@@ -252,19 +262,39 @@ impl<'a> Layers<'a> {
                 keep: self.original(&all[*at]).and_then(Result::ok),
             })
             .collect();
-        let converted = convert_layers(&sources, format, dictionary, self.work, progress)
-            .map_err(|failed| layer_error(failed, self.image, self.work))?;
+        let refused = Mutex::new(None);
+        let take = |number: usize, converted: &ConvertedLayer| {
+            let blob = self.blob_layer(number, converted);
+            match blob.and_then(|blob| put_blob(&blob, number, self.work, sink)) {
+                Ok(()) => true,
+                Err(error) => {
+                    let mut refused = refused.lock().unwrap_or_else(PoisonError::into_inner);
+                    refused.get_or_insert(error);
+                    false
+                }
+            }
+        };
+        let converted = convert_layers(&sources, format, dictionary, self.work, &take, progress);
+        if let Some(error) = refused.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        let converted = converted.map_err(|failed| layer_error(failed, self.image, self.work))?;
         for (at, converted) in missing.iter().copied().zip(converted) {
-            let (id, bytes) = converted.blob.made();
-            let layer = BlobLayer::new(&all[at], &id, bytes, converted.blob.is_original())?;
-            let precluded = self.original(&all[at]).and_then(Result::err);
-            let layer = BlobLayer {
-                unindexed: converted.unindexed.or(precluded),
-                ..layer
-            };
+            let layer = self.blob_layer(at, &converted)?;
             self.done[at] = Some((converted.into(), layer));
         }
         Ok(())
+    }
+
+    /// What becomes of the layer of this number in the image.
+    fn blob_layer(&self, number: usize, converted: &ConvertedLayer) -> Result<BlobLayer, ConvertError> {
+        let layer = &self.image.layers()[number];
+        let (id, bytes) = converted.blob.made();
+        let precluded = self.original(layer).and_then(Result::err);
+        Ok(BlobLayer {
+            unindexed: converted.unindexed.or(precluded),
+            ..BlobLayer::new(layer, &id, bytes, converted.blob.is_original())?
+        })
     }
 
     /// A layer that is to be kept, or why it can't be; none if none is.

@@ -60,12 +60,16 @@ pub(crate) fn blob_path(dir: &Path, layer: usize) -> PathBuf {
     dir.join(format!("layer-{layer}"))
 }
 
+/// Takes a layer, by its number, as soon as it is converted, in the thread that did it; `false` ends all others.
+type Take<'a> = dyn Fn(usize, &ConvertedLayer) -> bool + Sync + 'a;
+
 /// Converts `layers` to blobs in `dir`, telling `progress` how many bytes of them were read.
 pub(crate) fn convert_layers(
     layers: &[LayerSource<'_>],
     format: BlobFormat,
     dictionary: &Dictionary,
     dir: &Path,
+    take: &Take<'_>,
     progress: &dyn Progress,
 ) -> Result<Vec<ConvertedLayer>, FailedLayer> {
     let no_threads = |source| FailedLayer {
@@ -77,6 +81,7 @@ pub(crate) fn convert_layers(
     let pool = Pool {
         layers,
         dir,
+        take,
         tools: LayerTools {
             format,
             compressors: &compressors,
@@ -122,6 +127,7 @@ pub(crate) fn convert_layers(
 struct Pool<'a> {
     layers: &'a [LayerSource<'a>],
     dir: &'a Path,
+    take: &'a Take<'a>,
     tools: LayerTools<'a>,
     next: AtomicUsize,
     /// Bytes read of all layers.
@@ -140,6 +146,10 @@ impl Pool<'_> {
             };
             match self.convert(source) {
                 Ok(converted) => {
+                    if !(self.take)(source.number, &converted) {
+                        self.tools.cancelled.store(true, Ordering::Relaxed);
+                        return;
+                    }
                     self.done.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(converted);
                 }
                 Err(error) => {

@@ -39,8 +39,9 @@ pub(super) fn run(
         .collect();
     let failed = |failed: FailedLayer| layer_error(config, archives, failed);
     let work = staging.path().join("work");
+    let dictionary = Dictionary::default();
     let converted =
-        convert_layers(&sources, format, &Dictionary::default(), &work, progress).map_err(failed)?;
+        convert_layers(&sources, format, &dictionary, &work, &|_, _| true, progress).map_err(failed)?;
     let layers: Vec<_> = converted.into_iter().map(MergeLayer::from).collect();
     let merged = merge(&layers).map_err(|error| {
         let layer = match &error {

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use tempfile::NamedTempFile;
 
+use super::kept::KeptLayers;
 use super::known::KnownLayers;
 use super::record::{DataRecord, Record};
 use super::{GetRequest, ImageData, PullPolicy, Store, StoreError, StoredImage, lock};
@@ -153,7 +154,7 @@ impl Store {
     ) -> Result<Record, StoreError> {
         let (made, data) = match bootstrap_layer(image.layers()) {
             Some(_) => (image.clone(), self.keep(reference, source, image, progress)?),
-            None => self.converted(request, source, progress)?,
+            None => self.converted(request, source, image, progress)?,
         };
         let bootstrap = self.bootstrap_of(&made);
         let layer = bootstrap_layer(made.layers()).cloned();
@@ -192,6 +193,7 @@ impl Store {
         &self,
         request: &GetRequest,
         source: &dyn ImageSource,
+        image: &SourceImage,
         progress: &dyn Progress,
     ) -> Result<(SourceImage, DataRecord), StoreError> {
         // All of the image is read here once, so that leaving the data in the original layers would save nothing.
@@ -201,18 +203,22 @@ impl Store {
             compressor: config.format.compressor,
             chunk_size: config.format.chunk_size,
         };
-        let images = self.records.all()?.into_iter().filter_map(|(record, _)| {
-            let alike = record.data == data && record.fs_version == config.format.fs_version;
-            alike
-                .then(|| self.content.image(&record.digest, &record.media_type).ok())
-                .flatten()
-        });
-        let known = KnownLayers::of(&self.content, images);
-        let known = known.as_ref().map(|known| known as &dyn ImageSource);
-        let summary = convert(source, &self.content, known, &config, progress)
+        let kept = KeptLayers::new(&self.content, &self.layers(), config.format);
+        let mut layers = kept.layers()?;
+        for (record, _) in self.records.all()? {
+            if record.data == data
+                && record.fs_version == config.format.fs_version
+                && let Ok(other) = self.content.image(&record.digest, &record.media_type)
+            {
+                layers.extend_from_slice(other.layers());
+            }
+        }
+        let known = KnownLayers::new(&self.content, image.clone(), layers);
+        let summary = convert(source, &kept, Some(&known), &config, progress)
             .map_err(|error| StoreError::convert(&self.path, error))?;
         let digest = summary.digest.parse().expect("a digest reads as it is written");
         let made = self.content.image(&digest, &MediaType::ImageManifest)?;
+        kept.forget(made.layers())?;
         Ok((made, data))
     }
 

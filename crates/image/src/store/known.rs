@@ -1,5 +1,5 @@
-//! All layers that were ever converted into the store, as one image: what a conversion looks for those in that it
-//! need not convert again.
+//! All layers in the store that were converted in one way, as one image: what a conversion looks for those in that
+//! it need not convert again.
 
 use std::io::Read;
 
@@ -14,20 +14,10 @@ pub(super) struct KnownLayers<'a> {
 }
 
 impl<'a> KnownLayers<'a> {
-    /// The layers of `images`; none if there are no images.
-    pub(super) fn of(content: &'a Content, images: impl IntoIterator<Item = SourceImage>) -> Option<Self> {
-        let mut images = images.into_iter();
-        let mut image = images.next()?;
-        let mut layers: Vec<Descriptor> = image.layers().to_vec();
-        for other in images {
-            for layer in other.layers() {
-                if !layers.contains(layer) {
-                    layers.push(layer.clone());
-                }
-            }
-        }
+    /// These layers, in what is otherwise `image`.
+    pub(super) fn new(content: &'a Content, mut image: SourceImage, layers: Vec<Descriptor>) -> Self {
         image.manifest.set_layers(layers);
-        Some(Self { content, image })
+        Self { content, image }
     }
 }
 

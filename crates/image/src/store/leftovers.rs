@@ -25,7 +25,9 @@ impl Store {
     pub(super) fn leftovers(&self) -> Result<Vec<PathBuf>, StoreError> {
         let mut found: Vec<_> = entries(&self.work())?.iter().map(DirEntry::path).collect();
         let mut dirs = vec![self.path.clone(), self.path.join("refs"), self.bootstraps()];
-        dirs.extend(entries(&self.path.join("blobs"))?.iter().map(DirEntry::path));
+        for parent in [self.path.join("blobs"), self.layers()] {
+            dirs.extend(entries(&parent)?.iter().map(DirEntry::path));
+        }
         for dir in dirs {
             let partial = entries(&dir)?
                 .into_iter()

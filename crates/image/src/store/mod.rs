@@ -6,13 +6,14 @@
 //!       refs/<hash>.json   what a reference is for a platform (record.rs); its mtime is when it was last used
 //!       blobs/sha256/<hex> manifests, configurations, data, under their digests
 //!       bootstraps/<hex>   the bootstrap of the image with this manifest, unpacked; flock, shared by its users
+//!       layers/            which blobs were made of which layers by conversions that are not done (kept.rs)
 //!       locks/<hex>        flock: one at a time fetches or converts the image with this manifest
 //!       work/              what is being made
 //! ```
 //! A file that has its name is complete: each is written beside its place, synced and renamed, and a record only
 //! after everything it names. Who is killed leaves files that nothing names; whoever adds or removes next, alone,
-//! removes those that are not complete, and [`Store::gc`] the others. Blobs that were complete are used by the next
-//! try; a blob of which a part was there is fetched from its beginning.
+//! removes those that are not complete, and [`Store::gc`] the others. Blobs that were complete, and layers
+//! that were converted, are used by the next try; a blob of which a part was there is fetched from its beginning.
 //!
 //! Order of locks: `lock`, then one of `locks/`, then one of `bootstraps/`.
 //!
@@ -25,6 +26,7 @@ mod content;
 mod error;
 mod get;
 mod image;
+mod kept;
 mod known;
 mod leftovers;
 mod lock;
@@ -70,7 +72,7 @@ impl Store {
         // Absolute, because a daemon that is told of a bootstrap may run in another directory.
         let path = dir.canonicalize().map_err(failed)?;
         check_version(&path)?;
-        for part in ["refs", "blobs", "bootstraps", "locks", "work"] {
+        for part in ["refs", "blobs", "bootstraps", "layers", "locks", "work"] {
             fs::create_dir_all(path.join(part)).map_err(failed)?;
         }
         Ok(Self {
@@ -106,6 +108,10 @@ impl Store {
 
     fn work(&self) -> PathBuf {
         self.path.join("work")
+    }
+
+    fn layers(&self) -> PathBuf {
+        self.path.join("layers")
     }
 
     fn bootstraps(&self) -> PathBuf {

@@ -223,9 +223,11 @@ impl Store {
         for path in &paths {
             remove(path)?;
         }
-        // Nobody waits for one of these: who does has the store's lock.
-        for turn in entries(&self.path.join("locks"))? {
-            remove(&turn.path())?;
+        // Nobody waits for one of the locks: who does has the store's. The layers' blobs are gone.
+        for dir in [self.path.join("locks"), self.layers()] {
+            for entry in entries(&dir)? {
+                remove(&entry.path())?;
+            }
         }
         Ok(report)
     }

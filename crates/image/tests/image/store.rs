@@ -170,6 +170,34 @@ fn layers_that_another_image_had_are_not_converted_again() {
 }
 
 #[test]
+fn layers_that_were_done_when_another_failed_are_not_converted_again() {
+    let dir = temp_dir();
+    let layout = dir.path().join("layout");
+    // More than are converted at once: when the last one begins, some are done.
+    let content: Vec<_> = (0..6_u8).map(|number| vec![number; 100_000]).collect();
+    let files_of: Vec<_> = content.iter().map(|content| [("file", &content[..])]).collect();
+    let layers: Vec<Files<'_>> = files_of.iter().map(|files| &files[..]).collect();
+    let broken = make_layout(&layout, "broken", &layers);
+    let whole = make_layout(&layout, "whole", &layers[..5]);
+    let source = open_source(&broken, &AccessOptions::default()).unwrap();
+    let last = source.image(&platform()).unwrap().layers()[5].digest().clone();
+    fs::write(layout.join("blobs/sha256").join(last.digest()), "damaged").unwrap();
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let failed = store.get(&broken, &request(), &Quiet).unwrap_err();
+    assert!(matches!(failed, StoreError::Convert(_)), "{failed}");
+    assert_eq!(store.list().unwrap(), []);
+    let seen = Seen::default();
+    let image = store.get(&whole, &request(), &seen).unwrap();
+    assert!(seen.data_bytes.get() < 450_000, "{}", seen.data_bytes.get());
+    checked(&image);
+    // Nothing but the image stays.
+    store.gc(GcConfig::default(), &nothing, &Quiet).unwrap();
+    let fresh = Store::open(&dir.path().join("fresh")).unwrap();
+    drop(fresh.get(&whole, &request(), &Quiet).unwrap());
+    assert_eq!(files(store.path()).len(), files(fresh.path()).len());
+}
+
+#[test]
 fn an_image_in_nydus_form_is_served_where_it_is() {
     let dir = temp_dir();
     let of = make_layout(&dir.path().join("layout"), "of", &[&[("a", &[1; 90_000])]]);
