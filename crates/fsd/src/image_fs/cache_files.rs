@@ -58,6 +58,29 @@ pub(super) enum WriteError {
 }
 
 impl CacheFiles {
+    /// Makes the files in a directory that nobody else uses, or opens those that are there. Without names that appear
+    /// only when all is in place, and without looks at what somebody else may have done: of a mount on ext4 these
+    /// are a fifth.
+    ///
+    /// # Errors
+    /// What the file system said; what was made stays, for the directory's owner to remove.
+    pub(super) fn open_alone(dir: &Path, blob: &str, size: u64, chunks: u32) -> io::Result<Self> {
+        let (data_path, map_path) = paths(dir, blob);
+        let (data, map) = match (create_new(&data_path)?, create_new(&map_path)?) {
+            (Some(data), Some(map)) => (data, map),
+            _ => return Self::open(dir, blob, size, chunks),
+        };
+        data.set_len(size)?;
+        map.write_all_at(&empty_map(chunks), 0)?;
+        Ok(Self {
+            data,
+            map,
+            size,
+            chunks,
+            map_change: Mutex::new(()),
+        })
+    }
+
     /// Opens the files, which are made if they are not there. Those that cannot be right are replaced: the data file
     /// first, so that a map with bits is never seen beside a file that lacks the data.
     ///
@@ -79,13 +102,7 @@ impl CacheFiles {
             }
             let map = match open_existing(&map_path)? {
                 Some(map) => Some(map),
-                None => {
-                    // All of it, not only the header: nydus maps it, and a hole of a mapped file on a full disk is
-                    // a signal instead of an error.
-                    let mut content = header().to_vec();
-                    content.resize(usize::try_from(map_size(chunks)).unwrap_or(HEAD), 0);
-                    create(&map_path, map_size(chunks), &content)?
-                }
+                None => create(&map_path, map_size(chunks), &empty_map(chunks))?,
             };
             let (Some(data), Some(map)) = (data, map) else {
                 continue;
@@ -254,6 +271,14 @@ fn header() -> [u8; HEAD] {
     header
 }
 
+/// A map without a chunk. All of it, not only the header: nydus maps it, and a hole of a mapped file on a full disk is
+/// a signal instead of an error.
+fn empty_map(chunks: u32) -> Vec<u8> {
+    let mut content = header().to_vec();
+    content.resize(usize::try_from(map_size(chunks)).unwrap_or(HEAD), 0);
+    content
+}
+
 fn open_existing(path: &Path) -> io::Result<Option<File>> {
     match OpenOptions::new().read(true).write(true).open(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -271,18 +296,10 @@ fn create(path: &Path, size: u64, head: &[u8]) -> io::Result<Option<File>> {
     ) {
         Ok(file) => File::from(file),
         // Not on this file system: others may see it while it is made, and replace it.
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-            match OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .mode(MODE)
-                .open(path)
-            {
-                Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(None),
-                file => file?,
-            }
-        }
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => match create_new(path)? {
+            Some(file) => file,
+            None => return Ok(None),
+        },
         Err(e) => return Err(e.into()),
     };
     file.set_len(size)?;
@@ -293,6 +310,21 @@ fn create(path: &Path, size: u64, head: &[u8]) -> io::Result<Option<File>> {
         Err(Errno::EXIST) if is_at(&file, path)? => Ok(Some(file)),
         Err(Errno::EXIST) => Ok(None),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Makes an empty file; `None` if there is one.
+fn create_new(path: &Path) -> io::Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    match options
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(MODE)
+        .open(path)
+    {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(None),
+        made => made.map(Some),
     }
 }
 
@@ -367,6 +399,40 @@ mod tests {
             true,
         );
         assert!(map.is_ok(), "nydus opens it");
+    }
+
+    #[test]
+    fn files_made_alone_are_those_that_are_made_in_company() {
+        let (alone, company) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let files = CacheFiles::open_alone(alone.path(), "b", SIZE, 10).unwrap();
+        open(company.path());
+        for name in ["b.blob.data", "b.blob.data.chunk_map"] {
+            assert!(
+                content(alone.path(), name) == content(company.path(), name),
+                "{name}"
+            );
+        }
+        files.mark(2, true).unwrap();
+        let again = CacheFiles::open_alone(alone.path(), "b", SIZE, 10).unwrap();
+        assert!(again.is_ready(2).unwrap(), "those that are there are kept");
+    }
+
+    /// The disk was full before the map was complete.
+    #[test]
+    fn files_left_half_made_are_replaced() {
+        for (data, map) in [(0, None), (SIZE, Some(12))] {
+            let dir = tempfile::tempdir().unwrap();
+            let make = |name: &str, len| {
+                let file = File::create_new(dir.path().join(name)).unwrap();
+                file.set_len(len).unwrap();
+            };
+            make("b.blob.data", data);
+            if let Some(len) = map {
+                make("b.blob.data.chunk_map", len);
+            }
+            let files = CacheFiles::open_alone(dir.path(), "b", SIZE, 10).unwrap();
+            assert!(files.is_whole().unwrap() && files.is_sound().unwrap());
+        }
     }
 
     #[test]

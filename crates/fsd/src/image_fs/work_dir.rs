@@ -128,7 +128,7 @@ impl WorkDir {
     pub(super) fn admit(&self, info: &BlobInfo) -> io::Result<CacheFiles> {
         let _alone = self.admitting.lock().unwrap_or_else(PoisonError::into_inner);
         let id = info.blob_id();
-        let files = CacheFiles::open(&self.path, &id, info.uncompressed_size(), info.chunk_count())?;
+        let files = CacheFiles::open_alone(&self.path, &id, info.uncompressed_size(), info.chunk_count())?;
         if info.meta_ci_is_valid() {
             for table in TABLES {
                 self.bring(&id, table, info)?;
