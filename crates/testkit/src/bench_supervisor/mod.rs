@@ -39,6 +39,32 @@ pub struct Plan {
     pub crowd: usize,
     /// How many cycles of mount and unmount; a tenth of them comes before the growth is looked at.
     pub cycles: usize,
+    /// The only part that is measured, if not all are.
+    pub only: Option<Part>,
+}
+
+/// A part of the benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The library's steps, beside the same by hand.
+    Steps,
+    /// The commands, many sandboxes at once, and their memory.
+    Commands,
+    /// Whether anything grows.
+    Cycles,
+}
+
+impl std::str::FromStr for Part {
+    type Err = BenchError;
+
+    fn from_str(name: &str) -> Result<Self, BenchError> {
+        match name {
+            "steps" => Ok(Self::Steps),
+            "commands" => Ok(Self::Commands),
+            "cycles" => Ok(Self::Cycles),
+            _ => Err(format!("no part {name:?}").into()),
+        }
+    }
 }
 
 impl Plan {
@@ -53,6 +79,7 @@ impl Plan {
             rounds: 50,
             crowd: 200,
             cycles: 10_000,
+            only: None,
         }
     }
 
@@ -124,9 +151,17 @@ pub fn run(plan: &Plan) -> Result<Report, BenchError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let mut rows = runtime.block_on(steps::run(plan))?;
-    rows.extend(commands::run(plan)?);
-    rows.extend(runtime.block_on(cycles::run(plan))?);
+    let wanted = |part| plan.only.is_none_or(|only| only == part);
+    let mut rows = Vec::new();
+    if wanted(Part::Steps) {
+        rows.extend(runtime.block_on(steps::run(plan))?);
+    }
+    if wanted(Part::Commands) {
+        rows.extend(commands::run(plan)?);
+    }
+    if wanted(Part::Cycles) {
+        rows.extend(runtime.block_on(cycles::run(plan))?);
+    }
     Ok(Report {
         processors: std::thread::available_parallelism()?.get(),
         rounds: plan.rounds,

@@ -29,6 +29,7 @@ fn measure() -> Result<(), BenchError> {
             "state-dir" => plan.state_dir = value.into(),
             "rounds" => plan.rounds = value.parse()?,
             "crowd" => plan.crowd = value.parse()?,
+            "only" => plan.only = Some(value.parse()?),
             "cycles" => plan.cycles = value.parse()?,
             _ => return Err(format!("unknown argument {arg:?}").into()),
         }

@@ -27,6 +27,9 @@ pub(crate) struct SupervisorArgs {
     /// How many cycles of mount and unmount are looked at for growth
     #[arg(long, value_name = "NUMBER")]
     cycles: Option<usize>,
+    /// Measure only this part; nothing is written
+    #[arg(long, value_name = "PART", value_parser = ["steps", "commands", "cycles"])]
+    only: Option<String>,
 }
 
 /// The figures as the benchmark writes them.
@@ -63,11 +66,12 @@ pub(super) fn run(workspace: &Workspace, peers: &Path, args: &SupervisorArgs) ->
                 .iter()
                 .filter_map(|(name, n)| Some(format!("{name}={}", (*n)?))),
         )
+        .args(args.only.as_ref().map(|part| format!("only={part}")))
         .output()?;
     let figures: Figures = serde_json::from_str(&json).map_err(TaskError::Figures)?;
     let table = markdown(&figures);
     print!("{table}");
-    if args.quick {
+    if args.quick || args.only.is_some() {
         return Ok(());
     }
     let dir = workspace.bench();
