@@ -353,6 +353,11 @@ impl SandboxConfig {
         }
     }
 
+    /// Where that daemon binds its vhost-user socket.
+    pub(crate) fn successor_vhost_socket(&self) -> &SocketPath {
+        &self.successor_vhost_socket
+    }
+
     /// How much the next daemon logs.
     pub(crate) fn set_log_level(&mut self, level: LogLevel) {
         self.log_level = level;

@@ -85,7 +85,7 @@ impl Daemon {
                 }
             }
         };
-        while !self.output.ended() && timeout_at(at + DRAIN, self.output.pump()).await.is_ok() {}
+        while !self.output.ended() && timeout_at(at + DRAIN, self.output.pump_at_once()).await.is_ok() {}
         Exit {
             cause,
             last_lines: self.output.last_lines(),

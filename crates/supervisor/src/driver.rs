@@ -11,7 +11,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
-use nydusbox_protocol::{FsType, LogLevel, MountCommand, MountPoint, SocketPath};
+use nydusbox_protocol::{FsType, LogLevel, MountCommand, MountPoint};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -22,6 +22,7 @@ use crate::daemon::{Daemon, REAP};
 use crate::dir::{Leftover, SandboxDir};
 use crate::error::{MountError, RemountError, StartCause, StartError, UnmountError, chain};
 use crate::events::{EventSink, SandboxEvent};
+use crate::frontend::FrontendWatch;
 use crate::health::{Health, HealthReport, Watch};
 use crate::launch::{self, Running, Serving};
 use crate::ledger::UnmountOutcome;
@@ -33,13 +34,10 @@ use crate::requests::{Envelope, Requests};
 use crate::snapshot::{snapshot, status_phase};
 use crate::state::{Journal, OsText, PhaseRecord};
 use crate::status::{Status, StatusPhase};
-use crate::stop::{StopOutcome, StopStep, ending, frontend_seen};
+use crate::stop::{StopOutcome, StopStep, ending};
 
 /// How long a broken connection may precede the end of the process that caused it.
 pub(crate) const EXIT_SHOWS: Duration = Duration::from_millis(50);
-/// How often it is looked whether a VMM has connected to a stock nydusd. An inotify watch would tell at once, but a
-/// user may have 128 of them, and sandboxes are more.
-const LOOK_FOR_VMM: Duration = Duration::from_millis(500);
 /// All the unmounting of a stop; a mount takes a millisecond.
 const UNMOUNT_ALL: Duration = Duration::from_millis(500);
 
@@ -73,18 +71,18 @@ pub(crate) struct Driver {
     client: Option<ApiClient>,
     /// The last one; it may have ended.
     daemon: Daemon,
-    /// Where the daemon has bound its vhost-user socket.
-    vhost_bound: SocketPath,
+    /// The last daemon's.
+    frontend: FrontendWatch,
     binds: BindBook,
     journal: Journal,
     /// Whether the journal has what the lifecycle has decided last.
     recorded: io::Result<()>,
+    /// Something that was done is still to be written down.
+    unrecorded: bool,
     dir: SandboxDir,
     config: SandboxConfig,
     lifecycle: Lifecycle,
     begun: Instant,
-    /// When to look whether a VMM has connected to a stock nydusd, until one has.
-    look_for_vmm: Option<Instant>,
     timer: Option<Instant>,
     reply_to: Option<ReplyTo>,
     requests: Requests,
@@ -125,6 +123,8 @@ impl Driver {
         if let OnExit::Restart(policy) = config.on_exit() {
             lifecycle = lifecycle.with_recovery(Recovery::new(policy, Duration::ZERO));
         }
+        let sockets = (config.vhost_socket(), config.successor_vhost_socket());
+        let frontend = FrontendWatch::new(config.program().kind(), pid, sockets.0, sockets.1);
         let (status, status_out) = watch::channel(snapshot(0, &lifecycle, &binds, &daemon));
         let strings = Strings {
             requests: requests_in,
@@ -138,14 +138,14 @@ impl Driver {
             launch: None,
             client: Some(client),
             daemon,
-            vhost_bound: config.vhost_socket().clone(),
+            frontend,
             binds,
             journal,
             recorded: Ok(()),
+            unrecorded: false,
             dir,
             lifecycle,
             begun: Instant::now(),
-            look_for_vmm: None,
             timer: None,
             reply_to: None,
             requests: Requests::new(requests, config.call_deadline()),
@@ -181,6 +181,10 @@ impl Driver {
                     self.take_health(report, worse);
                     continue;
                 }
+                () = tokio::task::yield_now(), if self.unrecorded => {
+                    self.record();
+                    continue;
+                }
             };
             if matches!(event, Event::Exited(_)) {
                 self.last_look_for_vmm();
@@ -194,6 +198,16 @@ impl Driver {
             let mut end = None;
             let actions = self.lifecycle.at(self.begun.elapsed()).step(event);
             self.undo_binds();
+            if actions.iter().all(Action::only_tells) {
+                // Something was done, and nothing is going to be. Whoever waits for it goes first, and if that asks for
+                // more, both are written down at once. Until then a successor finds it out by asking the daemon.
+                self.unrecorded = true;
+                self.publish();
+                for action in actions {
+                    self.perform(action);
+                }
+                continue;
+            }
             self.record();
             for action in actions {
                 end = self.perform(action).or(end);
@@ -246,15 +260,13 @@ impl Driver {
             | Phase::Restoring(_) => false,
         };
         let timer = self.timer;
-        let look = self.look_for_vmm;
         let recovering = self.lifecycle.is_recovering();
         tokio::select! {
             biased;
             exit = self.daemon.exited(), if !gone => Event::Exited(exit),
             Err(_) = &mut self.alive, if !self.alive.is_terminated() => Event::Abandoned,
             Ok(()) = &mut self.stop, if !self.stop.is_terminated() => {
-                let seen = frontend_seen(self.vhost_bound.as_path());
-                Event::Stop(ending(self.config.program().kind(), seen))
+                Event::Stop(ending(self.config.program().kind(), self.frontend.seen()))
             }
             (client, answer) = in_flight(&mut self.call), if self.call.is_some() => {
                 self.call = None;
@@ -269,11 +281,7 @@ impl Driver {
                 self.timer = None;
                 Event::Elapsed
             }
-            () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
-                let seen = frontend_seen(self.vhost_bound.as_path());
-                self.look_for_vmm = Some(Instant::now() + LOOK_FOR_VMM).filter(|_| !seen);
-                Event::Vmm(seen)
-            }
+            connected = self.frontend.look(), if !gone => Event::Vmm(connected),
             Some(envelope) = self.requests.next(recovering), if recovering || self.lifecycle.takes_requests() => {
                 Event::Request(match envelope {
                     Envelope::Mount(request, reply) => {
@@ -315,7 +323,6 @@ impl Driver {
 
     fn begin_launch(&mut self) {
         self.client = None;
-        self.look_for_vmm = None;
         let prepared = self.prepare_launch();
         let (config, events) = (self.config.for_successor(), self.events.clone());
         self.launch = Some(Box::pin(async move {
@@ -349,7 +356,9 @@ impl Driver {
                 let Running { daemon, client } = running;
                 launch::note_process(&self.config, &mut self.journal, &daemon);
                 (self.daemon, self.client) = (daemon, Some(client));
-                self.vhost_bound = self.config.for_successor().vhost_socket().clone();
+                let bound = self.config.successor_vhost_socket();
+                self.frontend =
+                    FrontendWatch::new(self.config.program().kind(), self.daemon.id(), bound, bound);
                 self.expect_vmm();
                 Event::Launched(self.daemon.id())
             }
@@ -360,14 +369,11 @@ impl Driver {
         }
     }
 
-    /// A stock nydusd that has just been started has no VMM yet.
+    /// A stock nydusd that has just been started has no VMM yet; one that was taken over may have.
     fn expect_vmm(&mut self) {
-        match self.config.program().kind() {
-            ProgramKind::Embedded => {}
-            ProgramKind::Stock => {
-                let actions = self.lifecycle.step(Event::Vmm(false));
-                debug_assert!(actions.is_empty(), "nothing was connected before");
-                self.look_for_vmm = Some(Instant::now() + LOOK_FOR_VMM);
+        if let Some(connected) = self.frontend.look_at_once() {
+            for action in self.lifecycle.step(Event::Vmm(connected)) {
+                self.perform(action);
             }
         }
     }
@@ -378,7 +384,7 @@ impl Driver {
         if self.config.program().kind() == ProgramKind::Embedded {
             self.lifecycle.vmm_may_have_come();
         }
-        if self.look_for_vmm.take().is_some() && frontend_seen(self.vhost_bound.as_path()) {
+        if self.frontend.came_unseen() {
             for action in self.lifecycle.step(Event::Vmm(true)) {
                 self.perform(action);
             }
@@ -433,6 +439,7 @@ impl Driver {
                 PhaseRecord::Stopping
             }
         };
+        self.unrecorded = false;
         let (ledger, binds) = (self.lifecycle.ledger(), &self.binds);
         let version = self.daemon.version();
         let log_level = self.config.log_level();

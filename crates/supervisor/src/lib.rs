@@ -43,6 +43,7 @@ mod environment;
 mod error;
 mod events;
 mod exit;
+mod frontend;
 mod health;
 mod launch;
 mod ledger;

@@ -11,9 +11,11 @@ mod log_file;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use nydusbox_protocol::SandboxId;
 use tokio::net::unix::pipe::Receiver;
+use tokio::time::{Instant, sleep_until};
 use tracing::Level;
 
 use crate::secrets::Secrets;
@@ -24,11 +26,16 @@ pub(crate) const LAST_LINES: usize = 20;
 /// How much of one line is kept, in bytes; the file has all of it.
 const LINE_KEPT_BYTES: usize = 4096;
 const CHUNK_BYTES: usize = 64 << 10;
+/// How long what a daemon begins to print is left in the pipe, which holds 64 KiB at the least. A daemon prints while it
+/// answers a call; reading its lines one by one, in between, would cost the call as much as everything else about it.
+const GATHERED: Duration = Duration::from_millis(2);
 
 /// The reading end of a daemon's standard output and error.
 #[derive(Debug)]
 pub(crate) struct Output {
     pipe: Option<Receiver>,
+    /// When to read; `None` while nothing is there, as far as is known.
+    due: Option<Instant>,
     chunk: Box<[u8]>,
     tail: Tail,
     log: LogFile,
@@ -41,6 +48,7 @@ impl Output {
     pub(crate) fn new(pipe: OwnedFd, log: LogFile, sandbox: SandboxId, secrets: Secrets) -> io::Result<Self> {
         Ok(Self {
             pipe: Some(Receiver::from_owned_fd(pipe)?),
+            due: None,
             chunk: vec![0; CHUNK_BYTES].into_boxed_slice(),
             tail: Tail::default(),
             log,
@@ -67,15 +75,40 @@ impl Output {
         self.pipe.is_none()
     }
 
-    /// Reads what is there, at most one chunk; waits when there is nothing, for ever once it has ended.
+    /// Reads what has gathered, at most one chunk; waits when there is nothing, for ever once it has ended.
     /// Cancel safe.
     pub(crate) async fn pump(&mut self) {
-        let Some(pipe) = &self.pipe else {
-            return std::future::pending().await;
+        let due = match self.due {
+            Some(due) => due,
+            None => {
+                self.wait().await;
+                *self.due.insert(Instant::now() + GATHERED)
+            }
         };
-        if pipe.readable().await.is_err() {
-            return std::future::pending().await;
+        sleep_until(due).await;
+        self.due = self.read().then_some(due);
+    }
+
+    /// The same without leaving it to gather.
+    pub(crate) async fn pump_at_once(&mut self) {
+        self.wait().await;
+        self.read();
+    }
+
+    /// Until there may be something.
+    async fn wait(&self) {
+        let readable = match &self.pipe {
+            Some(pipe) => pipe.readable().await.is_ok(),
+            None => false,
+        };
+        if !readable {
+            std::future::pending().await
         }
+    }
+
+    /// Whether there may be more than was read.
+    fn read(&mut self) -> bool {
+        let Some(pipe) = &self.pipe else { return false };
         match pipe.try_read(&mut self.chunk) {
             Ok(0) => self.end(),
             Ok(n) => {
@@ -85,6 +118,7 @@ impl Output {
                 self.log.take(bytes, &self.secrets);
                 let sandbox = &self.sandbox;
                 self.tail.push(bytes, &self.secrets, |text| tell(sandbox, text));
+                return true;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
@@ -92,6 +126,7 @@ impl Output {
                 self.end();
             }
         }
+        false
     }
 
     fn end(&mut self) {

@@ -4,8 +4,6 @@
 //! connected to holds a lock its main thread waits for and never ends on SIGTERM, so it is killed at once; one
 //! whose frontend is still connected ends when that leaves.
 
-use std::path::Path;
-
 use nydusbox_protocol::MountPoint;
 use serde::{Deserialize, Serialize};
 
@@ -29,11 +27,6 @@ pub(crate) fn ending(kind: ProgramKind, frontend_seen: bool) -> Ending {
         (ProgramKind::Embedded, _) | (ProgramKind::Stock, true) => Ending::Ask,
         (ProgramKind::Stock, false) => Ending::Kill,
     }
-}
-
-/// Whether a frontend has ever connected to a stock nydusd: it unlinks its socket once it has accepted one.
-pub(crate) fn frontend_seen(vhost_socket: &Path) -> bool {
-    !vhost_socket.exists()
 }
 
 /// How a sandbox ended.

@@ -76,6 +76,24 @@ pub(crate) enum Action {
     Finish(StopStep),
 }
 
+impl Action {
+    /// Whether it has no effect but that somebody knows more.
+    pub(crate) fn only_tells(&self) -> bool {
+        match self {
+            Self::Reply(_) | Self::Emit(_) => true,
+            Self::Call(_)
+            | Self::AbandonCall
+            | Self::Arm(_)
+            | Self::Disarm
+            | Self::Terminate
+            | Self::Kill
+            | Self::Launch
+            | Self::AbandonLaunch
+            | Self::Finish(_) => false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Call {
     Mount(MountPoint, MountCommand),
