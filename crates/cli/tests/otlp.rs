@@ -9,13 +9,14 @@ mod wire;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use common::sandboxes::{Sandboxes, pid, runs, text, until};
+use common::sandboxes::{Sandboxes, kill, pid, runs, text, until};
 use common::told;
 use prost::Message;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use wire::{ExportTraceServiceRequest, Span, StatusCode};
 
@@ -189,6 +190,37 @@ fn a_sandboxes_spans_arrive_with_their_parents_and_without_secrets() {
 }
 
 /// The collector takes connections and never says a word, so that whoever waited for it would wait a minute.
+#[test]
+fn a_recovery_is_a_span_in_the_callers_trace_with_the_start_of_the_other_daemon() {
+    let collector = Collector::start();
+    let traced = Traced {
+        sandboxes: Sandboxes::new(),
+        url: collector.url.clone(),
+    };
+    let share = text(&traced.sandboxes.share());
+    let started = traced.ok(&["start", "s1", "--share", &share, "--on-exit", "restart", "--json"]);
+    kill(pid(&started, "daemon"), Signal::KILL);
+    let recovered = |line: &String| line.contains("\"recovered\"");
+    let mut events = traced.sandboxes.command(&["events", "s1", "--follow", "--json"]);
+    let mut events = events.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(events.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| recovered(&line.unwrap())));
+    events.kill().unwrap();
+    events.wait().unwrap();
+    traced.ok(&["stop", "s1", "--json"]);
+
+    let (_, spans) = collector.spans();
+    let [recovery] = &spans["recover"][..] else {
+        panic!("{spans:?}")
+    };
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    assert_eq!(hex(&recovery.trace_id), TRACE);
+    assert_eq!(text_of(&recovery.attributes, "sandbox"), "s1");
+    let of_recovery = |span: &&Span| span.parent_span_id == recovery.span_id;
+    assert_eq!(spans["ready"].iter().filter(of_recovery).count(), 1, "{spans:?}");
+    traced.sandboxes.assert_nothing_left();
+}
+
 #[test]
 fn a_collector_that_never_answers_delays_and_fails_nothing() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nydusbox_protocol::SandboxId;
 use tokio::task::spawn_blocking;
+use tracing::Instrument;
 
 use crate::binds::BindBook;
 use crate::client::ApiClient;
@@ -24,7 +25,7 @@ use crate::outlet;
 use crate::output::{LogFile, Output};
 use crate::process::Process;
 use crate::remains::Remains;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, noted};
 use crate::state::{DaemonLock, Holder, Journal, MountRecord, StateDocument, probe};
 
 /// What became of a sandbox whose supervisor is gone.
@@ -83,7 +84,20 @@ impl Sandbox {
     /// # Panics
     /// Outside a tokio runtime with I/O and time enabled.
     pub async fn adopt(state_dir: impl AsRef<Path>, id: &SandboxId) -> Result<Adoption, AdoptError> {
-        let state_dir = state_dir.as_ref();
+        let span = tracing::info_span!("adopt", sandbox = %id, error = tracing::field::Empty);
+        let adoption = async { noted(Self::take_or_clear(state_dir.as_ref(), id).await) };
+        let adopted = Box::pin(adoption.instrument(span)).await?;
+        Ok(match adopted {
+            Ok((serving, config, events)) => Adoption::Running(Self::supervise(serving, config, events)),
+            Err(leftovers) => Adoption::CleanedUp { leftovers },
+        })
+    }
+
+    /// Everything a handle needs, or what could not be removed.
+    async fn take_or_clear(
+        state_dir: &Path,
+        id: &SandboxId,
+    ) -> Result<Result<(Serving, SandboxConfig, EventSink), Vec<Leftover>>, AdoptError> {
         let path = std::path::absolute(state_dir)
             .map_err(|source| take("find", state_dir, source))?
             .join(id.as_str());
@@ -99,14 +113,14 @@ impl Sandbox {
             Ok(found) => found,
             Err(remains) => {
                 let leftovers = blocking(move || Ok(remains.clear())).await?;
-                return Ok(Adoption::CleanedUp { leftovers });
+                return Ok(Err(leftovers));
             }
         };
         let config = SandboxConfig::recorded(state_dir, &document)?;
         let events = EventSink::new(id.clone());
         let serving = take_over(&config, dir, daemon, document).await?;
         tracing::info!(sandbox = %id, pid = serving.running.daemon.id(), "adopted");
-        Ok(Adoption::Running(Self::supervise(serving, config, events)))
+        Ok(Ok((serving, config, events)))
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use nydusbox_protocol::{FsType, LogLevel, MountCommand, MountPoint};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
+use tracing::{Instrument, Span};
 
 use crate::binds::BindBook;
 use crate::client::{ApiClient, CallError};
@@ -60,13 +61,12 @@ pub(crate) struct Strings {
     pub(crate) status: watch::Receiver<Status>,
 }
 
-type LaunchUnderWay = Pin<Box<dyn Future<Output = Result<Running, StartError>> + Send>>;
-type CallInFlight = Pin<Box<dyn Future<Output = (ApiClient, Result<(), CallError>)> + Send>>;
+type UnderWay<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The loop's state.
 pub(crate) struct Driver {
-    call: Option<CallInFlight>,
-    launch: Option<LaunchUnderWay>,
+    call: Option<UnderWay<(ApiClient, Result<(), CallError>)>>,
+    launch: Option<UnderWay<Result<Running, StartError>>>,
     /// `None` while a call has it.
     client: Option<ApiClient>,
     /// The last one; it may have ended.
@@ -83,6 +83,8 @@ pub(crate) struct Driver {
     config: SandboxConfig,
     lifecycle: Lifecycle,
     begun: Instant,
+    /// The span of the recovery that is under way. Of no other: whoever started the sandbox has long gone on.
+    recovery: Option<Span>,
     timer: Option<Instant>,
     reply_to: Option<ReplyTo>,
     requests: Requests,
@@ -119,7 +121,7 @@ impl Driver {
         let (stop_in, stop) = oneshot::channel();
         let (alive_in, alive) = oneshot::channel();
         let (log_level_in, log_level) = watch::channel(config.log_level());
-        let mut lifecycle = Lifecycle::serving(ledger, body_limit_bytes(config.program().kind()));
+        let mut lifecycle = Lifecycle::serving(ledger, config.program().kind().body_limit_bytes());
         if let OnExit::Restart(policy) = config.on_exit() {
             lifecycle = lifecycle.with_recovery(Recovery::new(policy, Duration::ZERO));
         }
@@ -146,6 +148,7 @@ impl Driver {
             dir,
             lifecycle,
             begun: Instant::now(),
+            recovery: None,
             timer: None,
             reply_to: None,
             requests: Requests::new(requests, config.call_deadline()),
@@ -197,6 +200,7 @@ impl Driver {
             }
             let mut end = None;
             let actions = self.lifecycle.at(self.begun.elapsed()).step(event);
+            self.follow_recovery();
             self.undo_binds();
             if actions.iter().all(Action::only_tells) {
                 // Something was done, and nothing is going to be. Whoever waits for it goes first, and if that asks for
@@ -216,6 +220,14 @@ impl Driver {
                 Some(step) => return self.finish(step),
                 None => self.publish(),
             }
+        }
+    }
+
+    fn follow_recovery(&mut self) {
+        if !self.lifecycle.is_recovering() {
+            self.recovery = None;
+        } else if self.recovery.is_none() {
+            self.recovery = Some(tracing::info_span!(parent: None, "recover", sandbox = %self.config.id()));
         }
     }
 
@@ -268,12 +280,12 @@ impl Driver {
             Ok(()) = &mut self.stop, if !self.stop.is_terminated() => {
                 Event::Stop(ending(self.config.program().kind(), self.frontend.seen()))
             }
-            (client, answer) = in_flight(&mut self.call), if self.call.is_some() => {
+            (client, answer) = end_of(&mut self.call), if self.call.is_some() => {
                 self.call = None;
                 self.client = Some(client);
                 Event::Answer(answer)
             }
-            launched = launching(&mut self.launch), if self.launch.is_some() => {
+            launched = end_of(&mut self.launch), if self.launch.is_some() => {
                 self.launch = None;
                 self.take_over(launched)
             }
@@ -325,12 +337,14 @@ impl Driver {
         self.client = None;
         let prepared = self.prepare_launch();
         let (config, events) = (self.config.for_successor(), self.events.clone());
-        self.launch = Some(Box::pin(async move {
+        let launch = async move {
             match prepared {
                 Ok(dir) => Box::pin(launch::relaunch(&config, &events, dir)).await,
                 Err(cause) => Err(launch::failed(config.id(), cause)),
             }
-        }));
+        };
+        let span = self.recovery.clone().unwrap_or_else(Span::none);
+        self.launch = Some(Box::pin(launch.instrument(span)));
     }
 
     /// Makes room for a new daemon and writes down what is going to be made for it; the directory, for the launch.
@@ -575,24 +589,10 @@ impl Driver {
     }
 }
 
-async fn in_flight(call: &mut Option<CallInFlight>) -> (ApiClient, Result<(), CallError>) {
-    match call {
-        Some(call) => call.await,
+/// Waits for what is under way, for ever if nothing is.
+async fn end_of<T>(under_way: &mut Option<UnderWay<T>>) -> T {
+    match under_way {
+        Some(future) => future.await,
         None => std::future::pending().await,
-    }
-}
-
-async fn launching(launch: &mut Option<LaunchUnderWay>) -> Result<Running, StartError> {
-    match launch {
-        Some(launch) => launch.await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The largest request body the program reads.
-fn body_limit_bytes(kind: ProgramKind) -> usize {
-    match kind {
-        ProgramKind::Embedded => 1 << 20,
-        ProgramKind::Stock => 51_200,
     }
 }

@@ -50,6 +50,16 @@ pub enum ProgramKind {
     Stock,
 }
 
+impl ProgramKind {
+    /// The largest request body the program reads.
+    pub(crate) fn body_limit_bytes(self) -> usize {
+        match self {
+            Self::Embedded => 1 << 20,
+            Self::Stock => 51_200,
+        }
+    }
+}
+
 /// A daemon program: checked to exist and to be executable when it was named.
 #[derive(Clone)]
 pub struct Program {

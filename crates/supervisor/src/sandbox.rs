@@ -249,7 +249,7 @@ impl Sandbox {
 }
 
 /// Enters an error in the span of the operation that failed.
-fn noted<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<T, E> {
+pub(crate) fn noted<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<T, E> {
     if let Err(error) = &result {
         tracing::Span::current().record("error", tracing::field::display(error));
     }

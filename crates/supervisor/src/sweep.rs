@@ -82,6 +82,7 @@ impl SweepReport {
 /// Only when the directory cannot be read; what is wrong with a sandbox is in the report.
 pub fn sweep(state_dir: impl AsRef<Path>, dry_run: bool) -> io::Result<SweepReport> {
     let state_dir = std::path::absolute(state_dir)?;
+    let _span = tracing::info_span!("sweep", state_dir = %state_dir.display(), dry_run).entered();
     let mut report = SweepReport {
         dry_run,
         sandboxes: Vec::new(),

@@ -7,7 +7,7 @@ mod supervisor;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 
-use nydusbox::protocol::ContainerId;
+use nydusbox::protocol::{ContainerId, SandboxId};
 use nydusbox::{EventItem, MountRequest, Program, Sandbox};
 use supervisor::Place;
 use tracing::field::{Field, Visit};
@@ -136,11 +136,16 @@ async fn planted_credentials_are_nowhere_and_operations_are_spans() {
         yielded += &serde_json::to_string(&record).unwrap();
     }
     write!(yielded, "{:?}", sandbox.stop().await).unwrap();
+    write!(yielded, "{:?}", nydusbox::sweep(place.path("state"), true)).unwrap();
+    let id = SandboxId::new("s2").unwrap();
+    write!(yielded, "{:?}", Sandbox::adopt(place.path("state"), &id).await).unwrap();
     let log = captured.text();
     assert!(log.contains("nydusbox::daemon") && log.contains("***"), "{log}");
     yielded += &log;
     assert!(!yielded.contains("PLANTED"), "{yielded}");
-    for span in ["start", "ready", "share", "mount", "remount", "stop"] {
+    for span in [
+        "start", "ready", "share", "mount", "remount", "stop", "sweep", "adopt",
+    ] {
         assert!(log.contains(&format!("span {span}")), "{span}: {log}");
     }
     assert!(
