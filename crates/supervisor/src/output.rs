@@ -102,7 +102,7 @@ impl Output {
             None => false,
         };
         if !readable {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

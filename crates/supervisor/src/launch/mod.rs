@@ -102,7 +102,12 @@ pub(crate) async fn relaunch(
     let deadline = Deadline::of(config);
     let extra = extra_arguments(config, events, deadline).await?;
     let spawned = Planned::plan(config, events)?.spawn(config, &extra, events, dir.as_fd())?;
-    Ok(spawned.answering(config, deadline).await?.running())
+    let ready = tracing::info_span!("ready");
+    Ok(spawned
+        .answering(config, deadline)
+        .instrument(ready)
+        .await?
+        .running())
 }
 
 async fn extra_arguments(
