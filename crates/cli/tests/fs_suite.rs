@@ -150,6 +150,8 @@ behaviours! {
         prefetch_takes_the_files_that_the_image_names
         prefetch_takes_everything_if_asked_to
         prefetch_never_goes_before_a_reader
+        trace_has_what_is_read_first_of_v5
+        trace_has_what_is_read_first_of_v6
         stops_before_a_guest_came
         stops_with_a_guest_connected
         stops_by_its_api

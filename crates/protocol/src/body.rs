@@ -232,3 +232,26 @@ pub struct ConfigureCommand {
     /// The level to log at from now on.
     pub log_level: LogLevel,
 }
+
+/// Answer of `GET /trace`: what guests have read of an image for the first time, since recording began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadTrace {
+    /// Whether everything is here: of a long record only the beginning is kept.
+    pub complete: bool,
+    /// In the order in which the reads began.
+    pub reads: Vec<TracedRead>,
+}
+
+/// A part of a file that nobody had read before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TracedRead {
+    /// A path of the file in its image, from `/` on. Control characters, `%`, and bytes beyond ASCII are written as
+    /// `%XX`, so that every path has one form.
+    pub path: String,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// In bytes.
+    pub length: u64,
+    /// How long after recording began it was read, in milliseconds.
+    pub ms: u64,
+}

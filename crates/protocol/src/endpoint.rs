@@ -105,6 +105,12 @@ endpoints! {
     MetricsBlobcache = Get "/api/v1/metrics/blobcache",
     /// Requests being served now.
     MetricsInflight = Get "/api/v1/metrics/inflight",
+    /// Begins to record what is read of the RAFS mounted at `mountpoint`. The embedded daemon's own, as the next two.
+    StartTrace = Put "/api/v1/trace",
+    /// What was recorded.
+    Trace = Get "/api/v1/trace",
+    /// Ends recording.
+    StopTrace = Delete "/api/v1/trace",
     /// Everything that is counted, as Prometheus reads it. The embedded daemon's own.
     Prometheus = Get "/metrics",
     /// Adds a blob; `singleton` only.

@@ -68,6 +68,7 @@ mod state;
 mod status;
 mod stop;
 mod sweep;
+mod trace;
 
 pub use adopt::{AdoptError, Adoption, adopt_all};
 pub use binds::BindError;
@@ -101,3 +102,4 @@ pub use state::StateError;
 pub use status::{MountStatus, Status, StatusPhase};
 pub use stop::{StopOutcome, StopStep};
 pub use sweep::{SweepReport, SweepVerdict, SweptSandbox, sweep};
+pub use trace::TraceError;

@@ -5,7 +5,7 @@
 
 use std::future::Future;
 
-use nydusbox_protocol::{ConfigureCommand, LogLevel, MountPoint, SandboxId, SocketPath};
+use nydusbox_protocol::{ConfigureCommand, LogLevel, MountPoint, ReadTrace, SandboxId, SocketPath};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
@@ -25,6 +25,7 @@ use crate::requests::Envelope;
 use crate::secrets::Secrets;
 use crate::status::{Status, StatusPhase};
 use crate::stop::{StopOutcome, StopStep};
+use crate::trace::{self, TraceError};
 
 /// A sandbox whose daemon was started, or taken over, by this process.
 ///
@@ -155,6 +156,31 @@ impl Sandbox {
     /// [`CallError`] when the daemon has no counters for it or cannot be asked.
     pub async fn image_counters(&self, at: &MountPoint) -> Result<ImageCounters, CallError> {
         counters::read(self.client(), at).await
+    }
+
+    /// Has the daemon record what is read of the image mounted at a place from now on, with nothing recorded yet. A
+    /// daemon that takes its place does not go on with it.
+    ///
+    /// # Errors
+    /// [`TraceError`]; a stock nydusd cannot.
+    pub async fn start_trace(&self, at: &MountPoint) -> Result<(), TraceError> {
+        trace::record(self.client(), at, true).await
+    }
+
+    /// What was read of the image mounted at a place since [`Sandbox::start_trace`].
+    ///
+    /// # Errors
+    /// [`TraceError`].
+    pub async fn trace(&self, at: &MountPoint) -> Result<ReadTrace, TraceError> {
+        trace::read(self.client(), at).await
+    }
+
+    /// Ends recording and forgets what was recorded.
+    ///
+    /// # Errors
+    /// [`TraceError`].
+    pub async fn stop_trace(&self, at: &MountPoint) -> Result<(), TraceError> {
+        trace::record(self.client(), at, false).await
     }
 
     /// Changes how much the daemon logs, and whichever takes its place.

@@ -49,6 +49,9 @@ pub(super) async fn answer(
         Endpoint::MetricsBackend => metrics::backend(context, query),
         Endpoint::MetricsBlobcache => metrics::blobcache(context, query),
         Endpoint::MetricsInflight => metrics::inflight(context),
+        Endpoint::StartTrace => traced(context, query, Namespace::start_trace).await,
+        Endpoint::Trace => trace(context, query).await,
+        Endpoint::StopTrace => traced(context, query, Namespace::stop_trace).await,
         Endpoint::Prometheus => metrics::prometheus(context),
         Endpoint::PutBlob | Endpoint::GetBlob | Endpoint::DeleteBlob => {
             unsupported("blobs are managed by a singleton daemon, this one serves virtiofs")
@@ -162,6 +165,36 @@ async fn umount(context: &Arc<Context>, query: &str) -> Answer {
 async fn off_thread(operation: impl FnOnce() -> Result<(), MountError> + Send + 'static) -> Answer {
     match tokio::task::spawn_blocking(operation).await {
         Ok(Ok(())) => Answer::Done,
+        Ok(Err(e)) => mount_failed(&e),
+        Err(e) => Answer::failed(
+            ErrorCode::Internal,
+            format!("the operation failed unexpectedly: {e}"),
+        ),
+    }
+}
+
+async fn traced(
+    context: &Arc<Context>,
+    query: &str,
+    operation: fn(&Namespace, &MountPoint) -> Result<(), MountError>,
+) -> Answer {
+    let at = match mount_point(query) {
+        Ok(at) => at,
+        Err(answer) => return answer,
+    };
+    let namespace = Arc::clone(&context.namespace);
+    off_thread(move || operation(&namespace, &at)).await
+}
+
+async fn trace(context: &Arc<Context>, query: &str) -> Answer {
+    let at = match mount_point(query) {
+        Ok(at) => at,
+        Err(answer) => return answer,
+    };
+    let namespace = Arc::clone(&context.namespace);
+    match tokio::task::spawn_blocking(move || namespace.trace(&at)).await {
+        Ok(Ok(Some(trace))) => json(&trace),
+        Ok(Ok(None)) => Answer::failed(ErrorCode::NoCounter, "nothing is recorded; begin with PUT"),
         Ok(Err(e)) => mount_failed(&e),
         Err(e) => Answer::failed(
             ErrorCode::Internal,

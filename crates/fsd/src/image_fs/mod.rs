@@ -39,6 +39,7 @@ mod retry;
 mod runs;
 mod sealed;
 mod storage;
+mod trace;
 mod unpacked;
 mod work_dir;
 mod workers;
@@ -52,6 +53,7 @@ use nydus_api::ConfigV2;
 use nydus_rafs::metadata::{RafsSuper, RafsSuperMeta};
 use nydus_rafs::{RafsError, RafsIoReader, RafsResult};
 use nydus_utils::metrics::FsIoStats;
+use nydusbox_protocol::ReadTrace;
 
 pub(crate) use self::factory::drop_unused;
 use self::gate::Gate;
@@ -60,6 +62,7 @@ use self::layout::Layouts;
 use self::readahead::Streams;
 use self::renewal::Renewals;
 use self::storage::Storage;
+use self::trace::Tracer;
 pub(crate) use self::workers::Workers;
 use crate::metrics::FetchCounters;
 use crate::metrics::nydus::Recording;
@@ -84,6 +87,7 @@ struct Image {
     /// What nydus records of single files, where the configuration asks for it.
     recorder: Option<Arc<FsIoStats>>,
     fetches: Arc<FetchCounters>,
+    tracer: Tracer,
     settings: Settings,
 }
 
@@ -161,6 +165,7 @@ impl ImageFs {
             gate,
             recorder,
             fetches,
+            tracer: Tracer::default(),
             settings: Settings {
                 recording,
                 validate_inodes: validate,
@@ -220,6 +225,24 @@ impl ImageFs {
         if self.image.recorder.is_some() {
             drop(FsIoStats::new(id));
         }
+    }
+
+    /// Begins to record what is read, with nothing recorded yet.
+    pub(crate) fn start_trace(&self) {
+        self.image.tracer.start();
+    }
+
+    /// Ends recording and forgets what was recorded.
+    pub(crate) fn stop_trace(&self) {
+        self.image.tracer.stop();
+    }
+
+    /// What was recorded so far; `None` if nothing is.
+    ///
+    /// # Errors
+    /// nydus' own.
+    pub(crate) fn trace(&self) -> RafsResult<Option<ReadTrace>> {
+        self.image.tracer.shown(&self.image.sb)
     }
 
     /// The superblock.

@@ -148,7 +148,13 @@ impl FileSystem for ImageFs {
         }
         let image = &self.image;
         let mut recorder = image.record(StatsFop::Read, ino);
+        let traced = image.tracer.begin();
         let read = image.read(w, ino, u64::from(size), offset)?;
+        if let Some(began) = traced {
+            image
+                .tracer
+                .note(ino, offset..offset.saturating_add(read as u64), began);
+        }
         recorder.mark_success(read);
         Ok(read)
     }

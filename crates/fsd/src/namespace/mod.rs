@@ -17,7 +17,7 @@ use std::time::SystemTime;
 use fuse_backend_rs::api::filesystem::FsOptions;
 use fuse_backend_rs::api::{BackFileSystem, Vfs, VfsOptions};
 use nydus_api::ConfigV2;
-use nydusbox_protocol::{BackendCollection, BackendEntry, FsType, MountCommand, MountPoint};
+use nydusbox_protocol::{BackendCollection, BackendEntry, FsType, MountCommand, MountPoint, ReadTrace};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
@@ -277,16 +277,39 @@ impl Namespace {
 
     /// The superblock of the image mounted there.
     pub(crate) fn superblock(&self, at: &MountPoint) -> Result<serde_json::Value, MountError> {
+        self.with_mounted_rafs(at, |image| serde_json::to_value(image.metadata()))?
+            .map_err(|e| MountError::Internal {
+                mount_point: at.clone(),
+                why: e.to_string(),
+            })
+    }
+
+    /// Begins to record what is read of the image mounted there.
+    pub(crate) fn start_trace(&self, at: &MountPoint) -> Result<(), MountError> {
+        self.with_mounted_rafs(at, ImageFs::start_trace)
+    }
+
+    /// Ends recording.
+    pub(crate) fn stop_trace(&self, at: &MountPoint) -> Result<(), MountError> {
+        self.with_mounted_rafs(at, ImageFs::stop_trace)
+    }
+
+    /// What was recorded of the image mounted there; `None` if nothing is.
+    pub(crate) fn trace(&self, at: &MountPoint) -> Result<Option<ReadTrace>, MountError> {
+        self.with_mounted_rafs(at, ImageFs::trace)?
+            .map_err(|e| MountError::Internal {
+                mount_point: at.clone(),
+                why: e.to_string(),
+            })
+    }
+
+    fn with_mounted_rafs<T>(&self, at: &MountPoint, f: impl FnOnce(&ImageFs) -> T) -> Result<T, MountError> {
         if self.table().get(at).is_none() {
             return Err(MountError::NotMounted {
                 mount_point: at.clone(),
             });
         }
-        self.with_rafs(at, |image| serde_json::to_value(image.metadata()))?
-            .map_err(|e| MountError::Internal {
-                mount_point: at.clone(),
-                why: e.to_string(),
-            })
+        self.with_rafs(at, f)
     }
 
     fn with_rafs<T>(&self, at: &MountPoint, f: impl FnOnce(&ImageFs) -> T) -> Result<T, MountError> {

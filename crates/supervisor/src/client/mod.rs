@@ -7,7 +7,9 @@
 use std::time::Duration;
 
 use hyper::body::Bytes;
-use nydusbox_protocol::{ConfigureCommand, DaemonInfo, Endpoint, MountCommand, MountPoint, SocketPath};
+use nydusbox_protocol::{
+    ConfigureCommand, DaemonInfo, Endpoint, MountCommand, MountPoint, ReadTrace, SocketPath,
+};
 use tokio::time::timeout;
 
 pub(crate) mod classify;
@@ -119,6 +121,32 @@ impl ApiClient {
         let body = serde_json::to_vec(&command).map_err(|source| CallError::Unencodable { source })?;
         match self.call(endpoint, endpoint.path(), body.into()).await? {
             (204, _) => Ok(()),
+            (status, body) => Err(classify::refusal(status, &self.masked(&body))),
+        }
+    }
+
+    /// Begins or ends to record what is read of an image.
+    pub(crate) async fn record_trace(&mut self, at: &MountPoint, on: bool) -> Result<(), CallError> {
+        let endpoint = if on {
+            Endpoint::StartTrace
+        } else {
+            Endpoint::StopTrace
+        };
+        let target = format!("{}?{}", endpoint.path(), at.query());
+        match self.call(endpoint, &target, Bytes::new()).await? {
+            (204, _) => Ok(()),
+            (status, body) => Err(classify::refusal(status, &self.masked(&body))),
+        }
+    }
+
+    /// What was recorded.
+    pub(crate) async fn trace(&mut self, at: &MountPoint) -> Result<ReadTrace, CallError> {
+        let endpoint = Endpoint::Trace;
+        let target = format!("{}?{}", endpoint.path(), at.query());
+        match self.call(endpoint, &target, Bytes::new()).await? {
+            (200, body) => {
+                serde_json::from_slice(&body).map_err(|_| classify::unexpected(200, &self.masked(&body)))
+            }
             (status, body) => Err(classify::refusal(status, &self.masked(&body))),
         }
     }

@@ -18,6 +18,7 @@ mod prefetch;
 mod sessions;
 mod shares;
 pub mod small_disk;
+mod trace;
 
 use crate::daemon::Program;
 use crate::leak::LeakGuard;
@@ -71,6 +72,7 @@ const NO_FIGURES: &str =
 const UNLISTED: &str = "its FUSE library answers ENOSYS";
 const TRUNCATED: &str =
     "it maps its cache files, believes its chunk map, and dies or answers with what is left";
+const RECORDS_NOTHING: &str = "it has no such record: its access pattern has neither names nor offsets";
 const PREFETCHES_ALONG: &str = "it fetches neighbours along, and some of it twice";
 const HANGS_AT_STOP: &str = "it hangs at SIGTERM until its VMM has left, and for ever if none came";
 
@@ -354,6 +356,16 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "prefetch_never_goes_before_a_reader",
         "its prefetching does not know who waits",
         prefetch::never_before_a_reader,
+    ),
+    ours(
+        "trace_has_what_is_read_first_of_v5",
+        RECORDS_NOTHING,
+        trace::of_what_is_read_first_v5,
+    ),
+    ours(
+        "trace_has_what_is_read_first_of_v6",
+        RECORDS_NOTHING,
+        trace::of_what_is_read_first_v6,
     ),
     ours(
         "stops_before_a_guest_came",
