@@ -1,4 +1,7 @@
 //! Prefetching: what the mount, the configuration or the image name, when no guest waits for anything.
+//!
+//! What has been put in front for it comes first, then what is named, in its order. Chunks that follow each other in
+//! a blob are one request, whichever files they are of, and as many requests are under way as there are threads.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -14,7 +17,9 @@ use super::Image;
 use super::blob::Urgency;
 use super::chunk::Chunk;
 use super::layout::SEGMENT;
-use super::read::requests;
+use super::readahead::REQUEST;
+use super::runs::follows;
+use super::storage::Storage;
 
 /// Threads of one image at the most, whatever the configuration says.
 const MOST_THREADS: usize = 16;
@@ -64,70 +69,126 @@ pub(super) fn start(
     if work.is_empty() || image.storage().blobs.is_empty() {
         return;
     }
-    let work = Arc::new(Mutex::new(work));
+    let queue = Arc::new(Mutex::new(Queue {
+        work,
+        found: VecDeque::new(),
+    }));
     let threads = config.threads_count.clamp(1, MOST_THREADS);
     let limit = u64::from(config.bandwidth_limit).div_ceil(threads as u64);
     for _ in 0..threads {
-        let (image, work) = (Arc::clone(image), Arc::clone(&work));
+        let (image, queue) = (Arc::clone(image), Arc::clone(&queue));
         // With fewer threads it takes longer.
         let _spawned = thread::Builder::new()
             .name("prefetch".into())
-            .spawn(move || image.prefetch(&work, limit));
+            .spawn(move || image.prefetch(&queue, limit));
     }
 }
 
-impl Image {
-    fn prefetch(&self, work: &Mutex<VecDeque<Work>>, bytes_a_second: u64) {
+/// What is left to do.
+struct Queue {
+    work: VecDeque<Work>,
+    /// Missing chunks with their blob's place, in order, that have not been asked for.
+    found: VecDeque<(usize, Chunk)>,
+}
+
+impl Queue {
+    /// The next request; `None` when all is done. Threads take turns: where chunks are is known at once, but for the
+    /// table of a blob that is being fetched, and without that none of them could do anything.
+    fn next(&mut self, image: &Image, storage: &Storage) -> Option<(usize, Vec<Chunk>)> {
         loop {
-            let next = work.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some(next) = next else { return };
-            for (blob, chunks) in self.expand(next, work) {
-                if !self.gate.wait_until_calm() {
-                    return;
-                }
-                self.prefetch_chunks(blob, &chunks, bytes_a_second);
+            let has = |(blob, chunk): &(usize, Chunk)| {
+                storage
+                    .blobs
+                    .get(*blob)
+                    .is_none_or(|b| b.blob.generation().has(chunk.id))
+            };
+            // Somebody may have got them meanwhile.
+            while self.found.front().is_some_and(has) {
+                self.found.pop_front();
+            }
+            let length = self.request_length();
+            if length < self.found.len() || self.work.is_empty() {
+                let (blob, _) = self.found.front()?;
+                let blob = *blob;
+                return Some((blob, self.found.drain(..length).map(|(_, chunk)| chunk).collect()));
+            }
+            if let Some(work) = self.work.pop_front() {
+                self.expand(image, storage, work);
             }
         }
     }
 
-    /// What is to be fetched of one piece of work; what else there is to do is put in front of the rest.
-    fn expand(&self, next: Work, work: &Mutex<VecDeque<Work>>) -> Vec<(usize, Vec<Chunk>)> {
-        let storage = self.storage();
-        let push = |more: Vec<Work>| {
-            let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
-            more.into_iter().rev().for_each(|w| work.push_front(w));
+    /// How many of the chunks that were found make one request.
+    fn request_length(&self) -> usize {
+        let Some((blob, first)) = self.found.front() else {
+            return 0;
         };
+        let joins = |((at, chunk), (next_at, next)): &(&(usize, Chunk), &(usize, Chunk))| {
+            at == next_at
+                && next_at == blob
+                && follows(chunk, next)
+                && next.blob_end() - first.blob_offset <= REQUEST
+        };
+        1 + self
+            .found
+            .iter()
+            .zip(self.found.iter().skip(1))
+            .take_while(joins)
+            .count()
+    }
+
+    /// Finds the chunks of one piece of work; what else there is to do is put in front of the rest.
+    fn expand(&mut self, image: &Image, storage: &Storage, next: Work) {
         match next {
             Work::Front(index, size) => {
                 let blob = storage.blobs.get(index);
                 let table = blob.and_then(|b| b.table()).unwrap_or_default();
                 let chunks = table.iter().filter(|c| c.blob_offset < size);
-                return chunks.map(|c| (index, vec![c.clone()])).collect();
+                self.found.extend(chunks.map(|c| (index, c.clone())));
             }
             Work::Inode(ino) => {
-                let Ok(inode) = self.sb.get_inode(ino, false) else {
-                    return Vec::new();
+                let Ok(inode) = image.sb.get_inode(ino, false) else {
+                    return;
                 };
                 if inode.is_dir() {
                     let children =
                         (0..inode.get_child_count()).filter_map(|n| inode.get_child_by_index(n).ok());
-                    push(children.map(|child| Work::Inode(child.ino())).collect());
+                    let children: Vec<_> = children.map(|child| Work::Inode(child.ino())).collect();
+                    children.into_iter().rev().for_each(|w| self.work.push_front(w));
                 } else if inode.is_reg() {
                     let segments = inode.size().div_ceil(SEGMENT);
-                    push((0..segments).map(|n| Work::Segment(ino, n * SEGMENT)).collect());
+                    let segments = (0..segments).map(|n| Work::Segment(ino, n * SEGMENT));
+                    segments.rev().for_each(|w| self.work.push_front(w));
                 }
             }
             Work::Segment(ino, at) => {
-                if let Ok(segment) = self.layouts.segment(&self.sb, &storage, ino, at) {
-                    return requests(&storage, &segment.pieces);
+                if let Ok(segment) = image.layouts.segment(&image.sb, storage, ino, at) {
+                    let pieces = segment.pieces.iter();
+                    self.found
+                        .extend(pieces.map(|piece| (piece.blob, piece.chunk.clone())));
                 }
             }
         }
-        Vec::new()
+    }
+}
+
+impl Image {
+    fn prefetch(&self, queue: &Mutex<Queue>, bytes_a_second: u64) {
+        loop {
+            let storage = self.storage();
+            let next = queue
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .next(self, &storage);
+            let Some((blob, chunks)) = next else { return };
+            if !self.gate.wait_until_calm() {
+                return;
+            }
+            self.prefetch_chunks(&storage, blob, &chunks, bytes_a_second);
+        }
     }
 
-    fn prefetch_chunks(&self, index: usize, chunks: &[Chunk], bytes_a_second: u64) {
-        let storage = self.storage();
+    fn prefetch_chunks(&self, storage: &Storage, index: usize, chunks: &[Chunk], bytes_a_second: u64) {
         let Some(blob) = storage.blobs.get(index) else {
             return;
         };
