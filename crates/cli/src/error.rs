@@ -3,8 +3,8 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | success |
-//! | 1 | the command failed; the reason is on stderr |
-//! | 2 | the command line is wrong |
+//! | 1 | the command failed; the reason is on stderr. `image diff`: the images differ |
+//! | 2 | the command line is wrong. `image diff`: an image cannot be read, as with diff(1) |
 //! | 3 | no such sandbox |
 //! | 4 | the sandbox is there, its supervisor is not: `adopt` or `sweep` |
 //! | 5 | taken: the sandbox exists already, is starting or stopping, or something else is mounted there |
@@ -30,6 +30,8 @@ pub(crate) struct Failure {
 pub(crate) const FAILED: u8 = 1;
 /// The code for failures of nydusbox itself in `run`, whose other codes belong to the guest.
 pub(crate) const RUN_FAILED: u8 = 125;
+/// `image diff` has nothing to compare, as diff(1) says it.
+pub(crate) const NO_COMPARISON: u8 = 2;
 /// There is no such sandbox.
 pub(crate) const NO_SANDBOX: u8 = 3;
 /// The sandbox is there, its supervisor is not.

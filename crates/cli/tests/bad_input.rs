@@ -234,3 +234,29 @@ fn run_refuses_with_125_before_anything_is_started() {
     );
     assert!(!std::path::Path::new(data).exists());
 }
+
+#[test]
+fn image_diff_tells_a_difference_from_trouble_as_diff_does() {
+    let dir = Dir::new();
+    let image = |name: &str, content: &str| {
+        let source = dir.mkdir(&format!("{name}-source"));
+        std::fs::write(source.join("file"), content).unwrap();
+        let status = std::process::Command::new(env!("CARGO_BIN_EXE_nydusbox"))
+            .args(["image", "build"])
+            .args([&source, &dir.join(name)])
+            .output()
+            .unwrap()
+            .status;
+        assert!(status.success());
+        dir.join(name)
+    };
+    let (one, other) = (image("one", "1"), image("other", "2"));
+    for (left, right, expected) in [(&one, &one, 0), (&one, &other, 1), (&one, &dir.join("none"), 2)] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_nydusbox"))
+            .args(["image", "diff"])
+            .args([left, right])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(expected), "{output:?}");
+    }
+}

@@ -13,16 +13,15 @@ mod layers;
 mod rafs;
 mod run;
 
-use std::fs;
 use std::path::Path;
 
 use crate::config::{BuildConfig, Source};
 use crate::error::BuildError;
 use crate::image_dir;
 use crate::progress::{Phase, Progress};
+use crate::scan;
 use crate::staging::Staging;
 use crate::summary::BuildSummary;
-use crate::{BLOB_DIR, BOOTSTRAP_FILE, scan};
 
 /// Builds an image as `config` says, and tells `progress` about it.
 ///
@@ -52,8 +51,8 @@ pub fn build(config: &BuildConfig, progress: &dyn Progress) -> Result<BuildSumma
     run::run(config, &staging, totals, progress)?;
 
     progress.begin(Phase::Finish, None);
-    let summary = BuildSummary::of(config, &staging)?;
-    fill_image_dir(&staging, &summary)?;
+    let summary = BuildSummary::of(source_path, config.format.compressor, &staging)?;
+    image_dir::fill(&staging, &summary)?;
     if progress.is_cancelled() {
         return Err(BuildError::Cancelled);
     }
@@ -75,22 +74,4 @@ fn refuse_output_inside(dir: &Path, out_dir: &Path, staging: &Staging) -> Result
         });
     }
     Ok(())
-}
-
-/// Moves what belongs to the image out of the builder's working directory; whatever else the builder left
-/// there (it always writes an empty second bootstrap for external blobs) stays behind and goes with it.
-fn fill_image_dir(staging: &Staging, summary: &BuildSummary) -> Result<(), BuildError> {
-    let moved = |from: &Path, to: &Path| {
-        fs::File::open(from)
-            .and_then(|file| file.sync_all())
-            .and_then(|()| fs::rename(from, to))
-            .map_err(|source| BuildError::output(to, source))
-    };
-    let blobs = staging.image().join(BLOB_DIR);
-    fs::create_dir(&blobs).map_err(|source| BuildError::output(&blobs, source))?;
-    for blob in &summary.blobs {
-        moved(&staging.work_blobs().join(&blob.id), &blobs.join(&blob.id))?;
-    }
-    moved(&staging.work_bootstrap(), &staging.image().join(BOOTSTRAP_FILE))?;
-    image_dir::write_summary(&staging.image(), summary)
 }

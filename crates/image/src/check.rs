@@ -2,26 +2,18 @@
 //! with its digest.
 //!
 //! Each blob is read once, from its beginning, wherever it is. What is wrong is collected, not stopped at: one
-//! look tells all of it. Chunks in original layers are `check/original.rs`'s.
-
-mod original;
+//! look tells all of it. How chunks are read is in `chunk_reader.rs`.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use nydus_storage::device::BlobFeatures;
-use nydus_utils::compress;
-use nydus_utils::digest::RafsDigest;
 use serde::Serialize;
 
+use crate::chunk_reader::{Found, Wanted, is_opaque, is_possible, is_readable};
 use crate::nydus_image::NydusImage;
 use crate::progress::{Phase, Progress};
 use crate::rafs::blob::Blob;
 use crate::tree::{Action, Chunk, Kind};
-
-/// RAFS has no larger chunks.
-const MAX_CHUNK_BYTES: u32 = 16 << 20;
 
 /// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -78,9 +70,6 @@ impl CheckProblem {
     }
 }
 
-/// The chunks of a blob with a file that uses each, in the order in which they are in the blob.
-type Wanted<'a> = BTreeMap<(u64, u32), (&'a Chunk, &'a Path)>;
-
 impl NydusImage {
     /// Checks it, telling `progress` how many bytes of blobs were read.
     pub fn check(&self, progress: &dyn Progress) -> CheckReport {
@@ -112,20 +101,22 @@ impl NydusImage {
         let total = self.loaded.blobs.iter().map(|blob| blob.compressed_bytes).sum();
         progress.begin(Phase::Data, Some(total));
         let mut before = 0;
-        for (blob, wanted) in self.loaded.blobs.iter().zip(wanted) {
-            let opaque = BlobFeatures::SEPARATE | BlobFeatures::ENCRYPTED;
-            let result = if wanted.is_empty() {
+        for (blob, mut wanted) in self.loaded.blobs.iter().zip(wanted) {
+            let all = wanted.len();
+            wanted.retain(|_, (chunk, _)| is_readable(blob, chunk));
+            report.unchecked_chunks += (all - wanted.len()) as u64;
+            let mut visit = |chunk: &Chunk, file: &Path, found: Option<Found<'_>>| {
+                if found.is_some() {
+                    report.good_chunks += 1;
+                } else {
+                    report.problems.push(CheckProblem::of_chunk(blob, chunk, file));
+                }
                 Ok(())
-            } else if blob
-                .features
-                .contains(BlobFeatures::SEPARATE | BlobFeatures::ZRAN)
-            {
-                self.check_original(blob, &wanted, before, progress, &mut report)
-            } else if blob.features.intersects(opaque) {
-                report.unchecked_chunks += wanted.len() as u64;
+            };
+            let result = if all == 0 || is_opaque(blob) {
                 Ok(())
             } else {
-                self.check_blob(blob, &wanted, before, progress, &mut report)
+                self.read_chunks(blob, &wanted, before, progress, &mut visit)
             };
             if let Err(error) = result {
                 report.problems.push(CheckProblem::Blob {
@@ -142,74 +133,4 @@ impl NydusImage {
         }
         report
     }
-
-    fn check_blob(
-        &self,
-        blob: &Blob,
-        wanted: &Wanted<'_>,
-        before: u64,
-        progress: &dyn Progress,
-        report: &mut CheckReport,
-    ) -> io::Result<()> {
-        let mut stream = io::BufReader::with_capacity(1 << 20, self.blob(blob)?);
-        let (mut position, mut stored) = (0, Vec::new());
-        for (chunk, file) in wanted.values() {
-            if progress.is_cancelled() {
-                return Ok(());
-            }
-            if chunk.is_batch {
-                report.unchecked_chunks += 1;
-                continue;
-            }
-            let good = match chunk.compressed_offset.checked_sub(position) {
-                Some(gap) => {
-                    skip(&mut stream, gap)?;
-                    stored.resize(chunk.compressed_size as usize, 0);
-                    stream.read_exact(&mut stored)?;
-                    position = chunk.compressed_offset + u64::from(chunk.compressed_size);
-                    is_good(blob, chunk, &stored)
-                }
-                // It begins inside the one before.
-                None => false,
-            };
-            if good {
-                report.good_chunks += 1;
-            } else {
-                report.problems.push(CheckProblem::of_chunk(blob, chunk, file));
-            }
-            progress.position(before + position);
-        }
-        // To the end, where a source that knows its digest compares it.
-        io::copy(&mut stream, &mut io::sink()).map(drop)
-    }
-}
-
-fn is_possible(chunk: &Chunk) -> bool {
-    let sizes = [chunk.compressed_size, chunk.uncompressed_size];
-    sizes.iter().all(|size| *size <= MAX_CHUNK_BYTES)
-        && chunk
-            .compressed_offset
-            .checked_add(u64::from(chunk.compressed_size))
-            .is_some()
-}
-
-fn digest_of(blob: &Blob, content: &[u8]) -> [u8; 32] {
-    RafsDigest::from_buf(content, blob.digester).data
-}
-
-fn is_good(blob: &Blob, chunk: &Chunk, stored: &[u8]) -> bool {
-    let size = chunk.uncompressed_size as usize;
-    if !chunk.is_compressed {
-        return stored.len() == size && digest_of(blob, stored) == chunk.id;
-    }
-    let mut plain = vec![0; size];
-    compress::decompress(stored, &mut plain, blob.compressor).is_ok_and(|got| got == size)
-        && digest_of(blob, &plain) == chunk.id
-}
-
-fn skip(stream: &mut impl Read, bytes: u64) -> io::Result<()> {
-    if io::copy(&mut stream.take(bytes), &mut io::sink())? < bytes {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(())
 }

@@ -10,7 +10,7 @@
 
 mod config;
 mod error;
-mod manifest;
+pub(crate) mod manifest;
 mod reuse;
 
 use std::fs::{self, File};

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::config::FsVersion;
 use crate::error::BuildError;
+use crate::staging::Staging;
 use crate::summary::BuildSummary;
 use crate::{BLOB_DIR, BOOTSTRAP_FILE, SUMMARY_FILE};
 
@@ -127,8 +128,26 @@ fn check_size(path: &Path, expected_bytes: u64) -> Result<(), OpenError> {
     }
 }
 
+/// Moves what belongs to the image out of the builder's working directory; whatever else the builder left
+/// there (it always writes an empty second bootstrap for external blobs) stays behind and goes with it.
+pub(crate) fn fill(staging: &Staging, summary: &BuildSummary) -> Result<(), BuildError> {
+    let moved = |from: &Path, to: &Path| {
+        File::open(from)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| fs::rename(from, to))
+            .map_err(|source| BuildError::output(to, source))
+    };
+    let blobs = staging.image().join(BLOB_DIR);
+    fs::create_dir(&blobs).map_err(|source| BuildError::output(&blobs, source))?;
+    for blob in &summary.blobs {
+        moved(&staging.work_blobs().join(&blob.id), &blobs.join(&blob.id))?;
+    }
+    moved(&staging.work_bootstrap(), &staging.image().join(BOOTSTRAP_FILE))?;
+    write_summary(&staging.image(), summary)
+}
+
 /// Writes and syncs `image.json` in `dir`.
-pub(crate) fn write_summary(dir: &Path, summary: &BuildSummary) -> Result<(), BuildError> {
+fn write_summary(dir: &Path, summary: &BuildSummary) -> Result<(), BuildError> {
     let path = dir.join(SUMMARY_FILE);
     let content = SummaryFile {
         version: SUMMARY_VERSION,

@@ -36,6 +36,7 @@
 
 mod build;
 mod check;
+mod chunk_reader;
 mod config;
 mod convert;
 mod diff;
@@ -46,6 +47,7 @@ mod layer_pool;
 mod layers;
 mod merge;
 mod nydus_image;
+mod optimize;
 mod progress;
 mod rafs;
 mod rafs_config;
@@ -54,6 +56,7 @@ pub mod source;
 mod staging;
 mod store;
 mod summary;
+mod trace;
 mod tree;
 
 pub use build::build;
@@ -68,6 +71,7 @@ pub use image_dir::{ImageDir, OpenError};
 pub use inspect::{BlobReport, ImageReport};
 pub use layers::{EntryProblem, LayerError, TarProblem};
 pub use nydus_image::{NydusImage, NydusImageError};
+pub use optimize::{OptimizeConfig, OptimizeError, OptimizeSummary, optimize, optimize_dir};
 pub use progress::{Phase, Progress, Quiet};
 pub use rafs::reference::Unindexed;
 pub use rafs_config::{BlobsAt, RafsConfig, RafsConfigError};
@@ -76,6 +80,7 @@ pub use store::{
     PullPolicy, Store, StoreError, StoredEntry, StoredImage, StoredKind,
 };
 pub use summary::{BlobSummary, BuildSummary};
+pub use trace::{StartupTrace, TraceError, TraceRead};
 
 /// The bootstrap's name inside an image directory.
 pub const BOOTSTRAP_FILE: &str = "image.boot";

@@ -15,6 +15,7 @@ use crate::rafs::blob::Blob;
 use crate::rafs::load::{Loaded, load};
 use crate::rafs::{NydusError, with_nydus};
 use crate::source::{Descriptor, Digest, ImageSource, MediaType, Platform, SourceError};
+use crate::trace;
 
 /// Larger than that of any image there is; nobody gets to fill the disk with one.
 const MAX_BOOTSTRAP_BYTES: u64 = 1 << 30;
@@ -24,6 +25,8 @@ const MAX_BOOTSTRAP_BYTES: u64 = 1 << 30;
 pub struct NydusImage {
     pub(crate) loaded: Loaded,
     pub(crate) bootstrap_bytes: u64,
+    /// SHA-256 of the bootstrap, as traces have it.
+    pub(crate) bootstrap_digest: String,
     place: Place,
 }
 
@@ -93,9 +96,11 @@ impl NydusImage {
         };
         let loaded = with_nydus(|| load(bootstrap)).map_err(failed)?;
         let meta = fs::metadata(bootstrap).map_err(|error| failed(error.into()))?;
+        let digest = trace::digest_of(bootstrap).map_err(|error| failed(error.into()))?;
         Ok(Self {
             loaded,
             bootstrap_bytes: meta.len(),
+            bootstrap_digest: digest,
             place,
         })
     }
@@ -105,9 +110,7 @@ impl NydusImage {
         match &self.place {
             // No layer of this image; the place has it all the same.
             Place::Source { source, .. } if blob.is_original() => {
-                let digest = Digest::from_str(&format!("sha256:{}", blob.id)).map_err(io::Error::other)?;
-                let layer = Descriptor::new(MediaType::ImageLayerGzip, blob.compressed_bytes, digest);
-                source.blob(&layer).map_err(io::Error::other)
+                source.blob(&original(blob)?).map_err(io::Error::other)
             }
             Place::Directory(_) | Place::Source { .. } => self.file(&blob.id),
         }
@@ -116,6 +119,20 @@ impl NydusImage {
     /// The bytes of the index of a blob that is an original layer.
     pub(crate) fn index(&self, blob: &Blob) -> io::Result<Box<dyn Read + Send>> {
         self.file(&blob.made().0)
+    }
+
+    /// The original layers that the data is in.
+    pub(crate) fn originals(&self) -> io::Result<Vec<Descriptor>> {
+        let originals = self.loaded.blobs.iter().filter(|blob| blob.is_original());
+        originals.map(original).collect()
+    }
+
+    /// The content of a layer of the image's place.
+    pub(crate) fn layer(&self, layer: &Descriptor) -> io::Result<Box<dyn Read + Send>> {
+        match &self.place {
+            Place::Directory(_) => self.file(layer.digest().digest()),
+            Place::Source { source, .. } => source.blob(layer).map_err(io::Error::other),
+        }
     }
 
     fn file(&self, id: &str) -> io::Result<Box<dyn Read + Send>> {
@@ -128,6 +145,16 @@ impl NydusImage {
             }
         }
     }
+}
+
+/// The original layer that is a blob.
+fn original(blob: &Blob) -> io::Result<Descriptor> {
+    let digest = Digest::from_str(&format!("sha256:{}", blob.id)).map_err(io::Error::other)?;
+    Ok(Descriptor::new(
+        MediaType::ImageLayerGzip,
+        blob.compressed_bytes,
+        digest,
+    ))
 }
 
 /// The layer with the bootstrap, if the image is in nydus' form: the last one.

@@ -9,6 +9,7 @@ pub(crate) mod bootstrap;
 pub(crate) mod chunks;
 pub(crate) mod compress;
 pub(crate) mod load;
+pub(crate) mod prefetch;
 pub(crate) mod reference;
 pub(crate) mod tail;
 

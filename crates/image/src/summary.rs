@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{BuildConfig, ChunkSize, Compressor, FsVersion};
+use crate::config::{ChunkSize, Compressor, FsVersion};
 use crate::error::BuildError;
 use crate::rafs::load::load;
 use crate::rafs::with_nydus;
@@ -67,17 +67,17 @@ impl BuildSummary {
         self.bootstrap_bytes + self.compressed_bytes
     }
 
-    /// Reads back what was built into `staging`.
-    pub(crate) fn of(config: &BuildConfig, staging: &Staging) -> Result<Self, BuildError> {
+    /// Reads back what was built into `staging` for `built`, the source or the place.
+    pub(crate) fn of(built: &Path, compressor: Compressor, staging: &Staging) -> Result<Self, BuildError> {
         let unusable = |source| BuildError::Unusable {
-            path: config.source.path().to_owned(),
+            path: built.to_owned(),
             source,
         };
         let bootstrap = staging.work_bootstrap();
         let loaded = with_nydus(|| load(&bootstrap)).map_err(unusable)?;
         let mut summary = Self {
             fs_version: loaded.fs_version,
-            compressor: config.format.compressor,
+            compressor,
             chunk_size: loaded.chunk_size,
             regular_files: 0,
             directories: 0,

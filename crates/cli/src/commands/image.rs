@@ -5,6 +5,7 @@ mod convert;
 mod format;
 mod look;
 mod mount;
+mod optimize;
 mod store;
 
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ pub(crate) enum ImageCommand {
     Gc(store::GcArgs),
     /// Mount an image on this host, to look around in
     Mount(mount::MountArgs),
+    /// Put what a start-up reads in front, so that it is fetched before it is asked for
+    Optimize(optimize::OptimizeArgs),
     /// Show what is in an image in nydus' form
     Inspect(look::InspectArgs),
     /// Verify an image in nydus' form, every chunk by its digest
@@ -74,6 +77,7 @@ pub(crate) fn main(
         ImageCommand::Rm(args) => state_dir(&args.place).and_then(|dir| store::rm(args, &dir)),
         ImageCommand::Gc(args) => state_dir(&args.place).and_then(|dir| store::gc(args, &dir)),
         ImageCommand::Mount(args) => mount::run(args),
+        ImageCommand::Optimize(args) => optimize::run(&args),
         ImageCommand::Inspect(args) => look::inspect(&args),
         ImageCommand::Check(args) => look::check(&args),
         ImageCommand::Diff(args) => look::diff(&args),

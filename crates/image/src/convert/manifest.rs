@@ -89,7 +89,7 @@ impl BlobLayer {
 }
 
 /// A blob as a layer.
-pub(super) fn blob_descriptor(id: &str, bytes: u64) -> Result<Descriptor, ConvertError> {
+pub(crate) fn blob_descriptor(id: &str, bytes: u64) -> Result<Descriptor, ConvertError> {
     let digest = Digest::from_str(&format!("sha256:{id}")).map_err(ConvertError::document)?;
     let mut descriptor = Descriptor::new(MediaType::Other(BLOB_TYPE.to_owned()), bytes, digest);
     descriptor.set_annotations(Some(HashMap::from([(BLOB.to_owned(), "true".to_owned())])));
@@ -124,13 +124,13 @@ pub(super) fn refuse_unconvertible(image: &SourceImage) -> Result<(), ConvertErr
 
 /// The bootstrap's layer.
 #[derive(Debug)]
-pub(super) struct BootstrapLayer {
-    pub(super) path: PathBuf,
-    pub(super) descriptor: Descriptor,
+pub(crate) struct BootstrapLayer {
+    pub(crate) path: PathBuf,
+    pub(crate) descriptor: Descriptor,
 }
 
 /// Packs `bootstrap` into a layer in `work`; the layer and its diff id. The same bootstrap gives the same layer.
-pub(super) fn bootstrap_layer(
+pub(crate) fn bootstrap_layer(
     bootstrap: &Path,
     version: FsVersion,
     work: &Path,
@@ -167,10 +167,10 @@ pub(super) fn bootstrap_layer(
 
 /// The documents.
 #[derive(Debug)]
-pub(super) struct Written {
-    pub(super) config: Descriptor,
-    pub(super) config_bytes: Vec<u8>,
-    pub(super) manifest_bytes: Vec<u8>,
+pub(crate) struct Written {
+    pub(crate) config: Descriptor,
+    pub(crate) config_bytes: Vec<u8>,
+    pub(crate) manifest_bytes: Vec<u8>,
 }
 
 impl Written {
@@ -200,7 +200,36 @@ impl Written {
         }
         history.push(added);
         config["history"] = Value::Array(history);
-        let config_bytes = serde_json::to_vec(&config).map_err(ConvertError::document)?;
+        let layers: Vec<_> = layers.into_iter().chain([bootstrap]).collect();
+        Self::of(image, &config, &layers)
+    }
+
+    /// The documents of an image in nydus' form that got a blob before its last layer, and another bootstrap as that.
+    pub(crate) fn with_front(
+        image: &SourceImage,
+        front: &Descriptor,
+        bootstrap: &Descriptor,
+        diff_id: &str,
+    ) -> Result<Self, ConvertError> {
+        let blobs = &image.layers()[..image.layers().len().saturating_sub(1)];
+        let layers: Vec<_> = blobs.iter().chain([front, bootstrap]).collect();
+        let mut config: Value =
+            serde_json::from_slice(&image.config_bytes).map_err(ConvertError::document)?;
+        let kept = image.config.rootfs().diff_ids().iter().take(blobs.len());
+        let diff_ids = kept
+            .cloned()
+            .chain([front.digest().to_string(), diff_id.to_owned()]);
+        config["rootfs"] = json!({"type": "layers", "diff_ids": diff_ids.collect::<Vec<_>>()});
+        if let Some(history) = config["history"].as_array_mut() {
+            let last = history.len().saturating_sub(1);
+            let added = json!({"created_by": "nydusbox image optimize", "comment": "what a start-up reads"});
+            history.insert(last, added);
+        }
+        Self::of(image, &config, &layers)
+    }
+
+    fn of(image: &SourceImage, config: &Value, layers: &[&Descriptor]) -> Result<Self, ConvertError> {
+        let config_bytes = serde_json::to_vec(config).map_err(ConvertError::document)?;
         let config = Descriptor::new(
             MediaType::ImageConfig,
             config_bytes.len() as u64,
@@ -210,7 +239,7 @@ impl Written {
             "schemaVersion": 2,
             "mediaType": MediaType::ImageManifest.to_string(),
             "config": &config,
-            "layers": layers.into_iter().chain([bootstrap]).collect::<Vec<_>>(),
+            "layers": layers,
         });
         if let Some(annotations) = image.manifest.annotations() {
             manifest["annotations"] = json!(annotations);

@@ -29,6 +29,8 @@ pub(crate) struct Blob {
     /// Of the file that has the table of chunks, where that isn't the blob.
     pub(crate) meta_digest: [u8; 32],
     pub(crate) meta_bytes: u64,
+    /// How much of its beginning is to be fetched before anybody asks.
+    pub(crate) prefetch_bytes: u32,
 }
 
 /// Where a blob's table of chunks is.
@@ -76,6 +78,7 @@ impl Blob {
             toc_bytes: info.blob_toc_size(),
             meta_digest: *info.blob_meta_digest(),
             meta_bytes: info.blob_meta_size(),
+            prefetch_bytes: u32::try_from(info.prefetch_size()).unwrap_or_default(),
         }
     }
 
@@ -123,6 +126,7 @@ impl Blob {
         context.blob_toc_size = self.toc_bytes;
         context.blob_meta_digest = self.meta_digest;
         context.blob_meta_size = self.meta_bytes;
+        context.blob_prefetch_size = u64::from(self.prefetch_bytes);
         if let Some(table) = self.chunk_table {
             let header = &mut context.blob_meta_header;
             header.set_ci_compressor(table.compressor);

@@ -27,7 +27,7 @@ const UNDER_WAY_BYTES: usize = 24 << 20;
 /// RAFS v6 numbers chunks with 24 bits.
 pub(super) const MAX_CHUNKS: u32 = 0xff_ffff;
 /// EROFS addresses data in blocks of this size.
-pub(super) const BLOCK_BYTES: u64 = 4096;
+pub(crate) const BLOCK_BYTES: u64 = 4096;
 
 /// A blob's file, its length and its digest.
 #[derive(Debug)]

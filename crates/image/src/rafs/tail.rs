@@ -165,6 +165,7 @@ impl Tail {
             toc_bytes: 0,
             meta_digest: [0; 32],
             meta_bytes: 0,
+            prefetch_bytes: 0,
         }
     }
 

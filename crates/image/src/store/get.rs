@@ -8,7 +8,7 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -26,12 +26,8 @@ use crate::progress::{Phase, Progress};
 use crate::rafs::load::version_of;
 use crate::source::blob_dir::replace;
 use crate::source::{
-    Descriptor, ImageConfiguration, ImageRef, ImageSink, ImageSource, MediaType, Platform, SourceError,
-    SourceImage, open_source,
+    Descriptor, ImageConfiguration, ImageRef, ImageSink, ImageSource, MediaType, SourceImage, open_source,
 };
-
-/// How much of two files is compared at once.
-const COMPARE_BYTES: usize = 64 << 10;
 
 impl Store {
     /// What `reference` names, ready to be served: its manifest, configuration and bootstrap are here. So is its data,
@@ -184,12 +180,12 @@ impl Store {
         let unpacked = NamedTempFile::new_in(self.work())?;
         unpack_bootstrap(layer, unpacked.as_file())?;
         let version = version_of(unpacked.as_file())?;
-        let bytes = unpacked.as_file().metadata()?.len();
-        if !is_same(unpacked.path(), bootstrap).unwrap_or(false) {
-            let mut content = File::open(unpacked.path())?;
-            replace(bootstrap, |file| io::copy(&mut content, file).map(drop))?;
+        let content = fs::read(unpacked.path())?;
+        if fs::read(bootstrap).is_ok_and(|there| there == content) {
+            return Ok((version, content.len() as u64));
         }
-        Ok((version, bytes))
+        replace(bootstrap, |file| file.write_all(&content))?;
+        Ok((version, content.len() as u64))
     }
 
     /// Converts an image into the store.
@@ -218,8 +214,7 @@ impl Store {
             }
         }
         let known = KnownLayers::new(&self.content, image.clone(), layers);
-        let source = Resolved { source, image };
-        let summary = convert(&source, &kept, Some(&known), &config, progress)
+        let summary = convert(source, &kept, Some(&known), &config, progress)
             .map_err(|error| StoreError::convert(&self.path, error))?;
         let digest = summary.digest.parse().expect("a digest reads as it is written");
         let made = self.content.image(&digest, &MediaType::ImageManifest)?;
@@ -420,42 +415,6 @@ fn bootstrap_error(store: &Path, reference: &ImageRef, source: io::Error) -> Sto
             source,
         },
         error => error,
-    }
-}
-
-/// Whether two files have the same content.
-fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
-    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
-    if one.metadata()?.len() != other.metadata()?.len() {
-        return Ok(false);
-    }
-    let (mut ours, mut theirs) = (vec![0; COMPARE_BYTES], vec![0; COMPARE_BYTES]);
-    loop {
-        let got = one.read(&mut ours)?;
-        if got == 0 {
-            return Ok(true);
-        }
-        other.read_exact(&mut theirs[..got])?;
-        if ours[..got] != theirs[..got] {
-            return Ok(false);
-        }
-    }
-}
-
-/// A place whose image was looked up: asked again, it might name another one by now.
-#[derive(Debug)]
-struct Resolved<'a> {
-    source: &'a dyn ImageSource,
-    image: &'a SourceImage,
-}
-
-impl ImageSource for Resolved<'_> {
-    fn image(&self, _platform: &Platform) -> Result<SourceImage, SourceError> {
-        Ok(self.image.clone())
-    }
-
-    fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, SourceError> {
-        self.source.blob(descriptor)
     }
 }
 

@@ -10,6 +10,7 @@ mod layout;
 mod look;
 mod nydusd;
 mod oci;
+mod optimize;
 mod peers;
 mod progress;
 mod reference;

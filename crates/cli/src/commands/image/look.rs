@@ -12,7 +12,7 @@ use nydusbox_image::{
 use super::bar::{Bar, cancelled_by_signals};
 use crate::commands::output::{self, OutputArgs};
 use crate::commands::registry::RegistryArgs;
-use crate::error::{Failure, INTERRUPTED};
+use crate::error::{Failure, INTERRUPTED, NO_COMPARISON};
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
@@ -147,8 +147,10 @@ fn findings(r: &CheckReport) -> String {
     text
 }
 
+/// As with diff(1), 1 is for images that differ, so that something else is for trouble.
 pub(super) fn diff(args: &DiffArgs) -> Result<(), Failure> {
-    let differences = open(&args.left, None, &args.registry)?.diff(&open(&args.right, None, &args.registry)?);
+    let image = |image| open(image, None, &args.registry).map_err(|failure| failure.code(NO_COMPARISON));
+    let differences = image(&args.left)?.diff(&image(&args.right)?);
     if args.output.json {
         args.output.print(&differences, String::new)?;
     } else {

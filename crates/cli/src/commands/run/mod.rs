@@ -6,6 +6,7 @@
 mod plan;
 mod session;
 mod timeline;
+mod trace;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -59,6 +60,9 @@ pub(crate) struct RunArgs {
     /// Keep what the guest wrote, and say where (root only: for others it stays in the guest's memory)
     #[arg(long)]
     keep: bool,
+    /// Write what was read of the image, in order, to a file for `nydusbox image optimize`
+    #[arg(long, value_name = "FILE")]
+    record_trace: Option<PathBuf>,
     /// Write times and byte counts to a file, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,

@@ -10,6 +10,7 @@ use nydusbox_rootfs::{GuestPath, OverlayPlan, ShareDevice, ShareSocket};
 use nydusbox_vmm::{GuestAssets, SharedDir, UpperDir, VmConfig, VmSpec};
 
 use super::RunArgs;
+use super::trace::Record;
 use crate::error::Failure;
 
 /// Where a share appears when no guest path is given.
@@ -35,6 +36,7 @@ pub(super) struct Plan {
     pub(super) keep: bool,
     pub(super) verbose: bool,
     pub(super) report: Option<PathBuf>,
+    pub(super) record: Option<Record>,
 }
 
 impl Plan {
@@ -74,6 +76,10 @@ impl Plan {
         .to_json()
         .map_err(|e| Failure::new("configure the image's mount", &e))?;
         let bootstrap = absolute(&image.bootstrap())?;
+        let record = args.record_trace.map(|file| Record {
+            file,
+            bootstrap: bootstrap.clone(),
+        });
         let image_mount = MountRequest::rafs(&container, bootstrap, rafs)
             .map_err(|e| Failure::new("mount the image", &e))?;
         let image_at = image_mount.at().clone();
@@ -120,6 +126,7 @@ impl Plan {
             keep: args.keep,
             verbose: args.verbose,
             report: args.report,
+            record,
         })
     }
 }

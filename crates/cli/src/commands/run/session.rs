@@ -150,6 +150,9 @@ async fn in_vm(
             ms,
         });
     }
+    if let Some(record) = &plan.record {
+        record.begin(sandbox, &plan.image_at).await?;
+    }
     let booting = Instant::now();
     let stdio = GuestStdio {
         stdin: Box::new(tokio::io::stdin()),
@@ -166,14 +169,18 @@ async fn in_vm(
         () = interrupt.happened() => End::Interrupted,
     };
     read_counters(plan, sandbox, report).await;
+    let recorded = match (&plan.record, &end) {
+        (Some(record), End::Outcome(_) | End::Interrupted) => record.end(sandbox, &plan.image_at).await,
+        (Some(_), End::DaemonDied(_)) | (None, _) => Ok(()),
+    };
     let since = Instant::now();
     // After an orderly end it is gone already. Either way the VMM is gone before the daemon is stopped.
     let _ = vm.kill().await;
     report.stop_ms += timeline.step("VMM gone", since);
     match end {
-        End::Outcome(outcome) => status(outcome),
+        End::Outcome(outcome) => status(outcome).and_then(|status| recorded.map(|()| status)),
         End::DaemonDied(exit) => Err(daemon_died(&exit)),
-        End::Interrupted => Ok(INTERRUPTED),
+        End::Interrupted => recorded.map(|()| INTERRUPTED),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Checks chunks that are in an original layer, by the index that unpacks them.
+//! Reads chunks that are in an original layer, by the index that unpacks them.
 //!
 //! The layer is read once, from its beginning; each stretch that has a context is unpacked as a daemon would do it.
 //! Read `rafs/reference.rs` for how an index is made.
@@ -11,7 +11,7 @@ use nydus_utils::compress::zlib_random::{ZranContext, ZranDecoder};
 use nydus_utils::compress::{self, Algorithm};
 use sha2::{Digest, Sha256};
 
-use super::{CheckProblem, CheckReport, Wanted, digest_of};
+use super::{Found, Visitor, Wanted, digest_of};
 use crate::nydus_image::NydusImage;
 use crate::progress::Progress;
 use crate::rafs::blob::Blob;
@@ -98,21 +98,21 @@ impl Table {
 }
 
 impl NydusImage {
-    /// Checks the chunks of an original layer.
-    pub(super) fn check_original(
+    /// Reads chunks of an original layer.
+    pub(super) fn read_original(
         &self,
         blob: &Blob,
         wanted: &Wanted<'_>,
         before: u64,
         progress: &dyn Progress,
-        report: &mut CheckReport,
+        visit: Visitor<'_>,
     ) -> io::Result<()> {
         let table = Table::read(blob, &mut *self.index(blob)?)?;
         let mut by_context = BTreeMap::<u32, Vec<_>>::new();
         for (chunk, file) in wanted.values().copied() {
             match table.place(chunk) {
                 Some((context, offset)) => by_context.entry(context).or_default().push((offset, chunk, file)),
-                None => report.problems.push(CheckProblem::of_chunk(blob, chunk, file)),
+                None => visit(chunk, file, None)?,
             }
         }
         let mut layer = Window::new(self.blob(blob)?);
@@ -133,11 +133,12 @@ impl NydusImage {
                 let content = unpacked.as_deref().and_then(|unpacked| {
                     unpacked.get(begin..begin.checked_add(chunk.uncompressed_size as usize)?)
                 });
-                if content.is_some_and(|content| digest_of(blob, content) == chunk.id) {
-                    report.good_chunks += 1;
-                } else {
-                    report.problems.push(CheckProblem::of_chunk(blob, chunk, file));
-                }
+                let content = content.filter(|content| digest_of(blob, content) == chunk.id);
+                let found = content.map(|content| Found {
+                    stored: None,
+                    content,
+                });
+                visit(chunk, file, found)?;
             }
             progress.position(before + layer.end());
         }
