@@ -203,7 +203,8 @@ fn relative_paths_are_those_of_the_caller() {
     assert_eq!(s.json(&["status", "s1"])["mounts"][0]["source"], text(&s.share()));
 }
 
-/// Limits that this machine does not grant are an event each, and no failure.
+/// Limits that this machine does not grant are an event and a warning each, and no failure; so are arguments that are
+/// translated.
 #[test]
 fn the_daemons_namespace_and_limits_are_passed_on() {
     let s = Sandboxes::new();
@@ -216,8 +217,13 @@ fn the_daemons_namespace_and_limits_are_passed_on() {
         "256M",
         "--pids-max",
         "100",
+        "--extra-arg=--hybrid-mode",
+        "--json",
     ]);
-    let info = s.json(&args);
+    let started = s.command(&args).output().unwrap();
+    let (status, warnings) = (told(&started).0, String::from_utf8_lossy(&started.stderr));
+    assert_eq!(status, 0, "{warnings}");
+    let info: Value = serde_json::from_slice(&started.stdout).unwrap();
     let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", pid(&info, "daemon"))).unwrap();
     let own = std::fs::read_to_string(format!("/proc/{}/cgroup", pid(&info, "supervisor"))).unwrap();
     let events = s.ok(&["events", "s1"]);
@@ -225,6 +231,13 @@ fn the_daemons_namespace_and_limits_are_passed_on() {
         cgroup != own || events.contains("  degraded  "),
         "{cgroup} {events}"
     );
+    let degraded = events.matches("  degraded  ").count();
+    assert_eq!(
+        warnings.matches("warning: ").count(),
+        degraded,
+        "{warnings} {events}"
+    );
+    assert!(warnings.contains("warning: --hybrid-mode: "), "{warnings}");
     let netns = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
     assert_eq!(netns(&pid(&info, "daemon").to_string()), netns("self"));
     s.ok(&["stop", "s1"]);

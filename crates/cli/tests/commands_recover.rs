@@ -61,10 +61,12 @@ fn options_of_the_start_are_written_down_and_kept_by_adopt() {
     let args = s.start_args("s1", None);
     let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
     args.extend(["--health-interval", "0", "--stop-grace", "7", "--cgroup-parent"]);
-    // Not one: an event says that the daemon runs outside.
+    // Not one: an event and a warning say that the daemon runs outside.
     let parent = text(&s.dir.mkdir("no-cgroup"));
     args.push(&parent);
-    s.json(&args);
+    let (code, _, warned) = s.run(&args);
+    assert!(code == 0 && warned.starts_with("warning: cgroup: "), "{warned}");
+    assert_eq!(warned.lines().count(), 1, "{warned}");
     assert!(s.ok(&["events", "s1"]).contains("not in a cgroup v2 hierarchy"));
     assert_eq!(std::fs::read_dir(&parent).unwrap().count(), 0);
     let settings = || {

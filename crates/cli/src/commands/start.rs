@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use nydusbox::{DEFAULT_HEALTH_INTERVAL, DEFAULT_STOP_GRACE, OnExit, RestartPolicy};
+use nydusbox::{
+    DEFAULT_HEALTH_INTERVAL, DEFAULT_STOP_GRACE, EventRecord, OnExit, RestartPolicy, SandboxEvent,
+};
 use nydusbox_protocol::{LogLevel, SandboxId, ShareConfig};
 
 use super::output::OutputArgs;
 use super::size::Size;
 use super::{absolute, block_on};
 use crate::args::StateDirArg;
+use crate::control::{Client, wire};
 use crate::error::Failure;
 use crate::state_dir::StateDir;
 use crate::supervise::{self, Begun, DaemonChoice, LimitsChoice, NetnsChoice, Order, Task};
@@ -129,11 +132,13 @@ pub(crate) fn run(args: StartArgs, state_dir: &StateDir) -> Result<(), Failure> 
         health_interval: Some(Duration::from_secs(args.health_interval)).filter(|i| !i.is_zero()),
         stop_grace: Duration::from_secs(args.stop_grace),
     };
-    let share = order.share.clone();
+    let (id, share) = (order.id.clone(), order.share.clone());
     let info = match block_on(supervise::begin(&Task::Start(Box::new(order))))? {
         Begun::Serving(info) => info,
         Begun::CleanedUp(_) => return Err(Failure::plain("the supervisor cleaned up instead of starting")),
     };
+    // The sandbox serves, whether or not it can be asked this.
+    let _ = block_on(warn(state_dir, &id));
     args.output.print(&info, || {
         let socket = info
             .sockets
@@ -141,4 +146,21 @@ pub(crate) fn run(args: StartArgs, state_dir: &StateDir) -> Result<(), Failure> 
             .map_or_else(String::new, |s| format!(" on {}", s.vhost.display()));
         format!("sandbox {} serves {}{socket}", info.id, share.display())
     })
+}
+
+/// Says what was not applied as it was asked for.
+async fn warn(state_dir: &StateDir, id: &SandboxId) -> Result<(), Failure> {
+    let mut client = Client::of(state_dir, id).await?;
+    client
+        .lines(wire::EVENTS, |line| {
+            if let Ok(EventRecord {
+                event: SandboxEvent::Degraded { what, reason },
+                ..
+            }) = serde_json::from_str(line)
+            {
+                eprintln!("warning: {what}: {reason}");
+            }
+            Ok(true)
+        })
+        .await
 }
