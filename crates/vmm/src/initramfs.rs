@@ -1,8 +1,8 @@
 //! The initramfs the guest starts from: busybox, the modules, our `/init` and what this boot is about.
 //!
 //! Made in memory, uncompressed (decompressing under emulation costs more than reading), and reproducible: the same
-//! assets and parameters give the same bytes. `init.sh` is the guest's whole user space outside the container; read
-//! it next.
+//! assets and parameters give the same bytes. `init.sh`, with what it looks up in the container (`container.sh`), is
+//! the guest's whole user space outside the container; read it next.
 
 pub(crate) mod cpio;
 pub(crate) mod params;
@@ -16,6 +16,8 @@ use cpio::Archive;
 
 /// The guest's `/init`.
 const INIT: &[u8] = include_bytes!("initramfs/init.sh");
+/// What `/init` reads from `/container.sh`.
+const CONTAINER: &[u8] = include_bytes!("initramfs/container.sh");
 
 /// A part of the initramfs that can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +39,7 @@ pub(crate) fn build(assets: &GuestAssets, params: &[u8]) -> Result<Vec<u8>, Init
         })
     };
     let mut archive = Archive::default();
-    for dir in ["bin", "dev", "modules", "proc", "run", "sys", "tmp"] {
+    for dir in ["bin", "dev", "etc", "modules", "proc", "run", "sys", "tmp"] {
         archive.directory(dir, 0o755);
     }
     // The kernel opens it for /init before anything could mount devtmpfs.
@@ -53,6 +55,10 @@ pub(crate) fn build(assets: &GuestAssets, params: &[u8]) -> Result<Vec<u8>, Init
     }
     archive.file("modules/order", 0o644, order.as_bytes());
     archive.file("init", 0o755, INIT);
+    archive.file("container.sh", 0o644, CONTAINER);
     archive.file("params", 0o600, params);
     Ok(archive.finish())
 }
+
+#[cfg(test)]
+mod tests;

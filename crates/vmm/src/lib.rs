@@ -31,6 +31,7 @@ pub mod doctor;
 pub mod guest;
 mod initramfs;
 pub mod qemu;
+mod user;
 
 pub use guest::{GuestAssets, GuestAssetsError};
 pub use initramfs::InitramfsError;
@@ -38,3 +39,4 @@ pub use qemu::{
     Accel, AccelChoice, AccelRequest, BootError, GuestEvent, GuestStdio, GuestStep, KvmFacts, KvmUnusable,
     SharedDir, UpperDir, Vm, VmConfig, VmConfigError, VmOutcome, VmSpec,
 };
+pub use user::{ContainerUser, ContainerUserError};

@@ -188,22 +188,57 @@ async fn a_step_that_fails_in_the_guest_is_named() {
     );
 }
 
+/// A share's target, a working directory and the users' file that are links out of the image are what they would be
+/// for the container.
 #[tokio::test]
-async fn a_share_is_not_shown_outside_the_image() {
+async fn a_command_runs_as_the_user_that_the_containers_files_know() {
     let Some(host) = Host::new() else { return };
-    std::os::unix::fs::symlink("/modules", host.dir("rootfs").join("trap")).unwrap();
-    let mut spec = host.spec(&["true"]);
+    fs::write(host.dir("share0").join("in"), "shared").unwrap();
+    let root = host.dir("rootfs");
+    for (link, target) in [
+        ("trap", "/modules"),
+        ("etc/passwd", "/../users"),
+        ("srv", "/var/lib"),
+    ] {
+        std::os::unix::fs::symlink(target, root.join(link)).unwrap();
+    }
+    fs::write(root.join("users"), "app:x:1000:1001::/srv/my app:/bin/sh\n").unwrap();
+    fs::write(root.join("etc/group"), "adm:x:4:app\nstaff:x:50:other,app\n").unwrap();
+    let script = "busybox id; pwd; echo $HOME; cat /modules/in; echo; echo again >/dev/stderr; \
+                  busybox grep CapEff /proc/self/status; echo x >/new || exit 7";
+    let mut spec = host.spec(&["sh", "-c", script]);
+    spec.user = "app".parse().unwrap();
+    spec.workdir = path("/srv/data/new");
     spec.shares = vec![share("/share0", "/trap", false)];
-    let (outcome, ..) = host.run(spec).await;
+    let (outcome, stdout, stderr) = host.run(spec).await;
+    assert_eq!(
+        outcome,
+        VmOutcome::CommandExited { status: 7 },
+        "{outcome} {stderr}"
+    );
+    assert_eq!(
+        stdout,
+        "uid=1000(app) gid=1001 groups=4(adm),50(staff),1001\n/var/lib/data/new\n/srv/my app\nshared\n\
+         CapEff:\t0000000000000000\n"
+    );
     assert!(
-        matches!(
-            outcome,
-            VmOutcome::GuestFailed {
-                step: GuestStep::Shares,
-                ..
-            }
-        ),
-        "{outcome}"
+        stderr.starts_with("again\n") && stderr.contains("/new"),
+        "{stderr}"
+    );
+}
+
+#[tokio::test]
+async fn a_user_that_the_container_does_not_know_is_named() {
+    let Some(host) = Host::new() else { return };
+    let mut spec = host.spec(&["true"]);
+    spec.user = "app:staff".parse().unwrap();
+    let (outcome, ..) = host.run(spec).await;
+    let VmOutcome::GuestFailed { step, message } = outcome else {
+        panic!("{outcome}")
+    };
+    assert_eq!(
+        (step, message.as_str()),
+        (GuestStep::User, "the container's /etc/passwd has no user app")
     );
 }
 

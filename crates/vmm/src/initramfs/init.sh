@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # The guest's init: bring up the share, assemble the container's root, run one command in it, power off.
 #
-# /params (generated) sets the NB_ variables and defines nb_shares and nb_command; see params.rs.
+# /params (generated) sets the NB_ variables and defines nb_shares and nb_command; see params.rs. What is looked up in
+# the container is in container.sh.
 # Events go to the host as lines on the control port; event.rs reads them. The host answers with one line when it
 # has everything, and closes the port when it is gone: either way the machine is then switched off.
 
@@ -21,6 +22,7 @@ ln -s fd/0 /dev/stdin
 ln -s fd/1 /dev/stdout
 ln -s fd/2 /dev/stderr
 . /params
+. /container.sh
 
 power_off() {
     sync
@@ -85,14 +87,9 @@ try() {
     message=$("$@" 2>&1) || fail "$step" "$message; kernel:" "$(dmesg | tail -n 2)"
 }
 
-# Whether $1, below the root, is still below it when symbolic links are followed; they would be followed from the
-# guest's root, not from the container's.
-stays_inside() {
-    real=$(readlink -f "$NB_ROOT$1") || return 1
-    case $real/ in
-    "$NB_ROOT"/*) return 0 ;;
-    *) return 1 ;;
-    esac
+# Sets at to where the container's path $2 is for us; $1 is the step.
+locate() {
+    at=$(inside "$2") || fail "$1" "too many symbolic links in $2"
 }
 
 try share mkdir -p "$NB_SHARE"
@@ -114,39 +111,49 @@ try rootfs mkdir -p "$NB_UPPER" "$NB_WORK"
 mount -t overlay -o "$NB_OVERLAY" overlay "$NB_ROOT" 2>/dev/null ||
     try rootfs mount -t overlay -o "$NB_OVERLAY,userxattr" overlay "$NB_ROOT"
 
-for dir in proc sys dev run; do
-    stays_inside "/$dir" || fail rootfs "/$dir of the image leads out of it"
-    try rootfs mkdir -p "$NB_ROOT/$dir"
-done
-if ! [ -e "$NB_ROOT/tmp" ]; then
-    try rootfs mkdir -m 1777 "$NB_ROOT/tmp"
-fi
-try rootfs mount -t proc -o nosuid,noexec,nodev proc "$NB_ROOT/proc"
-try rootfs mount -t sysfs -o nosuid,noexec,nodev sysfs "$NB_ROOT/sys"
-try rootfs mount -o rbind /dev "$NB_ROOT/dev"
-try rootfs mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs "$NB_ROOT/run"
+# Mounts on the container's directory $1; the rest is for mount.
+on() {
+    locate rootfs "$1"
+    shift
+    try rootfs mkdir -p "$at"
+    try rootfs mount "$@" "$at"
+}
+on /proc -t proc -o nosuid,noexec,nodev proc
+on /sys -t sysfs -o nosuid,noexec,nodev sysfs
+on /dev -o rbind /dev
+on /run -t tmpfs -o mode=0755,nosuid,nodev tmpfs
+locate rootfs /tmp
+[ -e "$at" ] || try rootfs mkdir -p -m 1777 "$at"
 event rootfs-mounted
 
 # Shows the directory $1 of the share at $2 in the container; $3 is ro or rw.
 nb_share() {
     [ -d "$NB_SHARE$1" ] || fail shares "the share has no directory $1"
-    stays_inside "${2%/*}" || try shares mkdir -p "$NB_ROOT${2%/*}"
-    stays_inside "$2" || fail shares "$2 leads out of the image"
-    try shares mkdir -p "$NB_ROOT$2"
-    try shares mount -o bind "$NB_SHARE$1" "$NB_ROOT$2"
+    locate shares "$2"
+    try shares mkdir -p "$at"
+    try shares mount -o bind "$NB_SHARE$1" "$at"
     if [ "$3" = ro ]; then
-        try shares mount -o remount,bind,ro "$NB_ROOT$2"
+        try shares mount -o remount,bind,ro "$at"
     fi
 }
 nb_shares
 
 hostname "$NB_HOSTNAME"
 ifconfig lo 127.0.0.1 2>/dev/null
-stays_inside "$NB_WORKDIR" || fail workdir "$NB_WORKDIR leads out of the image"
-[ -d "$NB_ROOT$NB_WORKDIR" ] || fail workdir "the container has no directory $NB_WORKDIR"
+locate workdir "$NB_WORKDIR"
+try workdir mkdir -p "$at"
+workdir=$at
+find_user "$NB_USER" "$NB_GROUP" || fail user "$missing"
+# No applet sets supplementary groups, a group and a user by number. But `su` sets what our own files say of nb: a
+# user 0 with the command's groups, who may still enter the root, and `nsenter` then sets the user.
+echo "nb:x:0:$gid::/:" >/etc/passwd
+for number in $groups; do
+    echo "g$number:x:$number:nb"
+done >/etc/group
 
-# The command gets pipes, not the ports: a port can be opened once only, and /dev/stderr opens it again.
-mkfifo /run/stdin /run/stdout /run/stderr
+# The command gets pipes, not the ports: a port can be opened once only, and /dev/stderr opens it again. So may a
+# command that isn't root.
+mkfifo -m 0666 /run/stdin /run/stdout /run/stderr
 cat <&3 >/run/stdin &
 feeder=$!
 cat </run/stdout >&4 &

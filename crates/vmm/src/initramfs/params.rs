@@ -29,6 +29,8 @@ pub(crate) fn write(spec: &VmSpec, marker: &str) -> Vec<u8> {
     );
     out.variable("NB_HOSTNAME", &spec.hostname);
     out.variable("NB_WORKDIR", spec.workdir.as_str());
+    out.variable("NB_USER", spec.user.user());
+    out.variable("NB_GROUP", spec.user.group().unwrap_or_default());
     out.variable("NB_MARKER", marker);
 
     out.raw(b"nb_shares() {\n:\n");
@@ -41,16 +43,17 @@ pub(crate) fn write(spec: &VmSpec, marker: &str) -> Vec<u8> {
     }
     out.raw(b"}\n");
 
-    // nsenter, not chroot: it enters the root and the working directory, whatever the image contains. env and
-    // nsenter are named by path because the container's PATH is already in force for them.
-    out.raw(b"nb_command() {\nexec /bin/busybox env -i");
+    // nsenter, not chroot: it enters the root and the working directory, whatever the image contains, and sets the
+    // user. It is named by path because the container's PATH is already in force for it. A HOME of ours comes first:
+    // of two the last counts.
+    out.raw(b"nb_command() {\nexec /bin/busybox su -m -s /bin/busybox -- nb env -i \"HOME=$home\"");
     for (name, value) in &spec.env {
         let mut pair = name.clone();
         pair.push("=");
         pair.push(value);
         out.word(pair);
     }
-    out.raw(b" /bin/busybox nsenter -r\"$NB_ROOT\" -w\"$NB_ROOT$NB_WORKDIR\" --");
+    out.raw(b" /bin/busybox nsenter -r\"$NB_ROOT\" -w\"$workdir\" -S \"$uid\" --");
     for argument in &spec.command {
         out.word(argument);
     }

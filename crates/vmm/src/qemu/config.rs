@@ -12,6 +12,7 @@ use nydusbox_rootfs::{GuestPath, OverlayPathError, OverlayPlan, ShareDevice};
 use super::accel::AccelRequest;
 use crate::guest::GuestAssets;
 use crate::initramfs::params::MEMORY_UPPER;
+use crate::user::ContainerUser;
 
 /// Memory unless told otherwise: enough for an interpreter and the page cache of a small image.
 const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
@@ -64,9 +65,11 @@ pub struct VmSpec {
     pub shares: Vec<SharedDir>,
     /// The command and its arguments; looked up in the container's `PATH`.
     pub command: Vec<OsString>,
-    /// The command's environment, whole.
+    /// The command's environment. Besides, `HOME` is what the container's `/etc/passwd` says, unless it is in here.
     pub env: Vec<(OsString, OsString)>,
-    /// Its working directory in the container.
+    /// Who it runs as.
+    pub user: ContainerUser,
+    /// Its working directory in the container; made if it isn't there.
     pub workdir: GuestPath,
     /// The guest's host name.
     pub hostname: String,
@@ -84,7 +87,7 @@ pub struct VmSpec {
 
 impl VmSpec {
     /// A machine with the defaults: 512 MiB, at most two processors, `/` as working directory, writes in the share,
-    /// and an environment of `PATH`, `HOME` and `TERM`.
+    /// the user 0, and an environment of `PATH` and `TERM`.
     #[must_use]
     pub fn new(assets: GuestAssets, share: ShareDevice, rootfs: OverlayPlan, command: Vec<OsString>) -> Self {
         let path = |text| GuestPath::new(text).expect("constants are valid guest paths");
@@ -93,7 +96,6 @@ impl VmSpec {
                 "PATH",
                 "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             ),
-            ("HOME", "/root"),
             ("TERM", "dumb"),
         ];
         let host_cpus =
@@ -107,6 +109,7 @@ impl VmSpec {
             shares: Vec::new(),
             command,
             env: env.map(|(name, value)| (name.into(), value.into())).to_vec(),
+            user: ContainerUser::default(),
             workdir: path("/"),
             hostname: "nydusbox".to_owned(),
             memory_bytes: DEFAULT_MEMORY_BYTES,

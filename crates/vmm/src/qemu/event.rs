@@ -18,8 +18,10 @@ pub enum GuestStep {
     Rootfs,
     /// Showing a shared directory in the container.
     Shares,
-    /// Entering the working directory.
+    /// Making the working directory.
     Workdir,
+    /// Finding the command's user in the container.
+    User,
     /// A step this version doesn't know.
     Unknown,
 }
@@ -30,7 +32,8 @@ impl fmt::Display for GuestStep {
             Self::Share => "mounting the share",
             Self::Rootfs => "mounting the root file system",
             Self::Shares => "showing a shared directory",
-            Self::Workdir => "entering the working directory",
+            Self::Workdir => "making the working directory",
+            Self::User => "finding the command's user",
             Self::Unknown => "an unknown step",
         })
     }
@@ -80,6 +83,7 @@ impl GuestEvent {
                     "rootfs" => GuestStep::Rootfs,
                     "shares" => GuestStep::Shares,
                     "workdir" => GuestStep::Workdir,
+                    "user" => GuestStep::User,
                     _ => GuestStep::Unknown,
                 };
                 Some(Self::Failed {
