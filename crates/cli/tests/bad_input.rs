@@ -194,6 +194,10 @@ fn image_build_refuses_with_a_sentence_and_leaves_nothing() {
 
 #[test]
 fn run_refuses_with_125_before_anything_is_started() {
+    let Some((guest, _)) = nydusbox_testkit::machine::prerequisites::guest() else {
+        return;
+    };
+    let guest = guest.into_os_string().into_string().unwrap();
     let dir = Dir::new();
     let source = dir.mkdir("source");
     let (source, image) = (source.to_str().unwrap(), dir.join("image"));
@@ -203,12 +207,18 @@ fn run_refuses_with_125_before_anything_is_started() {
     let data = dir.join("data");
     let data = data.to_str().unwrap();
     refused(
-        &["run", "--image", "/no/such/image", "--", "true"],
+        &["run", "/no/such/image", "--guest-root", &guest, "--", "true"],
         125,
         &["/no/such/image", "image build"],
     );
-    refused(&["run", "--image", empty, "--", "true"], 125, &[empty]);
-    refused(&["run", "--image", image], 2, &["COMMAND"]);
+    refused(
+        &["run", empty, "--guest-root", &guest, "--", "true"],
+        125,
+        &[empty],
+    );
+    refused(&["run"], 2, &["IMAGE"]);
+    refused(&["run", "docker:x"], 2, &["docker:x"]);
+    refused(&["run", image, "--user", "a:b:c"], 2, &["a:b:c", "USER[:GROUP]"]);
     assert!(
         nydusbox()
             .args(["image", "build", source, image])
@@ -220,7 +230,6 @@ fn run_refuses_with_125_before_anything_is_started() {
     refused(
         &[
             "run",
-            "--image",
             image,
             "--guest-root",
             empty,
@@ -233,6 +242,11 @@ fn run_refuses_with_125_before_anything_is_started() {
         &["boots from", "doctor"],
     );
     assert!(!std::path::Path::new(data).exists());
+    refused(
+        &["run", image, "--guest-root", &guest, "--data-dir", data],
+        125,
+        &[image, "no command", "-- COMMAND"],
+    );
 }
 
 #[test]

@@ -65,7 +65,6 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), TaskError> {
     remove(&report)?;
     Cmd::new(&nydusbox)
         .arg("run")
-        .arg("--image")
         .arg(&image)
         .arg("--share")
         .arg(&share)
@@ -76,7 +75,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), TaskError> {
         .arg("--report")
         .arg(&report)
         .args(["--", "sh", "-c", SCRIPT])
-        .shown_as("nydusbox run --image target/demo/image --share target/demo/share -- sh -c '...'")?;
+        .shown_as("nydusbox run target/demo/image --share target/demo/share -- sh -c '...'")?;
 
     println!("--- on the host: cat target/demo/share/from-guest");
     print!("{}", read(&share.join("from-guest"))?);

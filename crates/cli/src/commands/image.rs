@@ -1,12 +1,12 @@
 //! `nydusbox image`: makes RAFS images, looks at them, and keeps those that were asked for.
 
-mod bar;
+pub(super) mod bar;
 mod convert;
 mod format;
 mod look;
 mod mount;
 mod optimize;
-mod store;
+pub(super) mod store;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

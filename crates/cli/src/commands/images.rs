@@ -1,23 +1,36 @@
-//! Which image a mount is about: named by file, or by the options of a containerd mount.
+//! Which image a mount is about: named by reference, by file, or by the options of a containerd mount.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
+use nydusbox_image::source::ImageRef;
+use nydusbox_image::{BlobCache, CacheGuard, Quiet};
 use nydusbox_protocol::ContainerId;
 use nydusbox_rootfs::input::{BOOTSTRAP_HEADER_LEN, RafsImage, RootfsMount};
 
 use super::absolute;
+use super::image::bar::{cancelled_by_signals, signals_end_it_again};
+use super::image::store;
+use super::stored::{Served, StoredArgs};
 use crate::control::wire::{ImageBody, MountBody};
+use crate::data_dir::DataDirArg;
 use crate::error::Failure;
 
 /// The type nydus-snapshotter gives its mounts. The options are given without it, and mean nothing under another.
 const MOUNT_TYPE: &str = "fuse.nydus-overlayfs";
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("image").required(true).multiple(true).args(["bootstrap", "mount_option"])))]
+#[command(group(ArgGroup::new("what").required(true).multiple(true).args(["image", "bootstrap", "mount_option"])))]
 pub(crate) struct ImageArgs {
+    /// Image by its reference, as `nydusbox run` takes it; one that is not in nydus' form is converted the first time
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["bootstrap", "mount_option"])]
+    image: Option<ImageRef>,
+    #[command(flatten)]
+    stored: StoredArgs,
+    #[command(flatten)]
+    data_dir: DataDirArg,
     /// Bootstrap of the RAFS image
     #[arg(
         long,
@@ -30,7 +43,7 @@ pub(crate) struct ImageArgs {
     #[arg(long, value_name = "FILE|-", requires = "bootstrap")]
     config: Option<PathBuf>,
     /// File of the image to fetch ahead, an absolute path inside it (may be repeated)
-    #[arg(long, value_name = "PATH", requires = "bootstrap")]
+    #[arg(long, value_name = "PATH", conflicts_with = "mount_option")]
     prefetch_file: Vec<String>,
     /// Option of a snapshotter's mount, `extraoption=…` or `io.katacontainers.volume=…` (may be repeated); `-` reads
     /// options from standard input, one a line, which keeps their credentials off the command line
@@ -38,13 +51,57 @@ pub(crate) struct ImageArgs {
     mount_option: Vec<String>,
 }
 
+/// An image on its way to a sandbox.
+#[derive(Debug)]
+pub(super) struct ImageToMount {
+    /// The body for `control.sock`.
+    pub(super) body: MountBody,
+    /// Until the sandbox has it, which is then what tells that it is in use: nobody removes the image, nor what is
+    /// cached of it.
+    _held: Option<(Served, CacheGuard)>,
+}
+
 impl ImageArgs {
-    /// The body for `control.sock`; `snapshotdir` is the one given beside the image.
-    pub(super) fn body(
-        self,
+    /// Has the image; `snapshotdir` is the directory given beside it.
+    pub(super) fn had(
+        mut self,
         container: ContainerId,
         snapshotdir: Option<&Path>,
-    ) -> Result<MountBody, Failure> {
+    ) -> Result<ImageToMount, Failure> {
+        let Some(reference) = self.image.take() else {
+            let body = self.body(container, snapshotdir)?;
+            return Ok(ImageToMount { body, _held: None });
+        };
+        let data_dir = self.data_dir.resolve()?;
+        let served = self
+            .stored
+            .obtain(&reference, &data_dir, cancelled_by_signals()?)?;
+        signals_end_it_again()?;
+        let cached = BlobCache::new(&data_dir.cache())
+            .mounting(&Quiet)
+            .map_err(|e| store::failure("use the blob cache", &e))?;
+        let image = ImageBody {
+            bootstrap: served.image.bootstrap.clone(),
+            config: served.config.clone(),
+            prefetch_files: self.prefetch_file,
+        };
+        Ok(ImageToMount {
+            body: MountBody {
+                container,
+                images: vec![image],
+                snapshotdir: snapshotdir.map(absolute).transpose()?,
+            },
+            _held: Some((served, cached)),
+        })
+    }
+
+    /// Whether the image is named by a reference, and may have to be fetched.
+    pub(super) fn is_reference(&self) -> bool {
+        self.image.is_some()
+    }
+
+    /// The body for an image that is named by files or options.
+    fn body(self, container: ContainerId, snapshotdir: Option<&Path>) -> Result<MountBody, Failure> {
         let snapshotdir = snapshotdir.map(absolute).transpose()?;
         if let (Some(bootstrap), Some(config)) = (&self.bootstrap, &self.config) {
             let image = ImageBody {

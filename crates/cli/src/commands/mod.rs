@@ -21,6 +21,7 @@ mod size;
 mod start;
 mod status;
 mod stop;
+mod stored;
 mod sweep;
 mod umount;
 pub(crate) mod virtiofs;

@@ -50,10 +50,11 @@ pub(crate) struct RemountArgs {
 }
 
 pub(crate) fn mount(args: MountArgs, state_dir: &StateDir) -> Result<(), Failure> {
-    let body = args.image.body(args.container, args.snapshotdir.as_deref())?;
+    check_sandbox(&args.image, &args.id, state_dir)?;
+    let image = args.image.had(args.container, args.snapshotdir.as_deref())?;
     let changed: Changed = block_on(async {
         let mut client = Client::of(state_dir, &args.id).await?;
-        client.change(Method::POST, wire::MOUNTS, Some(&body)).await
+        client.change(Method::POST, wire::MOUNTS, Some(&image.body)).await
     })?;
     args.output.print(&changed, || match changed.outcome {
         Outcome::AlreadyMounted => format!("{} was mounted already", changed.at),
@@ -66,11 +67,20 @@ pub(crate) fn mount(args: MountArgs, state_dir: &StateDir) -> Result<(), Failure
 }
 
 pub(crate) fn remount(args: RemountArgs, state_dir: &StateDir) -> Result<(), Failure> {
-    let body = args.image.body(args.container, None)?;
+    check_sandbox(&args.image, &args.id, state_dir)?;
+    let image = args.image.had(args.container, None)?;
     let changed: Changed = block_on(async {
         let mut client = Client::of(state_dir, &args.id).await?;
-        client.change(Method::PUT, wire::MOUNTS, Some(&body)).await
+        client.change(Method::PUT, wire::MOUNTS, Some(&image.body)).await
     })?;
     args.output
         .print(&changed, || format!("{} is remounted", changed.at))
+}
+
+/// Before an image is fetched, the sandbox it is for has to be there.
+fn check_sandbox(image: &ImageArgs, id: &SandboxId, state_dir: &StateDir) -> Result<(), Failure> {
+    match image.is_reference() {
+        true => block_on(async { Client::of(state_dir, id).await.map(drop) }),
+        false => Ok(()),
+    }
 }

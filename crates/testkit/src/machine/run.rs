@@ -72,7 +72,6 @@ impl Machine {
         command
             .stdin(Stdio::null())
             .arg("run")
-            .arg("--image")
             .arg(&self.image)
             .arg("--guest-root")
             .arg(&self.guest)

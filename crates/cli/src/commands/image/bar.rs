@@ -9,7 +9,7 @@ use nydusbox_image::{Phase, Progress};
 use crate::error::Failure;
 
 /// A flag that Ctrl-C and SIGTERM set, so that a build ends in order and leaves nothing behind.
-pub(super) fn cancelled_by_signals() -> Result<Arc<AtomicBool>, Failure> {
+pub(in crate::commands) fn cancelled_by_signals() -> Result<Arc<AtomicBool>, Failure> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&flag))
@@ -18,16 +18,25 @@ pub(super) fn cancelled_by_signals() -> Result<Arc<AtomicBool>, Failure> {
     Ok(flag)
 }
 
+/// After [`cancelled_by_signals`]: from now on signals do what they do by themselves.
+pub(in crate::commands) fn signals_end_it_again() -> Result<(), Failure> {
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_default(signal, Arc::new(AtomicBool::new(true)))
+            .map_err(|e| Failure::new("watch for signals", &e))?;
+    }
+    Ok(())
+}
+
 const WAITING: &str = "waiting for another process that fetches, converts or removes images";
 
 /// A progress bar on stderr; invisible when that is not a terminal.
-pub(super) struct Bar {
+pub(in crate::commands) struct Bar {
     bar: OnceLock<ProgressBar>,
     cancelled: Arc<AtomicBool>,
 }
 
 impl Bar {
-    pub(super) fn new(cancelled: Arc<AtomicBool>) -> Self {
+    pub(in crate::commands) fn new(cancelled: Arc<AtomicBool>) -> Self {
         Self {
             bar: OnceLock::new(),
             cancelled,
@@ -38,7 +47,7 @@ impl Bar {
         self.bar.get_or_init(ProgressBar::no_length)
     }
 
-    pub(super) fn clear(&self) {
+    pub(in crate::commands) fn clear(&self) {
         self.bar().finish_and_clear();
     }
 }

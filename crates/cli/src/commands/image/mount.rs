@@ -10,8 +10,8 @@ use std::thread;
 
 use clap::Args;
 use nydusbox_fsd::{HostMount, HostMountError};
-use nydusbox_image::source::{AccessOptions, ImageRef, Platform, rafs_backend};
-use nydusbox_image::{BlobsAt, GetRequest, ImageData, RafsConfig, StoredImage};
+use nydusbox_image::source::{AccessOptions, ImageRef, Platform};
+use nydusbox_image::{GetRequest, StoredImage};
 use nydusbox_protocol::{FsType, MountCommand};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -19,6 +19,7 @@ use signal_hook::iterator::Signals;
 use super::bar::{Bar, cancelled_by_signals};
 use super::store;
 use crate::commands::registry::RegistryArgs;
+use crate::commands::stored::rafs_config;
 use crate::data_dir::DataDirArg;
 use crate::error::{Failure, INTERRUPTED, TAKEN};
 
@@ -82,33 +83,7 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
 }
 
 fn command(image: &StoredImage, cache: &Path, access: &AccessOptions) -> Result<MountCommand, Failure> {
-    let config = |blobs| {
-        let config = RafsConfig {
-            id: image.id(),
-            blobs,
-            cache_dir: cache,
-            prefetch: false,
-        };
-        config
-            .to_json()
-            .map_err(|e| Failure::new("configure the image's mount", &e))
-    };
-    let config = match &image.data {
-        ImageData::Local { blob_dir } => config(BlobsAt::Directory(blob_dir))?,
-        ImageData::Remote {
-            reference: ImageRef::Docker { name },
-        } => {
-            let backend = rafs_backend(name, access)
-                .map_err(|e| Failure::new(&format!("fetch from {name} as it is read"), &e))?;
-            config(BlobsAt::Registry(&backend))?
-        }
-        other => {
-            return Err(Failure::plain(format!(
-                "the data of {} cannot be fetched from where it is: {other:?}",
-                image.reference
-            )));
-        }
-    };
+    let config = rafs_config(image, cache, access, false)?;
     let source = image
         .bootstrap
         .to_str()

@@ -288,12 +288,12 @@ fn minute(time: SystemTime) -> String {
     utc(time).format(format).unwrap_or_default()
 }
 
-pub(super) fn open(data_dir: &DataDir) -> Result<Store, Failure> {
+pub(in crate::commands) fn open(data_dir: &DataDir) -> Result<Store, Failure> {
     let dir = data_dir.images();
     Store::open(&dir).map_err(|e| Failure::new(&format!("open the image store {}", dir.display()), &e))
 }
 
-pub(super) fn failure(what: &str, error: &StoreError) -> Failure {
+pub(in crate::commands) fn failure(what: &str, error: &StoreError) -> Failure {
     let failure = Failure::new(what, error);
     match error {
         StoreError::Cancelled => failure.code(INTERRUPTED),

@@ -1,9 +1,11 @@
 //! `nydusbox run`: one command in a microVM whose root is an image fetched as it is read.
 //!
-//! `plan.rs` turns the options into what will be done, without doing it; `session.rs` does it and undoes it in
-//! reverse order: VMM, daemon with its mounts, directories. `timeline.rs` keeps the times.
+//! `plan.rs` turns the options into what will be done, without doing it, but for having the image (`../stored.rs`);
+//! `process.rs` says what is run in the guest. `session.rs` does it and undoes it in reverse order: VMM, daemon with
+//! its mounts, directories. `timeline.rs` keeps the times.
 
 mod plan;
+mod process;
 mod session;
 mod timeline;
 mod trace;
@@ -11,21 +13,26 @@ mod trace;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 
 use clap::{Args, ValueEnum};
-use nydusbox_vmm::AccelRequest;
+use nydusbox_image::source::ImageRef;
+use nydusbox_vmm::{AccelRequest, ContainerUser};
 
+use super::image::bar::cancelled_by_signals;
 use super::size::Size;
+use super::stored::StoredArgs;
 use crate::args::StateDirArg;
 use crate::data_dir::DataDirArg;
-use crate::error::RUN_FAILED;
+use crate::error::{Failure, INTERRUPTED, RUN_FAILED};
 use crate::state_dir::StateDir;
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Image to run: a directory made by `nydusbox image build`
-    #[arg(long, value_name = "DIR")]
-    image: PathBuf,
+    /// Image to run: docker://HOST/NAME[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG],
+    /// dir:DIR, or a directory made by `nydusbox image build`. One that is not in nydus' form is converted the first
+    /// time
+    image: ImageRef,
     /// Show a host directory to the guest; GUEST_PATH is /share unless given, `ro` makes it read-only
     #[arg(long, value_name = "HOST_DIR[:GUEST_PATH[:ro]]")]
     share: Vec<String>,
@@ -44,12 +51,18 @@ pub(crate) struct RunArgs {
     /// How the guest's instructions are run
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
     accel: Accel,
-    /// Set a variable in the command's environment (may be repeated)
+    /// Program to run instead of the image's entrypoint; an empty one is none
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<OsString>,
+    /// User to run as instead of the image's, by name or number as the image knows them
+    #[arg(long, value_name = "USER[:GROUP]")]
+    user: Option<ContainerUser>,
+    /// Set a variable in the command's environment, beside those of the image (may be repeated)
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<String>,
-    /// Working directory of the command
-    #[arg(long, value_name = "DIR", default_value = "/")]
-    workdir: String,
+    /// Working directory instead of the image's; made if it isn't there
+    #[arg(long, value_name = "DIR")]
+    workdir: Option<String>,
     /// Daemon to use: the built-in one or the path of a nydusd
     #[arg(long, value_name = "builtin|PATH", default_value = "builtin")]
     daemon: String,
@@ -57,6 +70,8 @@ pub(crate) struct RunArgs {
     pub(super) place: StateDirArg,
     #[command(flatten)]
     data_dir: DataDirArg,
+    #[command(flatten)]
+    stored: StoredArgs,
     /// Keep what the guest wrote, and say where (root only: for others it stays in the guest's memory)
     #[arg(long)]
     keep: bool,
@@ -69,8 +84,8 @@ pub(crate) struct RunArgs {
     /// Show each step with its time
     #[arg(short, long)]
     verbose: bool,
-    /// Command and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    /// Command and its arguments instead of the image's; they are given to its entrypoint, if it has one
+    #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
@@ -96,12 +111,20 @@ impl From<Accel> for AccelRequest {
 }
 
 pub(crate) fn main(args: RunArgs, state_dir: &StateDir) -> ExitCode {
-    let plan = match plan::Plan::new(args, state_dir.path()) {
-        Ok(plan) => plan,
-        Err(failure) => return failure.report(RUN_FAILED),
-    };
-    match session::run(&plan) {
+    match run(args, state_dir) {
         Ok(status) => ExitCode::from(status),
-        Err(failure) => failure.report(RUN_FAILED),
+        Err(failure) => failure.exit(),
     }
+}
+
+fn run(args: RunArgs, state_dir: &StateDir) -> Result<u8, Failure> {
+    // Whatever the image turns out to be, these can be wrong.
+    let draft = plan::Draft::new(args, state_dir.path()).map_err(|failure| failure.code(RUN_FAILED))?;
+    let cancelled = cancelled_by_signals().map_err(|failure| failure.code(RUN_FAILED))?;
+    let plan = match draft.with_image(&cancelled) {
+        Ok(plan) => plan,
+        Err(_) if cancelled.load(Ordering::Relaxed) => return Ok(INTERRUPTED),
+        Err(failure) => return Err(failure.code(RUN_FAILED)),
+    };
+    session::run(&plan, &cancelled).map_err(|failure| failure.code(RUN_FAILED))
 }

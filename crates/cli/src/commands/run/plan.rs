@@ -1,20 +1,29 @@
-//! What a run will do, decided before anything is done.
+//! What a run will do, decided before anything is started. The image is had on the way, and it says what is run.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use nydusbox::{MountRequest, Program, SandboxConfig};
-use nydusbox_image::{BlobsAt, ImageDir, RafsConfig};
+use nydusbox_image::StoredImage;
 use nydusbox_protocol::{ContainerId, MountPoint, SandboxId, ShareConfig};
 use nydusbox_rootfs::{GuestPath, OverlayPlan, ShareDevice, ShareSocket};
 use nydusbox_vmm::{GuestAssets, SharedDir, UpperDir, VmConfig, VmSpec};
 
 use super::RunArgs;
+use super::process::{Overrides, Process, ProcessError};
 use super::trace::Record;
+use crate::commands::stored::Served;
+use crate::data_dir::DataDir;
 use crate::error::Failure;
 
 /// Where a share appears when no guest path is given.
 const DEFAULT_SHARE_TARGET: &str = "/share";
+
+/// What `--daemon` says for ours.
+pub(super) const BUILTIN: &str = "builtin";
 
 /// Everything a run needs, checked.
 #[derive(Debug)]
@@ -32,19 +41,34 @@ pub(super) struct Plan {
     /// The snapshot's two directories, for the overlay.
     pub(super) snapshot_dirs: [PathBuf; 2],
     pub(super) cache_dir: PathBuf,
-    pub(super) image_bytes: u64,
+    /// Whether the daemon is not ours.
+    pub(super) is_stock: bool,
+    /// Held until the run is over.
+    pub(super) image: StoredImage,
+    /// How long it took to have the image.
+    pub(super) image_took: Duration,
     pub(super) keep: bool,
     pub(super) verbose: bool,
     pub(super) report: Option<PathBuf>,
     pub(super) record: Option<Record>,
 }
 
-impl Plan {
-    pub(super) fn new(args: RunArgs, state_dir: &Path) -> Result<Self, Failure> {
-        let image = ImageDir::open(&args.image).map_err(|e| {
-            Failure::new(&format!("open the image {}", args.image.display()), &e)
-                .hint("make one with: nydusbox image build ROOTFS_DIR IMAGE_DIR")
-        })?;
+/// What is decided before the image is had.
+#[derive(Debug)]
+pub(super) struct Draft {
+    args: RunArgs,
+    assets: GuestAssets,
+    sandbox: SandboxConfig,
+    container: ContainerId,
+    name: String,
+    data_dir: DataDir,
+    shares: Vec<(MountRequest, SharedDir)>,
+    overrides: Overrides,
+    privileged: bool,
+}
+
+impl Draft {
+    pub(super) fn new(mut args: RunArgs, state_dir: &Path) -> Result<Self, Failure> {
         let assets = match &args.kernel {
             None => GuestAssets::find(&args.guest_root),
             Some(kernel) => GuestAssets::find_for_kernel(&args.guest_root, kernel),
@@ -61,39 +85,61 @@ impl Plan {
         let name = format!("run-{}", std::process::id());
         let id = SandboxId::new(&name).map_err(|e| Failure::new("name the sandbox", &e))?;
         let container = ContainerId::new("c1").map_err(|e| Failure::new("name the container", &e))?;
-        let data_dir = args.data_dir.resolve()?;
-        let run_dir = data_dir.run(&name);
-        let cache_dir = data_dir.cache();
-        let shared_dir = run_dir.join("shared");
-        let snapshot_dir = shared_dir.join(container.as_str()).join("snapshotdir");
-        let sandbox = sandbox(id, &args.daemon, state_dir)?;
-        let rafs = RafsConfig {
-            id: image_id(&image),
-            blobs: BlobsAt::Directory(&image.blob_dir()),
-            cache_dir: &cache_dir,
-            prefetch: false,
-        }
-        .to_json()
-        .map_err(|e| Failure::new("configure the image's mount", &e))?;
-        let bootstrap = absolute(&image.bootstrap())?;
+        let shares = args.share.iter().enumerate();
+        let shares = shares.map(|(number, text)| share(number, text, args.daemon == BUILTIN));
+        let shares = shares.collect::<Result<_, _>>()?;
+        let overrides = Overrides {
+            entrypoint: args.entrypoint.take(),
+            command: std::mem::take(&mut args.command),
+            user: args.user.take(),
+            env: args
+                .env
+                .iter()
+                .map(|pair| variable(pair))
+                .collect::<Result<_, _>>()?,
+            workdir: args.workdir.as_deref().map(guest_path).transpose()?,
+        };
+        Ok(Self {
+            assets,
+            sandbox: sandbox(id, &args.daemon, state_dir)?,
+            container,
+            name,
+            data_dir: args.data_dir.clone().resolve()?,
+            shares,
+            overrides,
+            privileged,
+            args,
+        })
+    }
+
+    /// Has the image, and completes the plan with what it says.
+    pub(super) fn with_image(self, cancelled: &Arc<AtomicBool>) -> Result<Plan, Failure> {
+        let args = self.args;
+        let since = Instant::now();
+        let Served { image, config } =
+            args.stored
+                .obtain(&args.image, &self.data_dir, Arc::clone(cancelled))?;
+        let image_took = since.elapsed();
+        let process = Process::new(&image.config, self.overrides).map_err(|e| {
+            let failure = Failure::new(&format!("run {}", image.reference), &e);
+            match e {
+                ProcessError::NoCommand => failure.hint("give one: nydusbox run IMAGE -- COMMAND ARGS…"),
+                ProcessError::User(_) => failure.hint("give another one with --user"),
+                ProcessError::Workdir(_) => failure.hint("give another one with --workdir"),
+            }
+        })?;
         let record = args.record_trace.map(|file| Record {
             file,
-            bootstrap: bootstrap.clone(),
+            bootstrap: image.bootstrap.clone(),
         });
-        let image_mount = MountRequest::rafs(&container, bootstrap, rafs)
+        let image_mount = MountRequest::rafs(&self.container, &image.bootstrap, config)
             .map_err(|e| Failure::new("mount the image", &e))?;
         let image_at = image_mount.at().clone();
-        let mut mounts = vec![image_mount];
-        let mut shares = Vec::new();
-        for (number, text) in args.share.iter().enumerate() {
-            let (mount, shown) = share(number, text, args.daemon == "builtin")?;
-            mounts.push(mount);
-            shares.push(shown);
-        }
-        let vm = vm(&sandbox, assets, &container, args.command, |spec| {
+        let (share_mounts, shares): (Vec<_>, _) = self.shares.into_iter().unzip();
+        let vm = vm(&self.sandbox, self.assets, &self.container, process, |spec| {
             spec.shares = shares;
             // Without privileges the daemon cannot keep an overlay's attributes on the host.
-            if !privileged {
+            if !self.privileged {
                 spec.upper = UpperDir::GuestMemory;
             }
             spec.memory_bytes = args.memory.bytes();
@@ -101,28 +147,22 @@ impl Plan {
             if let Some(cpus) = args.cpus {
                 spec.cpus = cpus;
             }
-            spec.workdir = guest_path(&args.workdir)?;
-            for pair in &args.env {
-                let Some((key, value)) = pair.split_once('=') else {
-                    return Err(Failure::plain(format!(
-                        "--env {pair:?} is not of the form NAME=VALUE"
-                    )));
-                };
-                spec.env.retain(|(known, _)| known != key);
-                spec.env.push((key.into(), value.into()));
-            }
-            Ok(())
         })?;
-        Ok(Self {
-            sandbox,
-            mounts,
+        let run_dir = self.data_dir.run(&self.name);
+        let shared_dir = run_dir.join("shared");
+        let snapshot_dir = shared_dir.join(self.container.as_str()).join("snapshotdir");
+        Ok(Plan {
+            sandbox: self.sandbox,
+            mounts: std::iter::once(image_mount).chain(share_mounts).collect(),
             image_at,
             vm,
             run_dir,
             shared_dir,
             snapshot_dirs: [snapshot_dir.join("fs"), snapshot_dir.join("work")],
-            cache_dir,
-            image_bytes: image.summary().image_bytes(),
+            cache_dir: self.data_dir.cache(),
+            is_stock: args.daemon != BUILTIN,
+            image,
+            image_took,
             keep: args.keep,
             verbose: args.verbose,
             report: args.report,
@@ -133,7 +173,7 @@ impl Plan {
 
 fn sandbox(id: SandboxId, daemon: &str, state_dir: &Path) -> Result<SandboxConfig, Failure> {
     let failed = |e: nydusbox::ProgramError| Failure::new("use the daemon", &e);
-    let program = if daemon == "builtin" {
+    let program = if daemon == BUILTIN {
         let exe = std::env::current_exe().map_err(|e| Failure::new("find this executable", &e))?;
         Program::embedded(exe).map_err(failed)?
     } else {
@@ -146,8 +186,8 @@ fn vm(
     sandbox: &SandboxConfig,
     assets: GuestAssets,
     container: &ContainerId,
-    command: Vec<OsString>,
-    adjust: impl FnOnce(&mut VmSpec) -> Result<(), Failure>,
+    process: Process,
+    adjust: impl FnOnce(&mut VmSpec),
 ) -> Result<VmConfig, Failure> {
     let failed = |e: &(dyn std::error::Error + 'static)| Failure::new("configure the VM", e);
     let socket = ShareSocket::new(sandbox.vhost_socket().as_path()).map_err(|e| failed(&e))?;
@@ -156,19 +196,26 @@ fn vm(
         assets,
         ShareDevice::on(socket),
         OverlayPlan::for_container(&container),
-        command,
+        process.command,
     );
-    adjust(&mut spec)?;
+    for (name, value) in process.env {
+        spec.env.retain(|(known, _)| *known != name);
+        spec.env.push((name, value));
+    }
+    spec.user = process.user;
+    spec.workdir = process.workdir;
+    adjust(&mut spec);
     VmConfig::new(spec).map_err(|e| failed(&e))
 }
 
-/// The id under which the cache's counters are kept: the same image has the same.
-fn image_id(image: &ImageDir) -> &str {
-    image
-        .summary()
-        .blobs
-        .first()
-        .map_or("empty", |blob| blob.id.as_str())
+/// Reads `NAME=VALUE`.
+fn variable(pair: &str) -> Result<(OsString, OsString), Failure> {
+    match pair.split_once('=') {
+        Some((name, value)) => Ok((name.into(), value.into())),
+        None => Err(Failure::plain(format!(
+            "--env {pair:?} is not of the form NAME=VALUE"
+        ))),
+    }
 }
 
 /// Reads `HOST_DIR[:GUEST_PATH[:ro]]`. The daemon that is `ours` keeps a guest from writing whatever that does; with

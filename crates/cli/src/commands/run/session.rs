@@ -4,37 +4,45 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use nydusbox::{Exit, Sandbox};
+use nydusbox_image::{BlobCache, Quiet};
 use nydusbox_vmm::{GuestEvent, GuestStdio, Vm, VmOutcome};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::plan::Plan;
-use super::timeline::{MountTime, Report, Timeline};
+use super::timeline::{MountTime, Report, Timeline, ms};
 use crate::error::{Failure, INTERRUPTED};
 
 /// The VM's files, in the run's directory.
 const VM_DIR: &str = "vm";
 
-pub(super) fn run(plan: &Plan) -> Result<u8, Failure> {
+/// `cancelled` is what Ctrl-C and SIGTERM have set so far; from now on they are watched for here.
+pub(super) fn run(plan: &Plan, cancelled: &AtomicBool) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|e| Failure::new("start the runtime", &e))?;
-    let result = runtime.block_on(supervised(plan));
+    let result = runtime.block_on(supervised(plan, cancelled));
     // Standard input may still be waited for on a blocking thread.
     runtime.shutdown_background();
     result
 }
 
-async fn supervised(plan: &Plan) -> Result<u8, Failure> {
+async fn supervised(plan: &Plan, cancelled: &AtomicBool) -> Result<u8, Failure> {
     let interrupt = Interrupt::watch().map_err(|e| Failure::new("watch for signals", &e))?;
+    // A signal before the watch began; one after it is seen by both.
+    if cancelled.load(Ordering::Relaxed) {
+        return Ok(INTERRUPTED);
+    }
     let timeline = Timeline::new(plan.verbose);
     let mut report = Report {
-        image_bytes: plan.image_bytes,
+        image_ms: ms(plan.image_took),
+        image_bytes: plan.image.data_bytes,
         ..Report::default()
     };
     let dirs = RunDirs::make(plan)?;
@@ -123,6 +131,32 @@ async fn in_sandbox(
     }
 }
 
+/// Mounts the image and the shares. Dropped, it leaves what it has mounted to the sandbox.
+async fn mount_all(
+    plan: &Plan,
+    sandbox: &Sandbox,
+    timeline: &Timeline,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    // Until a daemon that is not ours has the image mounted, nothing else tells that its blobs are in use.
+    let guard = plan.is_stock.then(|| {
+        tokio::task::block_in_place(|| BlobCache::new(&plan.cache_dir).mounting(&Quiet))
+            .map_err(|e| Failure::new("use the blob cache", &e))
+    });
+    let _guard = guard.transpose()?;
+    for mount in &plan.mounts {
+        let since = Instant::now();
+        let mounted = sandbox.mount(mount.clone()).await;
+        mounted.map_err(|e| Failure::new(&format!("mount {}", mount.at()), &e))?;
+        let ms = timeline.step(&format!("{} mounted", mount.at()), since);
+        report.mounts.push(MountTime {
+            mountpoint: mount.at().to_string(),
+            ms,
+        });
+    }
+    Ok(())
+}
+
 /// Why a running machine is of no more use.
 enum End {
     Outcome(VmOutcome),
@@ -137,18 +171,9 @@ async fn in_vm(
     timeline: &Timeline,
     report: &mut Report,
 ) -> Result<u8, Failure> {
-    for mount in &plan.mounts {
-        let since = Instant::now();
-        let mounted = tokio::select! {
-            mounted = sandbox.mount(mount.clone()) => mounted,
-            () = interrupt.happened() => return Ok(INTERRUPTED),
-        };
-        mounted.map_err(|e| Failure::new(&format!("mount {}", mount.at()), &e))?;
-        let ms = timeline.step(&format!("{} mounted", mount.at()), since);
-        report.mounts.push(MountTime {
-            mountpoint: mount.at().to_string(),
-            ms,
-        });
+    tokio::select! {
+        mounted = mount_all(plan, sandbox, timeline, report) => mounted?,
+        () = interrupt.happened() => return Ok(INTERRUPTED),
     }
     if let Some(record) = &plan.record {
         record.begin(sandbox, &plan.image_at).await?;

@@ -7,6 +7,8 @@ use serde::Serialize;
 /// The report of a run, as written by `--report`.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
+    /// Until the image was here: its bootstrap, or all of it converted.
+    pub(super) image_ms: f64,
     pub(super) sandbox_start_ms: f64,
     pub(super) mounts: Vec<MountTime>,
     /// From the start of the VMM to the start of the command.
@@ -18,7 +20,7 @@ pub(super) struct Report {
     pub(super) bytes_read_backend: Option<u64>,
     /// What the guest read from the image, in bytes.
     pub(super) bytes_read_guest: Option<u64>,
-    /// The image as files, in bytes.
+    /// The image's data as it is stored, in bytes.
     pub(super) image_bytes: u64,
 }
 
