@@ -75,7 +75,7 @@ impl ImageArgs {
         let data_dir = self.data_dir.resolve()?;
         let served = self
             .stored
-            .obtain(&reference, &data_dir, cancelled_by_signals()?)?;
+            .obtain(&reference, &data_dir, &cancelled_by_signals()?)?;
         signals_end_it_again()?;
         let cached = BlobCache::new(&data_dir.cache())
             .mounting(&Quiet)

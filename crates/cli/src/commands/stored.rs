@@ -82,7 +82,7 @@ impl StoredArgs {
         &self,
         reference: &ImageRef,
         data_dir: &DataDir,
-        cancelled: Arc<AtomicBool>,
+        cancelled: &Arc<AtomicBool>,
     ) -> Result<Served, Failure> {
         if let ImageRef::RootDir { path } = reference {
             check_built(path)?;
@@ -94,7 +94,7 @@ impl StoredArgs {
             .policy(self.pull.into());
         let store = store::open(data_dir)?;
         let cache = data_dir.cache();
-        let bar = Bar::new(Arc::clone(&cancelled));
+        let bar = Bar::new(Arc::clone(cancelled));
         let result = store.get(reference, &request, &bar);
         let shrunk = self
             .cache_quota

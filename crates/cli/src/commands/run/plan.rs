@@ -116,9 +116,7 @@ impl Draft {
     pub(super) fn with_image(self, cancelled: &Arc<AtomicBool>) -> Result<Plan, Failure> {
         let args = self.args;
         let since = Instant::now();
-        let Served { image, config } =
-            args.stored
-                .obtain(&args.image, &self.data_dir, Arc::clone(cancelled))?;
+        let Served { image, config } = args.stored.obtain(&args.image, &self.data_dir, cancelled)?;
         let image_took = since.elapsed();
         let process = Process::new(&image.config, self.overrides).map_err(|e| {
             let failure = Failure::new(&format!("run {}", image.reference), &e);

@@ -121,6 +121,8 @@ mod tests {
         words.iter().map(OsString::from).collect()
     }
 
+    type Words = &'static [&'static str];
+
     #[test]
     fn commands_are_put_together_as_docker_does() {
         let (e, c) = (json!(["/init", "-x"]), json!(["serve", "all"]));
@@ -128,7 +130,7 @@ mod tests {
         let only_entry = json!({ "Entrypoint": e });
         let only_cmd = json!({ "Cmd": c });
         let neither = json!({});
-        let cases: [(&Value, Option<&str>, &[&str], &[&str]); 12] = [
+        let cases: [(&Value, Option<&str>, Words, Words); 12] = [
             (&both, None, &[], &["/init", "-x", "serve", "all"]),
             (&both, None, &["ls"], &["/init", "-x", "ls"]),
             (&both, Some("/bin/sh"), &[], &["/bin/sh"]),
