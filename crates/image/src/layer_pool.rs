@@ -12,7 +12,6 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
 
 use crate::layers::{
     Compression, ConvertedLayer, LayerError, LayerTools, convert_layer, decompress, index_layer, sniff,
@@ -23,8 +22,6 @@ use crate::rafs::compress::Compressors;
 use crate::rafs::reference::{IndexError, Original, Unindexed};
 use crate::rafs::tail::BlobFormat;
 
-/// How often the position is reported, and whether to stop asked.
-const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// More layers at once take memory and bring nothing: compressing is shared anyway.
 const MAX_AT_ONCE: usize = 4;
 
@@ -111,7 +108,7 @@ pub(crate) fn convert_layers(
                 .inspect_err(|_| cancelled.store(true, Ordering::Relaxed))?;
         }
         drop(alive);
-        while let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(REPORT_INTERVAL) {
+        while let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(progress.interval()) {
             progress.position(pool.position.load(Ordering::Relaxed));
             if progress.is_cancelled() {
                 cancelled.store(true, Ordering::Relaxed);

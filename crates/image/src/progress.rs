@@ -2,6 +2,8 @@
 //!
 //! Owns no output: drawing is the caller's. Read `build.rs` for who calls it.
 
+use std::time::Duration;
+
 /// What a build is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -18,15 +20,20 @@ pub enum Phase {
 
 /// Receives the progress of a build, and may stop it.
 ///
-/// Called from the thread that called [`build`](crate::build()), a few times a second at most.
+/// Called from the thread that called [`build`](crate::build()), while data passes every [`Self::interval`] at most.
 pub trait Progress {
+    /// How long at least between two reports, and two looks at whether to stop, while data passes.
+    fn interval(&self) -> Duration {
+        Duration::from_millis(100)
+    }
+
     /// A phase begins; `total` is where [`Self::position`] will end, when that is known.
     fn begin(&self, phase: Phase, total: Option<u64>);
 
     /// How far the current phase is, in its own unit; never decreases within a phase.
     fn position(&self, position: u64);
 
-    /// Asked a few times a second: whether to give up. The build then ends with
+    /// Asked every [`Self::interval`], and once before a phase is called done: whether to give up. The build then ends with
     /// [`BuildError::Cancelled`](crate::BuildError::Cancelled) and leaves nothing behind.
     fn is_cancelled(&self) -> bool {
         false

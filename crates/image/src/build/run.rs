@@ -17,7 +17,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, ScopedJoinHandle};
-use std::time::Duration;
 
 use super::feed::{Fed, feed};
 use super::rafs::{Input, Job};
@@ -27,9 +26,6 @@ use crate::progress::Progress;
 use crate::rafs::tail::BlobFormat;
 use crate::scan::{self, Totals};
 use crate::staging::Staging;
-
-/// How often the position is reported, and whether to stop asked.
-const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Builds into the staging directory's working directory.
 pub(super) fn run(
@@ -205,7 +201,7 @@ impl<'scope> Worker<'scope> {
         let mut reported = 0;
         let mut cancelled = false;
         loop {
-            match self.ended.recv_timeout(REPORT_INTERVAL) {
+            match self.ended.recv_timeout(progress.interval()) {
                 Err(RecvTimeoutError::Disconnected) | Ok(()) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -220,8 +216,9 @@ impl<'scope> Worker<'scope> {
                 stop();
             }
         }
+        // It may be done before anybody was asked.
         match self.thread.join() {
-            _ if cancelled => Err(Failure::Cancelled),
+            _ if cancelled || progress.is_cancelled() => Err(Failure::Cancelled),
             Ok(Ok(())) => {
                 progress.position(total);
                 Ok(())

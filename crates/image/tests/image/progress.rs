@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fs;
+use std::time::Duration;
 
 use nydusbox_image::{BuildConfig, BuildError, Phase, Progress, Source, build};
 
@@ -22,6 +23,11 @@ struct Recorder {
 }
 
 impl Progress for Recorder {
+    /// However fast the machine is, there is something to be told between beginning and end.
+    fn interval(&self) -> Duration {
+        Duration::from_millis(1)
+    }
+
     fn begin(&self, phase: Phase, total: Option<u64>) {
         self.phase.set(Some(phase));
         self.events.borrow_mut().push(Event::Begin(phase, total));

@@ -21,6 +21,8 @@ const READERS: &str = "cold-read-8";
 const SEQUENTIAL: &str = "cold-sequential";
 /// Bytes fetched by four daemons with one cache directory, as a multiple of the blobs.
 const SHARED: &str = "cold-shared";
+/// All of them.
+pub(super) const ROWS: [&str; 4] = [GETATTR, READERS, SEQUENTIAL, SHARED];
 
 /// Reads in flight; each is of a chunk of its own.
 const COLD_DEPTH: usize = 8;

@@ -80,6 +80,15 @@ pub enum BenchError {
     },
 }
 
+/// The rows of a whole benchmark, in no order.
+pub fn rows() -> impl Iterator<Item = &'static str> {
+    plan::WARM
+        .iter()
+        .map(|row| row.name)
+        .chain([warm::IDLE])
+        .chain(cold::ROWS)
+}
+
 /// Measures what the plan says.
 ///
 /// # Errors
