@@ -1,14 +1,13 @@
 //! Builds an image: scan, build in a staging directory, read back, put in place.
 //!
 //! ```text
-//! BuildConfig -> scan -> Totals -> build/run.rs (one thread, watched) -> work/{image.boot,blobs}
+//! BuildConfig -> scan -> Totals -> build/run.rs | build/layers.rs -> work/{image.boot,blobs}
 //!             -> summary.rs reads it back -> staging.rs makes it OUT_DIR in one rename
 //! ```
 //!
-//! Never leaves anything at the output directory but a complete image. The thread is in `build/run.rs`, the
-//! call into nydus-builder in `build/rafs.rs`.
+//! Never leaves anything at the output directory but a complete image. Directories are nydus-builder's, which
+//! `build/run.rs` watches and `build/rafs.rs` calls; archives are ours, in `build/layers.rs`.
 
-mod feed;
 mod layers;
 mod rafs;
 mod run;
@@ -29,10 +28,9 @@ use crate::summary::BuildSummary;
 /// then everything is in a hidden directory beside it, which goes when the build fails or is cancelled, and
 /// which the next build to the same place clears away should this process be killed.
 ///
-/// File owners, modes, modification times (whole seconds from an archive), extended attributes, hard links
-/// and devices are kept. The root's own modification time is not kept from a directory, so that building
-/// twice gives the same image. Names that begin with `.wh.` are ordinary names. An archive's
-/// `/stargz.index.json` and prefetch landmarks are left out.
+/// File owners, modes, modification times, extended attributes, hard links and devices are kept. The root's own
+/// modification time is not kept from a directory, so that building twice gives the same image. Names that begin
+/// with `.wh.` are ordinary names, except in layers.
 ///
 /// # Errors
 /// See [`BuildError`].

@@ -19,7 +19,7 @@ use crate::error::BuildError;
 pub enum Source {
     /// A directory tree, taken as it is: owners, modes, times, extended attributes, devices, hard links.
     Directory(PathBuf),
-    /// A tar archive, plain or compressed with gzip; which of the two is seen from its content.
+    /// A tar archive, plain or compressed with gzip or Zstandard; which, is seen from its content.
     Tar(PathBuf),
     /// The layers of an image as archives, the lowest first; plain or compressed with gzip or Zstandard. What
     /// the OCI image specification says of layers holds for them: whiteouts hide what lower layers have.

@@ -27,7 +27,7 @@ pub(crate) use manifest::{BOOTSTRAP, SOURCE_DIGEST};
 
 use crate::config::FsVersion;
 use crate::layer_pool::{LayerSource, blob_path, convert_layers};
-use crate::layers::{ConvertedLayer, bootstrap_error};
+use crate::layers::{ConvertedLayer, Names, bootstrap_error};
 use crate::merge::{MergeLayer, Merged, merge};
 use crate::progress::{Phase, Progress};
 use crate::rafs::bootstrap::BootstrapPlan;
@@ -259,6 +259,7 @@ impl<'a> Layers<'a> {
             .map(|at| LayerSource {
                 number: *at,
                 open: Box::new(|| source.blob(&all[*at]).map_err(io::Error::other)),
+                names: Names::OfLayer,
                 keep: self.original(&all[*at]).and_then(Result::ok),
             })
             .collect();

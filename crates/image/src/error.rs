@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::layers::LayerError;
+use crate::layers::{EntryProblem, LayerError};
 
 /// Why [`build`](crate::build()) made no image. Nothing was left behind.
 #[derive(Debug, Error)]
@@ -37,7 +37,7 @@ pub enum BuildError {
         source: io::Error,
     },
     /// The file's content isn't that of a tar archive, compressed or not.
-    #[error("{} is not a tar archive, plain or gzip", path.display())]
+    #[error("{} is not a tar archive, plain or compressed with gzip or Zstandard", path.display())]
     NotATar {
         /// The file.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum BuildError {
         /// The entry's path in it.
         entry: PathBuf,
         /// What is wrong with it.
-        problem: TarEntryProblem,
+        problem: EntryProblem,
     },
     /// There is an image already, and replacing it wasn't asked for.
     #[error("there is an image at {} already", path.display())]
@@ -166,38 +166,4 @@ pub(crate) fn is_out_of_space(error: &io::Error) -> bool {
     [Errno::NOSPC, Errno::DQUOT]
         .iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
-}
-
-/// What is wrong with an entry of a tar archive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum TarEntryProblem {
-    /// Its path, or its link's, climbs out with `..`.
-    #[error("its path contains \"..\"")]
-    ParentComponent,
-    /// A name of its path is longer than Linux allows.
-    #[error("a name in its path is longer than 255 bytes")]
-    NameTooLong,
-    /// A sparse file in one of GNU tar's formats; the archive has to be made without `--sparse`.
-    #[error("sparse files in archives are not supported")]
-    Sparse,
-    /// A pax record (an extended attribute, most likely) that the archive's reader can't make out: not of
-    /// the length it says, or with a newline in its value.
-    #[error("one of its pax records is malformed or contains a newline")]
-    PaxRecord,
-    /// A header for all entries that follow, as `git archive` writes.
-    #[error("pax global headers are not supported")]
-    GlobalHeader,
-    /// A type that isn't a file, directory, link, device or FIFO.
-    #[error("entry type {:?} is not supported", char::from(*type_flag))]
-    Type {
-        /// The type flag of its header.
-        type_flag: u8,
-    },
-    /// A hard link to something that didn't come before it, or isn't a regular file.
-    #[error("its hard link target is not a regular file that precedes it")]
-    LinkTarget,
-    /// A further name for a file that has extended attributes, to be built as RAFS v5.
-    #[error("a hard link to a file with extended attributes cannot be kept in RAFS v5 from an archive")]
-    LinkWithXattrs,
 }

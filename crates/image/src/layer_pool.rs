@@ -14,7 +14,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use crate::layers::{
-    Compression, ConvertedLayer, LayerError, LayerTools, convert_layer, decompress, index_layer, sniff,
+    Compression, ConvertedLayer, LayerError, LayerTools, Names, convert_layer, decompress, index_layer, sniff,
 };
 use crate::progress::Progress;
 use crate::rafs::chunks::Dictionary;
@@ -32,6 +32,7 @@ pub(crate) struct LayerSource<'a> {
     /// Which of the image's layers it is.
     pub(crate) number: usize,
     pub(crate) open: Box<Open<'a>>,
+    pub(crate) names: Names,
     /// Names it if it is to stay as it is, with an index of it made, where that can be.
     pub(crate) keep: Option<Original>,
 }
@@ -83,6 +84,7 @@ pub(crate) fn convert_layers(
             format,
             compressors: &compressors,
             dictionary,
+            names: Names::OfLayer,
             cancelled: &cancelled,
         },
         next: AtomicUsize::new(0),
@@ -172,11 +174,15 @@ impl Pool<'_> {
             .map_err(unreadable)
         };
         let out = blob_path(self.dir, source.number);
+        let tools = LayerTools {
+            names: source.names,
+            ..self.tools
+        };
         let (compression, mut archive) = open()?;
         let mut unindexed = None;
         if let Some(original) = &source.keep {
             let why = if compression == Compression::Gzip {
-                match index_layer(archive, original.clone(), &out, self.tools) {
+                match index_layer(archive, original.clone(), &out, tools) {
                     Ok(indexed) => return Ok(indexed),
                     Err(IndexError::Layer(error)) => return Err(error),
                     Err(IndexError::Unindexed(why)) => {
@@ -190,7 +196,7 @@ impl Pool<'_> {
             unindexed = Some(why);
         }
         let archive = decompress(compression, archive).map_err(unreadable)?;
-        let converted = convert_layer(archive, &out, self.tools)?;
+        let converted = convert_layer(archive, &out, tools)?;
         Ok(ConvertedLayer {
             unindexed,
             ..converted

@@ -6,6 +6,8 @@
 //! ```
 //! The archive is read once and nothing is unpacked. Layers become an image in `convert.rs`; how one is applied
 //! over another is in `tree/apply.rs`.
+//!
+//! An archive that is no layer but a whole root file system is read in the same way, see [`Names`].
 
 mod decompress;
 mod entry;
@@ -15,8 +17,8 @@ mod tar_pax;
 mod tar_sparse;
 mod tar_stream;
 
-use std::collections::BTreeMap;
-use std::io::Read;
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +28,7 @@ pub(crate) use entry::{OPAQUE_WHITEOUT, WHITEOUT_PREFIX};
 pub use error::{EntryProblem, LayerError, TarProblem};
 
 use entry::{Meaning, interpret};
+use tar_header::{BLOCK_BYTES, Header};
 use tar_stream::TarStream;
 
 use crate::rafs::blob::Blob;
@@ -39,6 +42,17 @@ use crate::tree::{Action, ApplyError, Chunk, Content, Entry, Inode, Kind, Layer,
 
 /// RAFS counts a file's chunks with 32 bits, and nydus takes no larger number.
 const MAX_FILE_CHUNKS: u64 = 1 << 24;
+/// Of a whole layer, those that are in holes: they take room in memory, and nothing in the archive.
+const MAX_HOLE_CHUNKS: u64 = 1 << 20;
+
+/// What names that begin with `.wh.` are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// Whiteouts: the archive is a layer.
+    OfLayer,
+    /// Names like any other.
+    Plain,
+}
 
 /// What converting a layer takes besides its archive.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +60,7 @@ pub(crate) struct LayerTools<'a> {
     pub(crate) format: BlobFormat,
     pub(crate) compressors: &'a Compressors,
     pub(crate) dictionary: &'a Dictionary,
+    pub(crate) names: Names,
     /// Set to have it end with [`LayerError::Cancelled`].
     pub(crate) cancelled: &'a AtomicBool,
 }
@@ -107,7 +122,7 @@ fn convert<S: ChunkSink>(
             entry: name.clone(),
             problem,
         };
-        let (path, meaning) = interpret(found).map_err(refused)?;
+        let (path, meaning) = interpret(found, tools.names).map_err(refused)?;
         match meaning {
             Meaning::Ignored => {}
             Meaning::Whiteout => drafts.push(path, Action::Whiteout),
@@ -134,6 +149,11 @@ fn convert<S: ChunkSink>(
     drafts.finish()
 }
 
+/// Whether an archive can begin with this block: with an entry, or with its end.
+pub(crate) fn is_first_block(block: &[u8; BLOCK_BYTES]) -> bool {
+    block == &[0; BLOCK_BYTES] || Header::new(block).is_ok()
+}
+
 fn lossless(bytes: &[u8]) -> &std::ffi::OsStr {
     std::os::unix::ffi::OsStrExt::from_bytes(bytes)
 }
@@ -146,6 +166,9 @@ struct Drafts<'a, S> {
     entries: Vec<Entry>,
     /// Of the entries that are files with content.
     contents: Vec<Draft>,
+    /// Chunks of nothing but zeros, by their size: holes may be larger than anything that is read.
+    zeros: HashMap<u64, ChunkRef>,
+    hole_chunks: u64,
 }
 
 struct Draft {
@@ -163,6 +186,8 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
             writer,
             entries: Vec::new(),
             contents: Vec::new(),
+            zeros: HashMap::new(),
+            hole_chunks: 0,
         }
     }
 
@@ -175,7 +200,7 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
         path: PathBuf,
         inode: Inode,
         size: u64,
-        content: &mut impl Read,
+        content: &mut TarStream<impl Read>,
     ) -> Result<(), S::Error> {
         let mut chunks = Vec::new();
         let mut left = size;
@@ -186,10 +211,24 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
             let most = u64::from(self.tools.format.chunk_size.bytes());
             let next = left.min(most);
             left -= next;
-            chunks.push(
-                self.writer
-                    .take(content, usize::try_from(next).unwrap_or_default())?,
-            );
+            let size = usize::try_from(next).unwrap_or_default();
+            chunks.push(if content.pass_hole(next) {
+                self.hole_chunks += 1;
+                if self.hole_chunks > MAX_HOLE_CHUNKS {
+                    let problem = EntryProblem::TooLarge;
+                    return Err(LayerError::Entry { entry: path, problem }.into());
+                }
+                match self.zeros.get(&next) {
+                    Some(chunk) => *chunk,
+                    None => {
+                        let chunk = self.writer.take(&mut io::repeat(0), size)?;
+                        self.zeros.insert(next, chunk);
+                        chunk
+                    }
+                }
+            } else {
+                self.writer.take(content, size)?
+            });
         }
         let entry = self.entries.len();
         self.push(path, Action::Put(Arc::new(inode.clone())));

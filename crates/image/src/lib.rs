@@ -66,7 +66,7 @@ pub use config::{
 };
 pub use convert::{ConvertConfig, ConvertError, ConvertSummary, ConvertedLayerSummary, Mode, convert};
 pub use diff::{Aspect, Change, Difference};
-pub use error::{BuildError, TarEntryProblem};
+pub use error::BuildError;
 pub use image_dir::{ImageDir, OpenError};
 pub use inspect::{BlobReport, ImageReport};
 pub use layers::{EntryProblem, LayerError, TarProblem};

@@ -1,12 +1,10 @@
 //! The look through a source before it is built: how much there is, and what can't work, found early.
 //!
-//! Never writes, and never reads the content of files in a directory. The two kinds of source are in
-//! `scan/directory.rs` and `scan/tar_archive.rs`; who uses the result is `build.rs`.
+//! Never writes, and never reads the content of files in a directory. What is wrong inside an archive is found when
+//! it is read, which is once. Directories are in `scan/directory.rs`; who uses the result is `build.rs`.
 
 mod directory;
 mod tar_archive;
-
-pub(crate) use tar_archive::open_stream;
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,9 +16,9 @@ use crate::progress::Progress;
 /// What a source amounts to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
-    /// Entries: files, directories and everything else, the root included for a directory.
+    /// Files, directories and everything else of a directory, the root included; or archives.
     pub(crate) entries: u64,
-    /// Bytes the builder will read: file content for a directory, the uncompressed stream for an archive.
+    /// Bytes that will be read: file content for a directory, the file for an archive.
     pub(crate) bytes: u64,
 }
 
@@ -46,7 +44,7 @@ impl Totals {
 pub(crate) fn scan(config: &BuildConfig, progress: &dyn Progress) -> Result<Totals, BuildError> {
     let totals = match &config.source {
         Source::Directory(path) => directory::scan(path, progress),
-        Source::Tar(path) => tar_archive::scan(path, config.format.fs_version, progress),
+        Source::Tar(path) => tar_archive::check(path).and_then(|()| sizes(std::slice::from_ref(path))),
         Source::Layers(paths) => sizes(paths),
     }?;
     progress.position(totals.entries);

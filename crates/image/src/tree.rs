@@ -139,6 +139,8 @@ pub(crate) struct Node {
     pub(crate) children: BTreeMap<OsString, NodeId>,
     parent: NodeId,
     depth: u32,
+    /// The last layer that hid what lower ones have below it: once a layer is enough, however often it says so.
+    purged: Option<u16>,
 }
 
 /// A root file system.
@@ -158,6 +160,7 @@ impl Tree {
             children: BTreeMap::new(),
             parent: Self::ROOT,
             depth: 0,
+            purged: None,
         };
         Self { nodes: vec![root] }
     }

@@ -1,17 +1,17 @@
-//! Builds an image directory from the layers of an image, given as archives.
+//! Builds an image directory from archives: the layers of an image, or one that has a root file system.
 //!
 //! The blobs are those `image convert` makes, each with its layer's own bootstrap in it. Read `layer_pool.rs` for
 //! how they are made and `merge.rs` for what becomes of them.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::PathBuf;
 
-use crate::config::BuildConfig;
+use crate::config::{BuildConfig, Source};
 use crate::error::{BuildError, is_out_of_space, out_of_space_below};
 use crate::layer_pool::{FailedLayer, LayerSource, blob_path, convert_layers};
-use crate::layers::{LayerError, bootstrap_error};
+use crate::layers::{LayerError, Names, bootstrap_error};
 use crate::merge::{MergeError, MergeLayer, merge};
 use crate::progress::Progress;
 use crate::rafs::bootstrap::BootstrapPlan;
@@ -34,6 +34,10 @@ pub(super) fn run(
         .map(|(number, path)| LayerSource {
             number,
             open: Box::new(move || File::open(path).map(|file| Box::new(file) as Box<dyn Read + Send>)),
+            names: match config.source {
+                Source::Tar(_) => Names::Plain,
+                Source::Directory(_) | Source::Layers(_) => Names::OfLayer,
+            },
             keep: None,
         })
         .collect();
@@ -81,9 +85,28 @@ fn layer_error(config: &BuildConfig, archives: &[PathBuf], failed: FailedLayer) 
         LayerError::Bootstrap { source } if out_of_space_below(&*source) => BuildError::OutOfSpace {
             path: config.out_dir.clone(),
         },
-        error => BuildError::Layer {
-            path: archives.get(failed.layer).cloned().unwrap_or_default(),
-            source: error,
+        error => {
+            let path = archives.get(failed.layer).cloned().unwrap_or_default();
+            match (&config.source, error) {
+                (Source::Tar(_), error) => tar_error(path, error),
+                (_, source) => BuildError::Layer { path, source },
+            }
+        }
+    }
+}
+
+/// The same of an archive that is no layer.
+fn tar_error(path: PathBuf, error: LayerError) -> BuildError {
+    match error {
+        LayerError::Damaged { source } => BuildError::DamagedTar {
+            path,
+            source: io::Error::new(io::ErrorKind::InvalidData, source),
+        },
+        LayerError::Unreadable { source } => BuildError::DamagedTar { path, source },
+        LayerError::Entry { entry, problem } => BuildError::TarEntry { path, entry, problem },
+        source => BuildError::Builder {
+            path,
+            source: Box::new(source),
         },
     }
 }

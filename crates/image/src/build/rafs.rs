@@ -10,7 +10,7 @@ use nydus_api::ConfigV2;
 use nydus_builder::attributes::Attributes;
 use nydus_builder::{
     ArtifactStorage, BlobManager, BootstrapManager, BuildContext, Builder, ConversionType, DirectoryBuilder,
-    Features, Prefetch, PrefetchPolicy, TarballBuilder, WhiteoutSpec,
+    Features, Prefetch, PrefetchPolicy, WhiteoutSpec,
 };
 use nydus_rafs::metadata::RafsVersion;
 use nydus_utils::digest;
@@ -18,18 +18,10 @@ use nydus_utils::digest;
 use crate::config::FsVersion;
 use crate::rafs::tail::BlobFormat;
 
-/// Which of the builder's two ways to read its input.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Input {
-    Directory,
-    TarStream,
-}
-
 /// One call's arguments.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) input: Input,
-    /// What the builder opens: a directory, or something that yields an uncompressed tar stream.
+    /// The directory.
     pub(super) path: PathBuf,
     pub(super) bootstrap: PathBuf,
     pub(super) blob_dir: PathBuf,
@@ -41,10 +33,6 @@ const DIGESTER: digest::Algorithm = digest::Algorithm::Blake3;
 
 impl Job {
     pub(super) fn run(self) -> Result<(), Box<dyn StdError + Send + Sync>> {
-        let conversion = match self.input {
-            Input::Directory => ConversionType::DirectoryToRafs,
-            Input::TarStream => ConversionType::TarToRafs,
-        };
         let version = match self.format.fs_version {
             FsVersion::V5 => RafsVersion::V5,
             FsVersion::V6 => RafsVersion::V6,
@@ -60,7 +48,7 @@ impl Job {
             true, // owners are kept
             // One layer is all there is to this image: a name like `.wh.x` hides nothing and is kept.
             WhiteoutSpec::None,
-            conversion,
+            ConversionType::DirectoryToRafs,
             self.path,
             prefetch,
             Some(ArtifactStorage::FileDir((self.blob_dir, String::new()))),
@@ -78,12 +66,7 @@ impl Job {
 
         let mut bootstraps = BootstrapManager::new(Some(ArtifactStorage::SingleFile(self.bootstrap)), None);
         let mut blobs = BlobManager::new(DIGESTER, false);
-        match self.input {
-            Input::Directory => DirectoryBuilder::new().build(&mut context, &mut bootstraps, &mut blobs),
-            Input::TarStream => {
-                TarballBuilder::new(conversion).build(&mut context, &mut bootstraps, &mut blobs)
-            }
-        }?;
+        DirectoryBuilder::new().build(&mut context, &mut bootstraps, &mut blobs)?;
         Ok(())
     }
 }

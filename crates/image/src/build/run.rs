@@ -2,29 +2,25 @@
 //! what its failure means.
 //!
 //! nydus-builder reports no progress and takes no stop condition. What it offers instead:
-//! * position: an archive is fed to it through a pipe (`build/feed.rs`); for a directory the kernel counts
-//!   what its thread has read;
-//! * stopping: the pipe ends early; a directory is reached through a symbolic link in the staging
-//!   directory, and once that is gone the next file can't be opened. The file being read is read to its end.
+//! * position: the kernel counts what its thread has read;
+//! * stopping: the directory is reached through a symbolic link in the staging directory, and once that is gone
+//!   the next file can't be opened. The file being read is read to its end.
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, ScopedJoinHandle};
 
-use super::feed::{Fed, feed};
-use super::rafs::{Input, Job};
+use super::rafs::Job;
 use crate::config::{BuildConfig, Source};
 use crate::error::{BuildError, out_of_space_below};
 use crate::progress::Progress;
 use crate::rafs::tail::BlobFormat;
-use crate::scan::{self, Totals};
+use crate::scan::Totals;
 use crate::staging::Staging;
 
 /// Builds into the staging directory's working directory.
@@ -36,7 +32,7 @@ pub(super) fn run(
 ) -> Result<(), BuildError> {
     match &config.source {
         Source::Directory(dir) => run_directory(config, dir, staging, totals, progress),
-        Source::Tar(archive) => run_tar(config, archive, staging, totals, progress),
+        Source::Tar(archive) => super::layers::run(config, std::slice::from_ref(archive), staging, progress),
         Source::Layers(archives) => super::layers::run(config, archives, staging, progress),
     }
 }
@@ -56,7 +52,12 @@ fn run_directory(
     symlink(&target, &link).map_err(|source| BuildError::output(&link, source))?;
     // The trailing dot makes the root the directory itself and not the link.
     let root = link.join(".");
-    let job = job(config, staging, Input::Directory, &root);
+    let job = Job {
+        path: root,
+        bootstrap: staging.work_bootstrap(),
+        blob_dir: staging.work_blobs(),
+        format: BlobFormat::from(config.format),
+    };
     let stop = || {
         // Failing to remove it only means that the build goes on to its end before it is thrown away.
         let _ = fs::remove_file(&link);
@@ -66,65 +67,6 @@ fn run_directory(
         worker.watch(progress, totals.bytes, |worker| worker.bytes_read(), stop)
     });
     outcome.map_err(|failure| failure.into_error(config, &link, &target))
-}
-
-fn run_tar(
-    config: &BuildConfig,
-    archive: &Path,
-    staging: &Staging,
-    totals: Totals,
-    progress: &dyn Progress,
-) -> Result<(), BuildError> {
-    let unreadable = |source| BuildError::Unreadable {
-        path: archive.to_owned(),
-        source,
-    };
-    let stream = scan::open_stream(archive).map_err(unreadable)?;
-    let (reader, writer) = io::pipe().map_err(unreadable)?;
-    // The builder opens this for itself; our own end only has to outlive the opening.
-    let path = Path::new("/proc/self/fd").join(reader.as_raw_fd().to_string());
-    let job = job(config, staging, Input::TarStream, &path);
-
-    let position = AtomicU64::new(0);
-    let stop = AtomicBool::new(false);
-    let (outcome, fed) = thread::scope(|scope| {
-        let feeder = scope.spawn(|| feed(stream, writer, &position, &stop));
-        let outcome = Worker::spawn(scope, job).and_then(|worker| {
-            worker.watch(
-                progress,
-                totals.bytes,
-                |_| Some(position.load(Ordering::Relaxed)),
-                || stop.store(true, Ordering::Relaxed),
-            )
-        });
-        // The last reading end: a feeder that is still writing ends now.
-        drop(reader);
-        (outcome, feeder.join())
-    });
-    match (outcome, fed) {
-        // A stream that was cut at the right place looks complete to the builder.
-        (Err(Failure::Cancelled), _) | (_, Ok(Fed::Stopped)) => Err(BuildError::Cancelled),
-        (_, Ok(Fed::Unreadable(source))) => Err(BuildError::DamagedTar {
-            path: archive.to_owned(),
-            source,
-        }),
-        (_, Err(_)) => Err(BuildError::BuilderPanicked {
-            path: archive.to_owned(),
-        }),
-        (outcome, Ok(Fed::All | Fed::Refused)) => {
-            outcome.map_err(|failure| failure.into_error(config, &path, archive))
-        }
-    }
-}
-
-fn job(config: &BuildConfig, staging: &Staging, input: Input, path: &Path) -> Job {
-    Job {
-        input,
-        path: path.to_owned(),
-        bootstrap: staging.work_bootstrap(),
-        blob_dir: staging.work_blobs(),
-        format: BlobFormat::from(config.format),
-    }
 }
 
 /// Why the builder's thread made nothing.

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use super::Names;
 use super::error::EntryProblem;
 use super::tar_stream::TarEntry;
 use crate::tree::{Content, Inode, Kind};
@@ -44,9 +45,12 @@ pub(super) enum Meaning {
 }
 
 /// The path an entry is about, and what it says.
-pub(super) fn interpret(entry: TarEntry) -> Result<(PathBuf, Meaning), EntryProblem> {
+pub(super) fn interpret(entry: TarEntry, names: Names) -> Result<(PathBuf, Meaning), EntryProblem> {
     let path = relative(&entry.path)?;
-    let name = path.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
+    let name = match names {
+        Names::OfLayer => path.file_name().map(OsStrExt::as_bytes).unwrap_or_default(),
+        Names::Plain => b"",
+    };
     if name == OPAQUE_WHITEOUT.as_bytes() {
         let dir = path.parent().unwrap_or(Path::new("")).to_owned();
         return Ok((dir, Meaning::Opaque));

@@ -256,6 +256,16 @@ impl<R: Read> TarStream<R> {
         Ok(())
     }
 
+    /// Passes over `bytes` of the current entry's content if all of them are in a hole; whether they were.
+    pub(super) fn pass_hole(&mut self, bytes: u64) -> bool {
+        let stretch = self.sparse.as_mut().and_then(|map| map.at(self.position));
+        let is_hole = matches!(stretch, Some(Stretch::Hole(most)) if most >= bytes);
+        if is_hole {
+            self.position += bytes;
+        }
+        is_hole
+    }
+
     /// Whether the archive has ended as it says itself, not only where the stream did.
     pub(super) fn has_end_marker(&self) -> bool {
         self.has_end_marker

@@ -167,6 +167,7 @@ impl Tree {
             children: std::collections::BTreeMap::new(),
             parent,
             depth,
+            purged: None,
         });
         self.nodes[parent].children.insert(name.to_owned(), id);
         Ok(id)
@@ -241,6 +242,9 @@ impl Tree {
 
     /// Depth is bounded by [`MAX_DEPTH`], and so is this recursion.
     fn purge_children(&mut self, id: NodeId, layer: u16) -> bool {
+        if self.nodes[id].purged.replace(layer) == Some(layer) {
+            return !self.nodes[id].children.is_empty();
+        }
         let children: Vec<_> = self.nodes[id]
             .children
             .iter()

@@ -428,6 +428,26 @@ fn damaged_archives_are_refused_and_leave_nothing() {
 }
 
 #[test]
+fn what_a_layer_hides_a_hundred_thousand_times_is_hidden_once() {
+    let dir = temp_dir();
+    let mut lower = Archive::new();
+    lower.dir("d").file("d/old", b"1");
+    let mut upper = Archive::new();
+    for number in 0..50_000 {
+        upper
+            .file(&format!("d/{number}"), b"")
+            .file("d/.wh..wh..opq", b"");
+    }
+    let archives = [
+        lower.write(dir.path().join("lower.tar")),
+        upper.write(dir.path().join("upper.tar")),
+    ];
+    // A time that grows with the square of it would be minutes.
+    let image = build_layers(&archives, &dir.path().join("image"), FsVersion::V6).unwrap();
+    assert_eq!(image.summary().regular_files, 50_000);
+}
+
+#[test]
 fn a_hundred_thousand_entries_in_one_directory_are_an_image() {
     let dir = temp_dir();
     let mut archive = Archive::new();

@@ -51,9 +51,7 @@ fn an_archive_gives_the_image_of_its_directory() {
             let source = dir.path().join("source");
             fs::create_dir(&source).unwrap();
             tree::make(&source);
-            if version == FsVersion::V6 {
-                tree::add_linked_attribute(&source);
-            }
+            tree::add_linked_attribute(&source);
             // Named for neither, so that only the content tells.
             let archive = dir.path().join("archive");
             tree::archive(&source, &archive, gzip);
