@@ -17,12 +17,15 @@ mod state_dir;
 mod supervise;
 
 use std::ffi::OsStr;
+use std::panic;
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
 
 use nydusbox_rootfs::input::HELPER_NAME;
 
 fn main() -> ExitCode {
+    tell_once();
     let name = std::env::args_os().next();
     let called = name.as_deref().map(Path::new).and_then(Path::file_name);
     let called = called.and_then(OsStr::to_str).unwrap_or_default();
@@ -33,4 +36,16 @@ fn main() -> ExitCode {
     } else {
         commands::main()
     }
+}
+
+/// Where nydus' code panics on an image, the command that called it says so in its one sentence.
+fn tell_once() {
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if thread::current().name() == Some(nydusbox_image::NYDUS_THREAD) {
+            tracing::debug!("{info}");
+        } else {
+            usual(info);
+        }
+    }));
 }

@@ -19,6 +19,8 @@ use crate::progress::Progress;
 use crate::rafs::blob::Blob;
 use crate::tree::Chunk;
 
+pub(crate) use original::unpack_by_index;
+
 /// RAFS has no larger chunks.
 const MAX_CHUNK_BYTES: u32 = 16 << 20;
 
@@ -116,12 +118,20 @@ fn unpacked<'s>(blob: &Blob, chunk: &Chunk, stored: &'s [u8]) -> Option<Cow<'s, 
     let size = chunk.uncompressed_size as usize;
     let content = if chunk.is_compressed {
         let mut plain = vec![0; size];
-        let got = compress::decompress(stored, &mut plain, blob.compressor).ok()?;
+        let got = decompress(stored, &mut plain, blob.compressor).ok()?;
         (got == size).then_some(Cow::Owned(plain))?
     } else {
         Cow::Borrowed(stored)
     };
     (content.len() == size && digest_of(blob, &content) == chunk.id).then_some(content)
+}
+
+/// As nydus does it, which takes "compressed" with nothing for a mistake of the caller.
+fn decompress(stored: &[u8], plain: &mut [u8], with: compress::Algorithm) -> io::Result<usize> {
+    if with == compress::Algorithm::None && stored.len() != plain.len() {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    compress::decompress(stored, plain, with)
 }
 
 fn skip(stream: &mut impl Read, bytes: u64) -> io::Result<()> {

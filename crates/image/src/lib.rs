@@ -41,6 +41,8 @@ mod config;
 mod convert;
 mod diff;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod image_dir;
 mod inspect;
 mod layer_pool;
@@ -73,6 +75,7 @@ pub use layers::{EntryProblem, LayerError, TarProblem};
 pub use nydus_image::{NydusImage, NydusImageError};
 pub use optimize::{OptimizeConfig, OptimizeError, OptimizeSummary, optimize, optimize_dir};
 pub use progress::{Phase, Progress, Quiet};
+pub use rafs::NYDUS_THREAD;
 pub use rafs::reference::Unindexed;
 pub use rafs_config::{BlobsAt, RafsConfig, RafsConfigError};
 pub use store::{

@@ -6,6 +6,7 @@
 
 pub(crate) mod blob;
 pub(crate) mod bootstrap;
+mod bounds;
 pub(crate) mod chunks;
 pub(crate) mod compress;
 pub(crate) mod load;
@@ -22,9 +23,12 @@ pub(crate) type NydusError = Box<dyn StdError + Send + Sync>;
 /// For a tree as deep as Linux can name one: nydus' builder walks it by recursion. Only what is used is there.
 const STACK_BYTES: usize = 256 << 20;
 
-/// Nydus' code panicked; its message is on standard error.
+/// The name of threads that nydus' code runs on. What it panics with there is an error of whoever called it.
+pub const NYDUS_THREAD: &str = "nydus";
+
+/// Nydus' code panicked, as it does on some of what it is not prepared for.
 #[derive(Debug, thiserror::Error)]
-#[error("nydus panicked on it")]
+#[error("what it says cannot be")]
 pub(crate) struct Panicked;
 
 /// Runs nydus' code on a thread of its own: with stack enough for deep trees, and so that a panic in it is an
@@ -34,7 +38,7 @@ pub(crate) fn with_nydus<T: Send>(
 ) -> Result<T, NydusError> {
     thread::scope(|scope| {
         let thread = thread::Builder::new()
-            .name("nydus".to_owned())
+            .name(NYDUS_THREAD.to_owned())
             .stack_size(STACK_BYTES)
             .spawn_scoped(scope, work)?;
         thread.join().unwrap_or_else(|_| Err(Box::new(Panicked)))

@@ -181,7 +181,7 @@ impl StartupTrace {
         Self::parse(&mut BufReader::new(file), path)
     }
 
-    fn parse(input: &mut dyn BufRead, path: &Path) -> Result<Self, TraceError> {
+    pub(crate) fn parse(input: &mut dyn BufRead, path: &Path) -> Result<Self, TraceError> {
         let path = || path.to_owned();
         let mut trace: Option<Self> = None;
         let mut text = Vec::new();

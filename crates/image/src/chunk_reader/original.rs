@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use nydus_storage::RAFS_MAX_CHUNK_SIZE;
+use nydus_utils::compress::Algorithm;
 use nydus_utils::compress::zlib_random::{ZranContext, ZranDecoder};
-use nydus_utils::compress::{self, Algorithm};
 use sha2::{Digest, Sha256};
 
 use super::{Found, Visitor, Wanted, digest_of};
@@ -57,7 +57,7 @@ impl Table {
         let mut bytes = stored;
         if placed.compressor != Algorithm::None {
             let mut plain = vec![0; usize::try_from(placed.uncompressed_bytes).unwrap_or_default()];
-            let got = compress::decompress(&bytes, &mut plain, placed.compressor)?;
+            let got = super::decompress(&bytes, &mut plain, placed.compressor)?;
             plain.truncate(got);
             bytes = plain;
         }
@@ -144,6 +144,24 @@ impl NydusImage {
         }
         // To the end, where a source that knows its digest compares it.
         layer.finish()
+    }
+}
+
+/// Unpacks every chunk of a table out of `layer`, for the fuzz targets.
+pub(crate) fn unpack_by_index(table: &[u8], chunks: u32, contexts: u32, layer: &[u8]) {
+    let table = Table {
+        bytes: table.to_vec(),
+        chunks,
+        contexts,
+    };
+    let mut window = Window::new(Box::new(io::Cursor::new(layer.to_vec())));
+    for number in 0..contexts {
+        let Some((context, dictionary)) = table.context(number) else {
+            break;
+        };
+        if let Ok(Some(stretch)) = window.slice(context.in_offset, context.in_bytes) {
+            unpack(&context, dictionary, stretch);
+        }
     }
 }
 

@@ -58,6 +58,19 @@ pub(crate) fn digest_from_hex(hex: &str) -> Option<[u8; 32]> {
 }
 
 impl Blob {
+    /// One that has nothing said of it yet.
+    pub(crate) fn unknown() -> Self {
+        Self::of(&BlobInfo::new(
+            0,
+            String::new(),
+            0,
+            0,
+            0,
+            0,
+            BlobFeatures::empty(),
+        ))
+    }
+
     pub(crate) fn of(info: &BlobInfo) -> Self {
         Self {
             id: info.raw_blob_id().trim_end_matches('\0').to_owned(),

@@ -3,7 +3,7 @@
 //! The format is read by nydus-rafs, which trusts much of what it reads: call it inside
 //! [`super::with_nydus`] unless the bootstrap is our own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -18,6 +18,7 @@ use nydus_storage::device::BlobChunkInfo;
 
 use super::NydusError;
 use super::blob::Blob;
+use super::bounds::{BadName, Budget, PATH_MAX_BYTES, check_ids, is_file_name};
 use super::tail::BlobFormat;
 use crate::config::{ChunkSize, FsVersion};
 use crate::layers::{OPAQUE_WHITEOUT, WHITEOUT_PREFIX};
@@ -53,6 +54,10 @@ impl Loaded {
 struct TooDeep;
 
 #[derive(Debug, thiserror::Error)]
+#[error("a directory has two names, or is in itself")]
+struct TwoNames;
+
+#[derive(Debug, thiserror::Error)]
 #[error("a file has fewer bytes in its chunks than it says")]
 struct ShortFile;
 
@@ -79,10 +84,15 @@ pub(crate) fn version_of(bootstrap: &File) -> io::Result<FsVersion> {
 /// Reads the bootstrap at `path`.
 pub(crate) fn load(path: &Path) -> Result<Loaded, NydusError> {
     let (rafs, _) = RafsSuper::load_from_file(path, Arc::new(ConfigV2::default()), false)?;
+    let infos = rafs.superblock.get_blob_infos();
+    let blobs: Vec<_> = infos.iter().map(|info| Blob::of(info)).collect();
+    check_ids(&blobs)?;
     let mut loader = Loader {
         rafs: &rafs,
+        directories: HashSet::new(),
         first_names: HashMap::new(),
         entries: Vec::new(),
+        budget: Budget::of(path.metadata()?.len()),
     };
     loader.load_tree()?;
     let entries = loader.entries;
@@ -93,12 +103,7 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, NydusError> {
             FsVersion::V6
         },
         chunk_size: ChunkSize::new(u64::from(rafs.meta.chunk_size))?,
-        blobs: rafs
-            .superblock
-            .get_blob_infos()
-            .iter()
-            .map(|info| Blob::of(info))
-            .collect(),
+        blobs,
         entries,
     })
 }
@@ -133,9 +138,12 @@ impl Loaded {
 
 struct Loader<'a> {
     rafs: &'a RafsSuper,
+    /// Those that were met.
+    directories: HashSet<u64>,
     /// Of files with several.
     first_names: HashMap<u64, PathBuf>,
     entries: Vec<Entry>,
+    budget: Budget,
 }
 
 impl Loader<'_> {
@@ -146,13 +154,18 @@ impl Loader<'_> {
         // A stack of our own: how deep it goes is the image's choice.
         let mut pending = vec![(PathBuf::new(), root, 0)];
         while let Some((path, inode, depth)) = pending.pop() {
-            if depth > MAX_DEPTH {
+            if depth > MAX_DEPTH || path.as_os_str().len() > PATH_MAX_BYTES {
                 return Err(TooDeep.into());
             }
             if inode.is_dir() {
-                for name in names(&*inode)?.into_iter().rev() {
+                if !self.directories.insert(inode.ino()) {
+                    return Err(TwoNames.into());
+                }
+                for name in self.names(&*inode)?.into_iter().rev() {
                     let child = inode.get_child_by_name(&name)?;
-                    pending.push((path.join(name), child, depth + 1));
+                    let path = path.join(name);
+                    self.budget.take(size_of::<Entry>() + path.as_os_str().len())?;
+                    pending.push((path, child, depth + 1));
                 }
             }
             let action = self.action(&path, &*inode)?;
@@ -168,35 +181,40 @@ impl Loader<'_> {
             }
             self.first_names.insert(inode.ino(), path.to_owned());
         }
-        Ok(Action::Put(Arc::new(read_inode(inode)?)))
+        Ok(Action::Put(Arc::new(read_inode(inode, &mut self.budget)?)))
+    }
+
+    /// A directory's names. Asking nydus for its entries by number takes time that grows with the square of how many
+    /// there are; by name it searches.
+    fn names(&mut self, dir: &dyn RafsInodeExt) -> Result<Vec<OsString>, NydusError> {
+        let mut names = Vec::new();
+        dir.walk_children_inodes(0, &mut |_, name, _, _| {
+            self.budget.take(name.len() + 1).map_err(io::Error::other)?;
+            if name != "." && name != ".." {
+                if !is_file_name(&name) {
+                    return Err(io::Error::other(BadName { name }));
+                }
+                names.push(name);
+            }
+            Ok(RafsInodeWalkAction::Continue)
+        })?;
+        Ok(names)
     }
 }
 
-/// A directory's names. Asking nydus for its entries by number takes time that grows with the square of how many
-/// there are; by name it searches.
-fn names(dir: &dyn RafsInodeExt) -> Result<Vec<OsString>, NydusError> {
-    let mut names = Vec::new();
-    dir.walk_children_inodes(0, &mut |_, name, _, _| {
-        if name != "." && name != ".." {
-            names.push(name);
-        }
-        Ok(RafsInodeWalkAction::Continue)
-    })?;
-    Ok(names)
-}
-
-fn read_inode(inode: &dyn RafsInodeExt) -> Result<Inode, NydusError> {
+fn read_inode(inode: &dyn RafsInodeExt, budget: &mut Budget) -> Result<Inode, NydusError> {
     let attr = inode.get_attr();
     let mut xattrs = BTreeMap::new();
     for name in inode.get_xattrs()? {
         let name = OsString::from_vec(name);
         let value = inode.get_xattr(&name)?.unwrap_or_default();
+        budget.take(name.len() + value.len())?;
         xattrs.insert(name, value);
     }
     let kind = if inode.is_dir() {
         Kind::Directory
     } else if inode.is_reg() {
-        Kind::File(content(inode)?)
+        Kind::File(content(inode, budget)?)
     } else if inode.is_symlink() {
         Kind::Symlink(inode.get_symlink()?)
     } else if inode.is_chrdev() {
@@ -219,7 +237,7 @@ fn read_inode(inode: &dyn RafsInodeExt) -> Result<Inode, NydusError> {
     })
 }
 
-fn content(inode: &dyn RafsInodeExt) -> Result<Content, NydusError> {
+fn content(inode: &dyn RafsInodeExt, budget: &mut Budget) -> Result<Content, NydusError> {
     let mut content = Content {
         size: inode.size(),
         chunks: Vec::new(),
@@ -227,6 +245,7 @@ fn content(inode: &dyn RafsInodeExt) -> Result<Content, NydusError> {
     let mut sum = 0;
     for index in 0..inode.get_chunk_count() {
         let info = inode.get_chunk_info(index)?;
+        budget.take(size_of::<Chunk>())?;
         sum += u64::from(info.uncompressed_size());
         content.chunks.push(chunk(&*info));
     }

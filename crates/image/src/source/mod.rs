@@ -20,7 +20,7 @@ mod oci_layout;
 mod oci_sink;
 mod platform;
 mod reference;
-mod registry;
+pub(crate) mod registry;
 mod tar_index;
 mod verify;
 

@@ -110,6 +110,13 @@ pub(super) fn find(
     }
 }
 
+/// What the text of a file has by itself, for the fuzz targets: no helper is asked.
+pub(super) fn without_helpers(text: &[u8], host: &str, repository: &str) {
+    if let Ok(config) = serde_json::from_slice::<ConfigFile>(text) {
+        most_specific(config.auths, host, repository).map(Entry::credentials);
+    }
+}
+
 /// As podman and skopeo have it, an entry may be for a part of a registry: `quay.io/team`.
 fn most_specific(entries: HashMap<String, Entry>, host: &str, repository: &str) -> Option<Entry> {
     let full = format!("{host}/{repository}");

@@ -40,6 +40,15 @@ pub(super) fn open_source(
     RegistrySource::open(name, options, &clock)
 }
 
+/// Reads `bytes` as everything that comes from a registry or says something of one, for the fuzz targets.
+pub(crate) fn fuzzing(bytes: &[u8], dir: &std::path::Path) {
+    credentials::without_helpers(bytes, "127.0.0.1:5000", "library/debian");
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    challenge::parse([text]);
+    hosts::from_text(text, dir);
+    let _ = text.parse::<super::ImageRef>();
+}
+
 #[cfg(test)]
 mod test_server;
 #[cfg(test)]
