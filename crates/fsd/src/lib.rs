@@ -11,6 +11,8 @@ mod config;
 mod control;
 mod daemon;
 mod fuse;
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod image_fs;
 mod inflight;
@@ -29,3 +31,4 @@ pub use limits::{NofileOutcome, raise_nofile};
 pub use namespace::{MAX_MOUNTS, MountError};
 pub use socket::SocketError;
 pub use sys::footprint::give_back;
+pub use sys::mapped::outlive_truncation;

@@ -7,6 +7,7 @@
 
 pub(crate) mod file_handle;
 pub(crate) mod footprint;
+pub(crate) mod mapped;
 pub(crate) mod statvfs;
 pub(crate) mod thread;
 pub(crate) mod volatile;

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use nydusbox_fsd::{
-    Daemon, DaemonConfig, InitialMount, NofileOutcome, SocketSource, WorkerLimits, raise_nofile, sys,
+    Daemon, DaemonConfig, InitialMount, NofileOutcome, SocketSource, WorkerLimits, outlive_truncation,
+    raise_nofile, sys,
 };
 use nydusbox_protocol::{BuildVersion, MountCommand, ShareConfig, SocketPath};
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,6 +42,9 @@ fn run(global: GlobalArgs, args: &VirtiofsArgs) -> Result<(), Failure> {
             now,
             "the limit of open files could not be raised as far as asked for"
         );
+    }
+    if let Err(error) = outlive_truncation() {
+        tracing::warn!(%error, "files that are truncated while they are mapped will end the daemon");
     }
     let initial_mount = initial_mount(&global, args)?;
     let config = DaemonConfig {

@@ -32,6 +32,7 @@ use crate::inflight::Slot;
 use crate::metrics::Answered;
 use crate::namespace::Shares;
 use crate::passthrough::with_groups;
+use crate::sys::mapped::lost_pages;
 use crate::transport::Chain;
 
 /// The answer to a request that failed, where it does not go into a guest's memory.
@@ -142,6 +143,7 @@ impl FuseServer {
 
     fn handle(&self, header: &InHeader, chain: &Chain<'_>) -> u32 {
         // The state behind `server` is guarded by its own locks; a request that panicked is answered with EIO.
+        let lost = lost_pages();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             if header.extensions == 0 {
                 return self.call(header, chain);
@@ -149,6 +151,8 @@ impl FuseServer {
             with_groups(&extensions::groups(header, chain), || self.call(header, chain))
         }));
         match outcome {
+            // Some of what the answer was made of may have been missing.
+            Ok(Some(_)) if lost_pages() != lost => reply::error(chain, header.unique, Errno::IO),
             Ok(Some(written)) => u32::try_from(written).unwrap_or(u32::MAX),
             Ok(None) if reply::is_answered(chain, header.unique) => reply::HEADER_LEN,
             Ok(None) => reply::error(chain, header.unique, Errno::IO),

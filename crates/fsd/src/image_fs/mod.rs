@@ -14,6 +14,7 @@
 //! ```
 //! Next: `read.rs`, then `blob.rs`; of metadata `inodes.rs`.
 
+mod admission;
 mod blob;
 mod cache_files;
 mod chunk;
@@ -41,9 +42,11 @@ mod sealed;
 mod storage;
 mod trace;
 mod unpacked;
+mod wholeness;
 mod work_dir;
 mod workers;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -63,6 +66,7 @@ use self::readahead::Streams;
 use self::renewal::Renewals;
 use self::storage::Storage;
 use self::trace::Tracer;
+use self::wholeness::Wholeness;
 pub(crate) use self::workers::Workers;
 use crate::metrics::FetchCounters;
 use crate::metrics::nydus::Recording;
@@ -76,6 +80,7 @@ pub(crate) struct ImageFs {
 struct Image {
     /// The image's metadata.
     sb: RafsSuper,
+    bootstrap: ArcSwap<Wholeness>,
     /// Read by every request, which should not write to a cache line that others use for it.
     storage: ArcSwap<Storage>,
     renewals: Renewals,
@@ -122,6 +127,7 @@ impl ImageFs {
         let cache = config.get_cache_config().map_err(RafsError::LoadConfig)?;
         let (batch, validate) = (rafs.user_io_batch_size as u64, rafs.validate);
         let config = for_nydus(config);
+        let bootstrap = Wholeness::of(path).map_err(RafsError::FillSuperBlock)?;
         let (sb, reader) =
             RafsSuper::load_from_file(path, Arc::clone(&config), false).map_err(RafsError::FillSuperBlock)?;
         if sb.meta.is_v6() {
@@ -139,6 +145,7 @@ impl ImageFs {
         }
         let gate = Arc::new(Gate::default());
         let infos = sb.superblock.get_blob_infos();
+        admission::check(&infos).map_err(RafsError::FillSuperBlock)?;
         let fetches = Arc::default();
         let storage = Storage::open(&config, &infos, &gate, &fetches).map_err(RafsError::CreateDevice)?;
         show_device(&sb, &storage);
@@ -156,6 +163,7 @@ impl ImageFs {
         });
         let image = Image {
             sb,
+            bootstrap: ArcSwap::from_pointee(bootstrap),
             storage: ArcSwap::from_pointee(storage),
             renewals: Renewals::default(),
             layouts: Layouts::default(),
@@ -196,10 +204,16 @@ impl ImageFs {
     /// Takes a new bootstrap of the same image, or a new configuration of its backend.
     ///
     /// # Errors
-    /// nydus' own; the image stays as it was if its storage does not open.
-    pub(crate) fn update(&self, reader: &mut RafsIoReader, config: &Arc<ConfigV2>) -> RafsResult<()> {
+    /// nydus' own; the image stays as it was if the bootstrap is none that is taken.
+    pub(crate) fn update(&self, path: &Path, config: &Arc<ConfigV2>) -> RafsResult<()> {
         let config = for_nydus(config);
-        self.image.sb.update(reader)?;
+        let (new, mut reader) =
+            RafsSuper::load_from_file(path, Arc::clone(&config), false).map_err(RafsError::FillSuperBlock)?;
+        admission::check(&new.superblock.get_blob_infos()).map_err(RafsError::FillSuperBlock)?;
+        drop(new);
+        let bootstrap = Wholeness::of(path).map_err(RafsError::FillSuperBlock)?;
+        self.image.sb.update(&mut reader)?;
+        self.image.bootstrap.store(Arc::new(bootstrap));
         let infos = self.image.sb.superblock.get_blob_infos();
         let storage = Storage::open(&config, &infos, &self.image.gate, &self.image.fetches)
             .map_err(RafsError::SwapBackend)?;
@@ -245,6 +259,16 @@ impl ImageFs {
         self.image.tracer.shown(&self.image.sb)
     }
 
+    /// Finds out where the data of a file begins, and its further segments; `inode` is the VFS's.
+    pub(crate) fn lay_out(&self, inode: u64) {
+        let ino = inode & (u64::MAX >> 8);
+        for segment in 0..4 {
+            let at = segment * layout::SEGMENT;
+            let image = &self.image;
+            let _ = image.layouts.segment(&image.sb, &image.storage(), ino, at);
+        }
+    }
+
     /// The superblock.
     pub(crate) fn metadata(&self) -> &RafsSuperMeta {
         &self.image.sb.meta
@@ -259,6 +283,12 @@ impl Drop for ImageFs {
 }
 
 impl Image {
+    /// # Errors
+    /// EIO if its metadata are no longer all there.
+    fn whole(&self) -> io::Result<()> {
+        self.bootstrap.load().check()
+    }
+
     fn storage(&self) -> Guard<Arc<Storage>> {
         self.storage.load()
     }

@@ -42,12 +42,23 @@ impl Image {
     }
 }
 
+impl ImageFs {
+    /// The root directory.
+    ///
+    /// # Errors
+    /// ENOTDIR if it is none, or nydus' own.
+    pub(crate) fn root(&self) -> io::Result<Entry> {
+        let root = self.image.sb.superblock.root_ino();
+        self.image.directory(root)?;
+        self.image.entry(root)
+    }
+}
+
 impl BackendFileSystem for ImageFs {
     fn mount(&self) -> io::Result<(Entry, u64)> {
-        let image = &self.image;
-        let root = image.sb.superblock.root_ino();
-        image.known(root);
-        Ok((image.entry(root)?, image.sb.get_max_ino()))
+        let root = self.root()?;
+        self.image.known(root.inode);
+        Ok((root, self.image.sb.get_max_ino()))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -86,6 +97,7 @@ impl FileSystem for ImageFs {
     fn lookup(&self, _ctx: &Context, ino: u64, name: &CStr) -> io::Result<Entry> {
         let image = &self.image;
         let mut recorder = image.record(StatsFop::Lookup, ino);
+        image.whole()?;
         let found = match name.to_bytes() {
             name @ (b"." | b"..") => {
                 image.directory(ino)?;
@@ -116,6 +128,7 @@ impl FileSystem for ImageFs {
     fn getattr(&self, _ctx: &Context, ino: u64, _handle: Option<u64>) -> io::Result<(stat64, Duration)> {
         let image = &self.image;
         let mut recorder = image.record(StatsFop::Getattr, ino);
+        image.whole()?;
         let attr = image.attributes(ino)?;
         recorder.mark_success(0);
         Ok((attr.into(), image.sb.meta.attr_timeout))
@@ -124,6 +137,7 @@ impl FileSystem for ImageFs {
     fn readlink(&self, _ctx: &Context, ino: u64) -> io::Result<Vec<u8>> {
         let image = &self.image;
         let mut recorder = image.record(StatsFop::Readlink, ino);
+        image.whole()?;
         let target = image
             .sb
             .get_inode(ino, image.settings.validate_inodes)?
@@ -148,6 +162,7 @@ impl FileSystem for ImageFs {
         }
         let image = &self.image;
         let mut recorder = image.record(StatsFop::Read, ino);
+        image.whole()?;
         let traced = image.tracer.begin();
         let read = image.read(w, ino, u64::from(size), offset)?;
         if let Some(began) = traced {
@@ -194,6 +209,7 @@ impl FileSystem for ImageFs {
     fn getxattr(&self, _ctx: &Context, ino: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
         let image = &self.image;
         let mut recorder = image.record(StatsFop::Getxattr, ino);
+        image.whole()?;
         if !image.has_xattrs() {
             return Err(Errno::NOSYS.into());
         }
@@ -219,6 +235,7 @@ impl FileSystem for ImageFs {
     fn listxattr(&self, _ctx: &Context, ino: u64, size: u32) -> io::Result<ListxattrReply> {
         let image = &self.image;
         let mut recorder = image.record(StatsFop::Listxattr, ino);
+        image.whole()?;
         if !image.has_xattrs() {
             return Err(Errno::NOSYS.into());
         }
@@ -246,6 +263,7 @@ impl FileSystem for ImageFs {
         add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
     ) -> io::Result<()> {
         let mut recorder = self.image.record(StatsFop::Readdir, ino);
+        self.image.whole()?;
         if size > 0 {
             self.image.list(ino, offset, add_entry)?;
         }
@@ -264,6 +282,7 @@ impl FileSystem for ImageFs {
     ) -> io::Result<()> {
         let image = &self.image;
         let mut recorder = image.record(StatsFop::Readdirplus, ino);
+        image.whole()?;
         if size > 0 {
             image.list(ino, offset, &mut |dir_entry| {
                 let entry = image.entry(dir_entry.ino)?;
@@ -284,6 +303,7 @@ impl FileSystem for ImageFs {
 
     fn access(&self, ctx: &Context, ino: u64, mask: u32) -> io::Result<()> {
         let mut recorder = self.image.record(StatsFop::Access, ino);
+        self.image.whole()?;
         let attr = self.image.attributes(ino)?;
         // A class may whose bits say so, whichever class the caller is in first.
         let permits = |bit: u32| {

@@ -73,10 +73,11 @@ impl NydusOrigin {
             chunk.encrypted,
         )
         .map_err(damaged)?;
-        let content = if chunk.compressed {
+        let compressor = self.cache.blob_compressor();
+        // nydus takes "compressed" with nothing for a mistake of the caller where the sizes differ.
+        let content = if chunk.compressed && compressor != compress::Algorithm::None {
             let mut content = vec![0; to_usize(u64::from(chunk.size))];
-            let size =
-                compress::decompress(&raw, &mut content, self.cache.blob_compressor()).map_err(damaged)?;
+            let size = compress::decompress(&raw, &mut content, compressor).map_err(damaged)?;
             content.truncate(size);
             content
         } else {

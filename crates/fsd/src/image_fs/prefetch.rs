@@ -3,7 +3,7 @@
 //! What has been put in front for it comes first, then what is named, in its order. Chunks that follow each other in
 //! a blob are one request, whichever files they are of, and as many requests are under way as there are threads.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nydus_api::PrefetchConfigV2;
 use nydus_rafs::RafsIoReader;
+use nydus_rafs::metadata::RafsInodeWalkAction;
 use nydus_utils::metrics::Metric;
 
 use super::Image;
@@ -29,7 +30,7 @@ const MOST_THREADS: usize = 16;
 enum Work {
     /// A file, or everything in a directory.
     Inode(u64),
-    /// One segment of a file, by its first byte.
+    /// A file from one of its segments on, by that one's first byte.
     Segment(u64, u64),
     /// The part of a blob that has been put in front for this, in bytes.
     Front(usize, u64),
@@ -71,6 +72,7 @@ pub(super) fn start(
     }
     let queue = Arc::new(Mutex::new(Queue {
         work,
+        seen: HashSet::new(),
         found: VecDeque::new(),
     }));
     let threads = config.threads_count.clamp(1, MOST_THREADS);
@@ -87,6 +89,8 @@ pub(super) fn start(
 /// What is left to do.
 struct Queue {
     work: VecDeque<Work>,
+    /// Files and directories that were begun: a hostile image has a directory inside itself.
+    seen: HashSet<u64>,
     /// Missing chunks with their blob's place, in order, that have not been asked for.
     found: VecDeque<(usize, Chunk)>,
 }
@@ -150,22 +154,33 @@ impl Queue {
                 let Ok(inode) = image.sb.get_inode(ino, false) else {
                     return;
                 };
+                if !self.seen.insert(ino) {
+                    return;
+                }
                 if inode.is_dir() {
-                    let children =
-                        (0..inode.get_child_count()).filter_map(|n| inode.get_child_by_index(n).ok());
-                    let children: Vec<_> = children.map(|child| Work::Inode(child.ino())).collect();
-                    children.into_iter().rev().for_each(|w| self.work.push_front(w));
-                } else if inode.is_reg() {
-                    let segments = inode.size().div_ceil(SEGMENT);
-                    let segments = (0..segments).map(|n| Work::Segment(ino, n * SEGMENT));
-                    segments.rev().for_each(|w| self.work.push_front(w));
+                    let mut children = Vec::new();
+                    let walked = inode.walk_children_inodes(0, &mut |_, name, child, _| {
+                        if name != "." && name != ".." && !self.seen.contains(&child) {
+                            children.push(Work::Inode(child));
+                        }
+                        Ok(RafsInodeWalkAction::Continue)
+                    });
+                    if walked.is_ok() {
+                        children.into_iter().rev().for_each(|w| self.work.push_front(w));
+                    }
+                } else if inode.is_reg() && inode.size() > 0 {
+                    self.work.push_front(Work::Segment(ino, 0));
                 }
             }
             Work::Segment(ino, at) => {
+                // One after the other: how many there are is the image's word.
                 if let Ok(segment) = image.layouts.segment(&image.sb, storage, ino, at) {
                     let pieces = segment.pieces.iter();
                     self.found
                         .extend(pieces.map(|piece| (piece.blob, piece.chunk.clone())));
+                    if segment.file_size - at > SEGMENT {
+                        self.work.push_front(Work::Segment(ino, at + SEGMENT));
+                    }
                 }
             }
         }

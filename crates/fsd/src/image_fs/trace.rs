@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 
 /// Reads that are kept, about 100 bytes each; later ones are not, and the record says so.
 const LIMIT: usize = 16 << 10;
+const PATH_MAX_BYTES: usize = 4095;
 /// What of a path is written as `%XX`, besides what is not ASCII.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
@@ -183,13 +184,15 @@ fn paths(sb: &RafsSuper, mut wanted: HashSet<u64>) -> RafsResult<HashMap<u64, Pa
             })
             .map_err(failed)?;
         for (ino, name) in children {
-            if name == "." || name == ".." {
+            let path = path.join(&name);
+            // Longer ones cannot be asked for.
+            if name == "." || name == ".." || path.as_os_str().len() > PATH_MAX_BYTES {
                 continue;
             }
             if wanted.remove(&ino) {
-                paths.insert(ino, path.join(&name));
-            } else if sb.get_inode(ino, false).is_ok_and(|inode| inode.is_dir()) {
-                pending.push((ino, Path::join(&path, &name)));
+                paths.insert(ino, path);
+            } else if !seen.contains(&ino) && sb.get_inode(ino, false).is_ok_and(|inode| inode.is_dir()) {
+                pending.push((ino, path));
             }
         }
     }

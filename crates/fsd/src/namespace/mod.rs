@@ -284,6 +284,11 @@ impl Namespace {
             })
     }
 
+    /// Finds out where the data of a file of the image mounted there begins, for the fuzz targets.
+    pub(crate) fn lay_out(&self, at: &MountPoint, inode: u64) -> Result<(), MountError> {
+        self.with_mounted_rafs(at, |image| image.lay_out(inode))
+    }
+
     /// Begins to record what is read of the image mounted there.
     pub(crate) fn start_trace(&self, at: &MountPoint) -> Result<(), MountError> {
         self.with_mounted_rafs(at, ImageFs::start_trace)

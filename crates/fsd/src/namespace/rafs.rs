@@ -5,13 +5,14 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use nydus_api::ConfigV2;
+use nydus_rafs::RafsError;
 use nydus_rafs::metadata::RafsSuper;
-use nydus_rafs::{RafsError, RafsIoRead};
 use nydusbox_protocol::{MountCommand, MountPoint};
 use serde::Deserialize;
 use serde_json::Value;
@@ -144,9 +145,13 @@ pub(super) fn build(
     let path = Path::new(&command.source);
     check_bootstrap(path)?;
     let describe = |e| from_rafs(at, path, &e);
-    let (image, reader) = ImageFs::open(&config.config, at.as_str(), path, workers).map_err(describe)?;
-    image.start_prefetch(&config.config, reader, prefetch.as_deref());
-    Ok(image)
+    reading(path, || {
+        let (image, reader) = ImageFs::open(&config.config, at.as_str(), path, workers).map_err(describe)?;
+        // The VFS asks for it next, and says less if there is none.
+        image.root().map_err(|e| describe(RafsError::FillSuperBlock(e)))?;
+        image.start_prefetch(&config.config, reader, prefetch.as_deref());
+        Ok(image)
+    })
 }
 
 /// Gives a mounted image a new bootstrap or configuration.
@@ -158,21 +163,33 @@ pub(super) fn update(
 ) -> Result<(), MountError> {
     let path = Path::new(&command.source);
     check_bootstrap(path)?;
-    let mut reader = <dyn RafsIoRead>::from_file(path).map_err(|e| from_rafs(at, path, &e))?;
-    image
-        .update(&mut reader, &config.config)
-        .map_err(|e| from_rafs(at, path, &e))
+    reading(path, || {
+        image
+            .update(path, &config.config)
+            .map_err(|e| from_rafs(at, path, &e))
+    })
+}
+
+/// Has nydus read a bootstrap; where it trusts one that it should not, it panics.
+fn reading<T>(path: &Path, read: impl FnOnce() -> Result<T, MountError>) -> Result<T, MountError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(MountError::BadBootstrap {
+            path: path.to_owned(),
+            why: "what it says cannot be".into(),
+        })
+    })
 }
 
 /// The id of the first blob an image refers to.
 pub(super) fn first_blob(image: &ImageOrigin) -> Option<String> {
-    let (super_block, _reader) =
-        RafsSuper::load_from_file(&image.bootstrap, Arc::clone(&image.config), false).ok()?;
-    super_block
-        .superblock
-        .get_blob_infos()
-        .first()
-        .map(|blob| blob.blob_id())
+    // The file may be another one by now.
+    reading(&image.bootstrap, || {
+        let loaded = RafsSuper::load_from_file(&image.bootstrap, Arc::clone(&image.config), false);
+        let infos = loaded.ok().map(|(sb, _)| sb.superblock.get_blob_infos());
+        Ok(infos.and_then(|infos| infos.first().map(|blob| blob.blob_id())))
+    })
+    .ok()
+    .flatten()
 }
 
 fn prefetch_list(command: &MountCommand) -> Result<Option<Vec<PathBuf>>, MountError> {

@@ -11,6 +11,7 @@ mod files;
 pub mod fixture;
 mod gate;
 mod hostile;
+mod hostile_images;
 mod images;
 mod metrics;
 mod names;
@@ -179,6 +180,16 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     both(
         "image_never_shows_wrong_data_of_a_faulty_backend",
         images::faulty_backend,
+    ),
+    ours(
+        "image_with_a_blob_elsewhere_is_not_mounted",
+        "it makes names of files and requests of whatever an image calls its blobs",
+        hostile_images::blob_elsewhere,
+    ),
+    ours(
+        "image_whose_bootstrap_is_truncated_fails_and_no_other_does",
+        "it maps the bootstrap and dies of SIGBUS",
+        hostile_images::truncated_bootstrap,
     ),
     ours(
         "image_mounts_end_at_255_with_a_clear_message",

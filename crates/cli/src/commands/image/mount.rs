@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 
 use clap::Args;
-use nydusbox_fsd::{HostMount, HostMountError};
+use nydusbox_fsd::{HostMount, HostMountError, outlive_truncation};
 use nydusbox_image::source::{AccessOptions, ImageRef, Platform};
 use nydusbox_image::{GetRequest, StoredImage};
 use nydusbox_protocol::{FsType, MountCommand};
@@ -60,6 +60,7 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
         return Err(Failure::plain("interrupted before anything was mounted").code(INTERRUPTED));
     }
     let name = image.reference.to_string();
+    outlive_truncation().map_err(|e| Failure::new(&what, &e))?;
     let mount = HostMount::start(&command, &args.mountpoint, &name).map_err(|e| failure(&what, &e))?;
     let stopper = mount.stopper();
     thread::Builder::new()
