@@ -6,22 +6,45 @@
 
 #![forbid(unsafe_code)]
 
+mod calm;
+mod daemon;
+mod foreign;
 mod inputs;
 mod overlay;
 mod state;
 
+pub use daemon::mount;
+pub use foreign::{blob, bootstrap, documents, layer, registry_texts};
 pub use inputs::{extra_option, rootfs_mount, virtual_volume};
 pub use overlay::overlay_options;
 pub use state::state_document;
 
-/// A target: takes bytes, panics when a promise is broken.
-pub type Target = fn(&[u8]);
+/// A target.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// That of its seeds' directory and of its program.
+    pub name: &'static str,
+    /// Takes bytes, panics when a promise is broken.
+    pub run: fn(&[u8]),
+    /// How often the ordinary tests run it: for a second or so.
+    pub rounds: usize,
+}
 
-/// Every target by its name, which is that of its seeds' directory and of its program.
-pub const TARGETS: [(&str, Target); 5] = [
-    ("extra_option", extra_option),
-    ("virtual_volume", virtual_volume),
-    ("rootfs_mount", rootfs_mount),
-    ("overlay_options", overlay_options),
-    ("state_document", state_document),
+/// Every target.
+pub const TARGETS: [Target; 11] = [
+    target("extra_option", extra_option, 4000),
+    target("virtual_volume", virtual_volume, 4000),
+    target("rootfs_mount", rootfs_mount, 4000),
+    target("overlay_options", overlay_options, 4000),
+    target("state_document", state_document, 4000),
+    target("bootstrap", bootstrap, 400),
+    target("mount", mount, 200),
+    target("layer", layer, 400),
+    target("blob", blob, 2000),
+    target("documents", documents, 4000),
+    target("registry_texts", registry_texts, 4000),
 ];
+
+const fn target(name: &'static str, run: fn(&[u8]), rounds: usize) -> Target {
+    Target { name, run, rounds }
+}

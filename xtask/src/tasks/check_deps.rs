@@ -38,7 +38,16 @@ const ARROWS: [(&str, &[&str]); 10] = [
             "nydusbox-vmm",
         ],
     ),
-    ("nydusbox-fuzz", &["nydusbox", "nydusbox-rootfs"]),
+    (
+        "nydusbox-fuzz",
+        &[
+            "nydusbox",
+            "nydusbox-protocol",
+            "nydusbox-rootfs",
+            "nydusbox-fsd",
+            "nydusbox-image",
+        ],
+    ),
     ("xtask", &[]),
 ];
 
