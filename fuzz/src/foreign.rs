@@ -77,6 +77,12 @@ pub(crate) fn scratch() -> &'static Path {
         .path()
 }
 
+/// Removes it: a value that lasts as long as the process is never dropped.
+pub fn clean_up() {
+    // What is left of it is in the way of nobody.
+    let _removed = std::fs::remove_dir_all(scratch());
+}
+
 /// The blobs of the images among the seeds.
 pub(crate) fn blobs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("blobs")

@@ -14,7 +14,7 @@ mod overlay;
 mod state;
 
 pub use daemon::mount;
-pub use foreign::{blob, bootstrap, documents, layer, registry_texts};
+pub use foreign::{blob, bootstrap, clean_up, documents, layer, registry_texts};
 pub use inputs::{extra_option, rootfs_mount, virtual_volume};
 pub use overlay::overlay_options;
 pub use state::state_document;

@@ -91,4 +91,5 @@ fn every_target_keeps_its_promises_for_a_moment() {
             run(&mutate(&mut random, &seeds));
         }
     }
+    nydusbox_fuzz::clean_up();
 }
