@@ -100,6 +100,7 @@ behaviours! {
         guest_reuses_closed_handles
         guest_cannot_close_descriptors_of_the_daemon
         cold_reader_here_and_there_costs_its_chunks
+        cold_cache_replaced_while_it_is_read_gives_no_wrong_byte
         cold_killed_daemon_holds_nobody_up
         cold_cache_with_wrong_bytes_is_found_out_and_filled_again
         cold_content_that_is_not_the_images_fails_the_read
@@ -135,7 +136,9 @@ behaviours! {
         cold_daemons_share_what_they_fetch
         cold_reader_in_order_is_fetched_ahead_of
         cold_cache_without_room_does_not_fail_reads
-        cold_cache_files_are_opened_once_and_never_mapped
+        cold_cache_files_are_opened_once_and_only_data_is_mapped
+        cold_cache_cut_while_it_is_read_gives_no_wrong_byte
+        cold_cache_is_let_go_by_reads_that_an_unmount_overtakes
         cold_cache_truncated_under_the_daemon_is_filled_again
         cold_batches_are_shared
         cold_batches_are_read_from_their_middle

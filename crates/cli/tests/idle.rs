@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -127,6 +127,48 @@ fn a_daemon_gives_back_what_starting_and_mounting_took() {
             .mount("/again", &image::passthrough_body(&fx.share()))
             .unwrap(),
     );
+}
+
+/// Bytes of files in a directory that are mapped and resident, and whether any are mapped.
+fn resident_in(daemon: &DaemonProcess, dir: &Path) -> (u64, bool) {
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", daemon.pid())).unwrap();
+    let (mut inside, mut any, mut kib) = (false, false, 0);
+    for line in smaps.lines() {
+        if let Some(rss) = line.strip_prefix("Rss:") {
+            if inside {
+                kib += rss.split_whitespace().next().unwrap().parse::<u64>().unwrap();
+            }
+        } else if line.split(' ').next().unwrap().contains('-') {
+            let path = line.split_whitespace().nth(5);
+            inside = path.is_some_and(|path| Path::new(path).parent() == Some(dir));
+            any |= inside;
+        }
+    }
+    (kib * 1024, any)
+}
+
+/// What is mapped counts as its memory, and takes page tables: megabytes, for an image that nobody reads.
+#[test]
+fn a_daemon_gives_back_what_reading_has_mapped() {
+    let fx = fixture();
+    let Ok((daemon, mut client)) = used_daemon(&fx) else {
+        return;
+    };
+    // Out of the cache now, and not into it.
+    assert_eq!(client.read_file("/image/file-0").unwrap().len(), 3 << 20);
+    let caches = fx.path("cache");
+    let is_mapped = resident_in(&daemon, &caches).1;
+    if !is_mapped {
+        eprintln!("skipped: cache files on this file system are not mapped");
+        return;
+    }
+    let end = Instant::now() + PATIENCE;
+    while resident_in(&daemon, &caches).0 > 0 {
+        assert!(Instant::now() < end, "{:?}", resident_in(&daemon, &caches));
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(client.read_file("/image/file-0").unwrap().len(), 3 << 20);
+    assert!(resident_in(&daemon, &caches).0 > 0, "it was mapped before");
 }
 
 /// Threads that serve the guest.

@@ -7,7 +7,10 @@
 
 pub(crate) mod file_handle;
 pub(crate) mod footprint;
+#[cfg_attr(not(target_arch = "x86_64"), path = "sys/guarded_elsewhere.rs")]
+mod guarded;
 pub(crate) mod mapped;
+pub(crate) mod mapping;
 pub(crate) mod statvfs;
 pub(crate) mod thread;
 pub(crate) mod volatile;

@@ -9,6 +9,7 @@
 //! and does not move (stopped, or with a backend that hangs) is waited for a while, then the chunk is fetched twice.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,6 +32,7 @@ use super::ready::Ready;
 use super::retry::{Retry, RetryPolicy};
 use super::runs::merge;
 use crate::metrics::{FetchCounters, Reason};
+use crate::sys::mapping::Mapping;
 
 /// Who waits for a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +90,8 @@ pub(super) struct BlobParts {
 #[derive(Debug)]
 pub(super) struct Generation {
     files: CacheFiles,
+    /// The data file, where it can be mapped.
+    mapping: Option<Mapping>,
     ready: Ready,
     /// The files were damaged: whatever their map says, nothing is here.
     abandoned: AtomicBool,
@@ -102,8 +106,10 @@ impl Generation {
         if let Ok(flags) = fcntl_getfl(files.data()) {
             let _noted = fcntl_setfl(files.data(), flags | OFlags::NOATIME);
         }
+        let mapping = Mapping::new(files.data().as_fd(), parts.size);
         Ok(Self {
             files,
+            mapping,
             ready,
             abandoned: AtomicBool::new(false),
         })
@@ -122,6 +128,11 @@ impl Generation {
     /// The data file; chunks are at their offsets.
     pub(super) fn files(&self) -> &CacheFiles {
         &self.files
+    }
+
+    /// The data file, mapped.
+    pub(super) fn mapping(&self) -> Option<&Mapping> {
+        self.mapping.as_ref()
     }
 
     /// The files were damaged; true if that is new.

@@ -4,10 +4,11 @@
 //! chunk that is there. Names and format are nydus' (nydus-storage, `cache/state/persist_map.rs`): a nydusd may use
 //! the same directory.
 //!
-//! Both are read and written, never mapped: who truncates a mapped file kills the process that looks at it. A file
-//! that has become shorter is never made longer again, since what is missing would read as zeros; it is replaced by
-//! a new one, and a process that still has the old one finds it too short. A data file is locked while it is open, so
-//! that whoever keeps the cache small removes none that is in use. Next: `blob.rs` fills it.
+//! The map is read and written, never mapped: who truncates a mapped file kills the process that looks at it. Data are
+//! copied out of a mapping by readers that survive that (`sys/mapping.rs`). A file that has become shorter is never
+//! made longer again, since what is missing would read as zeros; it is replaced by a new one, and a process that still
+//! has the old one finds it too short. A data file is locked while it is open, so that whoever keeps the cache small
+//! removes none that is in use. Next: `blob.rs` fills it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};

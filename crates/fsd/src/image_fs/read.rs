@@ -1,7 +1,7 @@
 //! READ: from the cache straight into guest memory, after what is missing has been fetched.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
@@ -335,7 +335,7 @@ impl SegmentRead<'_> {
         }
         let length = usize::try_from(end.min(self.end) - self.at).map_err(|_| Errno::IO)?;
         let offset = piece.offset() + (self.at - piece.at);
-        match w.write_from(&mut CacheData(generation.files().data().as_fd()), length, offset) {
+        match w.write_from(&mut CacheData(generation), length, offset) {
             Ok(n) if n > 0 => {
                 self.at += n as u64;
                 Ok(true)
@@ -358,7 +358,7 @@ impl SegmentRead<'_> {
 }
 
 /// A cache file as the source of guest memory.
-struct CacheData<'a>(BorrowedFd<'a>);
+struct CacheData<'a>(&'a Generation);
 
 impl FileReadWriteVolatile for CacheData<'_> {
     fn read_volatile(&mut self, _: FileVolatileSlice<'_>) -> io::Result<usize> {
@@ -382,7 +382,15 @@ impl FileReadWriteVolatile for CacheData<'_> {
         buffers: &[FileVolatileSlice<'_>],
         offset: u64,
     ) -> io::Result<usize> {
-        Ok(volatile::read_at(self.0, buffers, offset)?)
+        if let Some(read) = self
+            .0
+            .mapping()
+            .and_then(|mapping| mapping.read_at(buffers, offset))
+        {
+            return Ok(read);
+        }
+        // Also what went wrong with the mapping is said here: the file is as short, or its disk as bad.
+        Ok(volatile::read_at(self.0.files().data().as_fd(), buffers, offset)?)
     }
 }
 

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use libc::siginfo_t;
 
+use super::guarded;
+
 /// Pages that were asked for and are in their file no more.
 static LOST: AtomicU64 = AtomicU64::new(0);
 /// In bytes; the handler may not ask for it.
@@ -44,10 +46,15 @@ pub fn outlive_truncation() -> io::Result<()> {
     }
 }
 
-extern "C" fn on_sigbus(_signal: c_int, info: *mut siginfo_t, _context: *mut c_void) {
+extern "C" fn on_sigbus(_signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel hands over what it knows of the signal for the time of this call; of a fault that includes
     // the address, which is read as a number otherwise.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr()) };
+    // A copy out of a mapping has to know that there was nothing, also where this handler came later than its own.
+    // SAFETY: the kernel has handed it over with the signal.
+    if unsafe { guarded::end_copy(code, address, context) } {
+        return;
+    }
     if code == libc::BUS_ADRERR && replace(address) {
         LOST.fetch_add(1, Ordering::Relaxed);
         return;

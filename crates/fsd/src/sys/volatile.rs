@@ -63,7 +63,7 @@ fn count(iovecs: &[libc::iovec]) -> i32 {
 
 /// Makes one of neighbours: pages that a guest names one by one often lie side by side, and the kernel copies a long
 /// piece faster than many short ones.
-fn with_iovecs<R>(buffers: &[FileVolatileSlice<'_>], call: impl FnOnce(&[libc::iovec]) -> R) -> R {
+pub(super) fn with_iovecs<R>(buffers: &[FileVolatileSlice<'_>], call: impl FnOnce(&[libc::iovec]) -> R) -> R {
     let mut iovecs: SmallVec<[libc::iovec; INLINE]> = SmallVec::new();
     for buffer in buffers {
         let base: *mut u8 = buffer.as_ptr();

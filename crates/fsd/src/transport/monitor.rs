@@ -2,8 +2,9 @@
 //!
 //! A worker that serves a ring has told the guest not to kick. If its request blocks, nobody looks at the ring: the
 //! monitor notices within a tick and has a colleague look, who is woken or, if all are blocked, added. When requests
-//! go on blocking, workers are told to have a colleague watch before each. When nobody works it sees to it that the
-//! process takes little memory, and sleeps without a timer.
+//! go on blocking, workers are told to have a colleague watch before each. It sees to it that no more of
+//! files is mapped than is worth its page tables and, when nobody works, that the process takes little memory; then it
+//! sleeps without a timer.
 
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
@@ -22,6 +23,8 @@ const SLOW: Duration = Duration::from_millis(8);
 const CALM: u32 = 100;
 /// Ticks without anybody working after which it sleeps.
 const QUIET: u32 = 50;
+/// Ticks between looks at how much of files is mapped.
+const LOOK: u32 = 1000;
 /// How long nobody has to have worked until what it takes to work is given back: as long as surplus workers stay.
 const LONG: Duration = Duration::from_secs(10);
 
@@ -61,7 +64,7 @@ fn relief(seen: Seen) -> Relief {
 
 /// Runs until the pool ends. Holds it weakly: it ends with it.
 pub(super) fn run(pool: &Weak<Shared>) {
-    let (mut quiet_ticks, mut calm_ticks) = (0, 0);
+    let (mut quiet_ticks, mut calm_ticks, mut ticks) = (0, 0, 0_u32);
     let mut memory = Memory::Untidy;
     loop {
         let pause = {
@@ -70,6 +73,10 @@ pub(super) fn run(pool: &Weak<Shared>) {
                 return;
             }
             tick(&shared, &mut calm_ticks);
+            ticks = ticks.wrapping_add(1);
+            if ticks.is_multiple_of(LOOK) {
+                footprint::bound();
+            }
             let awake =
                 |shared: &Shared| shared.threads.load(Ordering::SeqCst) > shared.idle.load(Ordering::SeqCst);
             quiet_ticks = if awake(&shared) { 0 } else { quiet_ticks + 1 };

@@ -225,47 +225,6 @@ pub(super) fn cache_truncated_under_the_daemon_is_filled_again(fx: &Fixture) -> 
     Ok(())
 }
 
-/// Files in the cache directory itself that a process has open, one entry a descriptor, and those it maps.
-fn used_by(daemon: &DaemonProcess, cache: &Path) -> (Vec<String>, Vec<String>) {
-    let proc = Path::new("/proc").join(daemon.pid().to_string());
-    let shared = |path: &Path| (path.parent() == Some(cache)).then(|| path.display().to_string());
-    let open = fs::read_dir(proc.join("fd"))
-        .unwrap()
-        .filter_map(|fd| shared(&fs::read_link(fd.unwrap().path()).ok()?))
-        .collect();
-    let maps = fs::read_to_string(proc.join("maps")).unwrap();
-    let mapped = maps
-        .lines()
-        .filter_map(|line| shared(Path::new(line.split_whitespace().nth(5)?)));
-    (open, mapped.collect())
-}
-
-/// Whoever maps a file dies when it is truncated, and nydus makes one longer that is too short.
-pub(super) fn cache_files_are_opened_once_and_never_mapped(fx: &Fixture) -> Outcome {
-    let cold = cold(fx, RafsVersion::V6)?;
-    let cache = fx.path("cache");
-    let daemon = cold.daemon(fx, &cold.config(fx, &cache));
-    let (mut fs, _) = cold.guest(&daemon);
-    cold.assert_reads_right(&mut fs);
-    let (open, mapped) = used_by(&daemon, &cache);
-    assert_eq!(open.len(), 2, "the data and their map: {open:?}");
-    assert_eq!(mapped, [""; 0]);
-    drop(fs);
-    done(&daemon.umount("/image").unwrap());
-    let mut left: Vec<_> = fs::read_dir(&cache)
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
-    left.sort();
-    assert!(
-        left.iter()
-            .map(|n| n.to_str().unwrap().split_once('.').unwrap().1)
-            .eq(["blob.data", "blob.data.chunk_map", "blob.meta"]),
-        "the caches and the table, for the next: {left:?}"
-    );
-    Ok(())
-}
-
 /// A configuration in which content is compared with the image's digests.
 fn validating(config: &str) -> String {
     let mut value: serde_json::Value = serde_json::from_str(config).unwrap();

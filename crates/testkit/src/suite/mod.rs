@@ -13,6 +13,7 @@ mod gate;
 mod hostile;
 mod hostile_images;
 mod images;
+mod mapped;
 mod metrics;
 mod names;
 mod prefetch;
@@ -277,9 +278,23 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         cold::cache_without_room_does_not_fail_reads,
     ),
     ours(
-        "cold_cache_files_are_opened_once_and_never_mapped",
+        "cold_cache_files_are_opened_once_and_only_data_is_mapped",
         "it maps the chunk map and the table of chunks",
-        cold::cache_files_are_opened_once_and_never_mapped,
+        mapped::cache_files_are_opened_once_and_only_data_is_mapped,
+    ),
+    ours(
+        "cold_cache_cut_while_it_is_read_gives_no_wrong_byte",
+        TRUNCATED,
+        mapped::cache_cut_while_it_is_read_gives_no_wrong_byte,
+    ),
+    both(
+        "cold_cache_replaced_while_it_is_read_gives_no_wrong_byte",
+        mapped::cache_replaced_while_it_is_read_gives_no_wrong_byte,
+    ),
+    ours(
+        "cold_cache_is_let_go_by_reads_that_an_unmount_overtakes",
+        "it maps the chunk map and the table of chunks until all of it is closed",
+        mapped::cache_is_let_go_by_reads_that_an_unmount_overtakes,
     ),
     ours(
         "cold_cache_truncated_under_the_daemon_is_filled_again",
