@@ -69,8 +69,14 @@ impl<R: Read> TarStream<R> {
         if self.ended {
             return Ok(None);
         }
-        self.skip(self.left + self.padding)?;
+        self.skip(self.left)?;
+        let padding = self.padding;
         (self.left, self.padding) = (0, 0);
+        // `umoci insert` ends there, and Go's reader, which everybody else unpacks with, takes it for the end.
+        if self.skip_at_most(padding)? < padding {
+            self.ended = true;
+            return Ok(None);
+        }
         let mut pax = Pax::default();
         let (mut long_name, mut long_link) = (None, None);
         loop {
@@ -249,8 +255,7 @@ impl<R: Read> TarStream<R> {
     }
 
     fn skip(&mut self, bytes: u64) -> Result<(), StreamError> {
-        let skipped = io::copy(&mut (&mut self.inner).take(bytes), &mut io::sink())?;
-        if skipped < bytes {
+        if self.skip_at_most(bytes)? < bytes {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         Ok(())
@@ -264,6 +269,11 @@ impl<R: Read> TarStream<R> {
             self.position += bytes;
         }
         is_hole
+    }
+
+    /// How much there was to skip.
+    fn skip_at_most(&mut self, bytes: u64) -> io::Result<u64> {
+        io::copy(&mut (&mut self.inner).take(bytes), &mut io::sink())
     }
 
     /// Whether the archive has ended as it says itself, not only where the stream did.

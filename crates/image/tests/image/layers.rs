@@ -448,6 +448,24 @@ fn what_a_layer_hides_a_hundred_thousand_times_is_hidden_once() {
 }
 
 #[test]
+fn an_archive_may_end_where_its_last_content_does() {
+    let dir = temp_dir();
+    let mut archive = Archive::new();
+    let layer = archive.file("first", b"1").file("last", b"content");
+    let layer = layer.write(dir.path().join("layer"));
+    let whole = fs::read(&layer).unwrap();
+    let content_end = 3 * 512 + 7;
+    for length in [content_end, content_end + 100, 4 * 512, 4 * 512 + 512] {
+        fs::write(&layer, &whole[..length]).unwrap();
+        let out = dir.path().join(format!("image-{length}"));
+        let image = build_layers(std::slice::from_ref(&layer), &out, FsVersion::V6).unwrap();
+        assert_eq!(walk::list(&image), ["/", "/first=1", "/last=content"], "{length}");
+    }
+    fs::write(&layer, &whole[..content_end - 1]).unwrap();
+    build_layers(&[layer], &dir.path().join("image"), FsVersion::V6).unwrap_err();
+}
+
+#[test]
 fn a_hundred_thousand_entries_in_one_directory_are_an_image() {
     let dir = temp_dir();
     let mut archive = Archive::new();
