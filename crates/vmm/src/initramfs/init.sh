@@ -110,6 +110,12 @@ try rootfs mkdir -p "$NB_UPPER" "$NB_WORK"
 # A daemon without CAP_SYS_ADMIN can't store trusted.* attributes; overlayfs then does with user.* ones if it is told.
 mount -t overlay -o "$NB_OVERLAY" overlay "$NB_ROOT" 2>/dev/null ||
     try rootfs mount -t overlay -o "$NB_OVERLAY,userxattr" overlay "$NB_ROOT"
+# The container's root is the upper directory, which knows nothing of the image's. Whoever may not give it away leaves
+# it as it is.
+if [ -z "$(ls -A "$NB_UPPER")" ]; then
+    chown "$(stat -c %u:%g "$NB_LOWER")" "$NB_ROOT" 2>/dev/null
+    chmod "$(stat -c %a "$NB_LOWER")" "$NB_ROOT"
+fi
 
 # Mounts on the container's directory $1; the rest is for mount.
 on() {
