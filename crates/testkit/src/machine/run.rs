@@ -1,6 +1,7 @@
-//! `nydusbox run` on an image of a Debian tree: the command under test is the machine's owner.
+//! `nydusbox run` on an image of a Debian tree, or another one: the command under test is the machine's owner.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,8 +16,10 @@ pub struct Machine {
     guest: PathBuf,
     /// With a name short enough for sockets.
     dir: tempfile::TempDir,
-    image: PathBuf,
 }
+
+/// Of an image that was built, in the machine's directory.
+const IMAGE: &str = "image";
 
 impl Machine {
     /// Builds the image with the command under test. `None`, with the reason printed, where a prerequisite is
@@ -25,28 +28,31 @@ impl Machine {
     /// # Panics
     /// If the image cannot be built, or something is absent and must not be.
     pub fn new(nydusbox: impl Into<PathBuf>) -> Option<Self> {
-        let nydusbox = nydusbox.into();
-        let rootfs = prerequisites::debian_rootfs()?;
-        let (guest, _) = prerequisites::guest()?;
-        let dir = tempfile::Builder::new().prefix("nb").tempdir().unwrap();
-        let image = dir.path().join("image");
-        let built = Command::new(&nydusbox)
+        let machine = Self::without_image(nydusbox)?;
+        let built = Command::new(&machine.nydusbox)
             .args(["image", "build"])
-            .args([&rootfs, &image])
+            .args([&machine.rootfs, &machine.path(IMAGE)])
             .stdin(Stdio::null())
             .output()
             .unwrap();
         assert!(built.status.success(), "{built:?}");
+        Some(machine)
+    }
+
+    /// The same, but for the image: each run names one.
+    ///
+    /// # Panics
+    /// If something is absent and must not be.
+    pub fn without_image(nydusbox: impl Into<PathBuf>) -> Option<Self> {
         Some(Self {
-            nydusbox,
-            rootfs,
-            guest,
-            dir,
-            image,
+            nydusbox: nydusbox.into(),
+            rootfs: prerequisites::debian_rootfs()?,
+            guest: prerequisites::guest()?.0,
+            dir: tempfile::Builder::new().prefix("nb").tempdir().unwrap(),
         })
     }
 
-    /// The image's source.
+    /// The source of the image that is built.
     pub fn rootfs(&self) -> &Path {
         &self.rootfs
     }
@@ -66,13 +72,18 @@ impl Machine {
         dir
     }
 
-    /// `nydusbox run` on the image, so far without a command.
+    /// `nydusbox run` on the image that was built, so far without a command.
     pub fn run(&self) -> Command {
+        self.run_image(self.path(IMAGE))
+    }
+
+    /// `nydusbox run` on an image, by its reference.
+    pub fn run_image(&self, image: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(&self.nydusbox);
         command
             .stdin(Stdio::null())
             .arg("run")
-            .arg(&self.image)
+            .arg(image)
             .arg("--guest-root")
             .arg(&self.guest)
             .arg("--data-dir")
