@@ -1,8 +1,10 @@
 //! Running other programs: shown as they run, or silently with their output kept.
 
 use std::ffi::OsStr;
+use std::io::{self, Read, Write};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::error::{Tail, TaskError};
 
@@ -71,6 +73,30 @@ impl Cmd {
         }
     }
 
+    /// Runs it with its standard output passed on to `to` as it comes. How long the first of it took; all of it, if
+    /// there was none.
+    pub(crate) fn streamed(mut self, text: &str, to: &mut dyn Write) -> Result<Duration, TaskError> {
+        eprintln!("xtask: {text}");
+        let since = Instant::now();
+        self.command.stdout(Stdio::piped());
+        let mut child = self.command.spawn().map_err(|source| self.start_error(source))?;
+        let mut first = None;
+        let passed = child.stdout.take().map_or(Ok(()), |stdout| {
+            pass_on(stdout, to, || first = first.or(Some(since.elapsed())))
+        });
+        // Also if nobody takes its output: a process that is not waited for has no owner.
+        let status = child.wait().map_err(|source| self.start_error(source))?;
+        passed.map_err(|source| TaskError::Output { source })?;
+        if !status.success() {
+            return Err(TaskError::Command {
+                command: text.to_owned(),
+                status,
+                tail: Tail::default(),
+            });
+        }
+        Ok(first.unwrap_or_else(|| since.elapsed()))
+    }
+
     /// Runs it silently; its standard output. What it wrote is shown only if it fails.
     pub(crate) fn output(mut self) -> Result<String, TaskError> {
         let Output {
@@ -96,7 +122,7 @@ impl Cmd {
         self.command.status().is_ok_and(|status| status.success())
     }
 
-    fn start_error(&self, source: std::io::Error) -> TaskError {
+    fn start_error(&self, source: io::Error) -> TaskError {
         TaskError::Start {
             command: self.text(),
             source,
@@ -109,5 +135,18 @@ impl Cmd {
         let program = program.file_name().unwrap_or(program.as_os_str());
         let words = std::iter::once(program).chain(self.command.get_args());
         words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+    }
+}
+
+fn pass_on(mut from: ChildStdout, to: &mut dyn Write, mut some_came: impl FnMut()) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        let length = from.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        some_came();
+        to.write_all(&buffer[..length])?;
+        to.flush()?;
     }
 }

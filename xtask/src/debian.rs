@@ -50,6 +50,11 @@ pub(crate) const VM: &[Package] = &[package("qemu-system-x86", "boots the microV
 /// A registry to push to and to start from.
 const REGISTRY: Package =
     package("docker-registry", "is the registry that images come from").without_service("docker-registry");
+const SKOPEO: Package = package("skopeo", "writes images in every form, and reads ours");
+const UMOCI: Package = package("umoci", "makes and unpacks the images that are converted");
+
+/// What the demo takes beside that: a registry, and what makes and unpacks images without us.
+pub(crate) const IMAGES: &[Package] = &[REGISTRY, SKOPEO, UMOCI];
 
 /// What the tests call beside that.
 pub(crate) const TESTS: &[Package] = &[
@@ -59,8 +64,8 @@ pub(crate) const TESTS: &[Package] = &[
     // Its installation fails without its service.
     package("nginx-light", "is the caching proxy that blobs go through"),
     package("openssl", "makes the certificate of a registry that speaks TLS"),
-    package("skopeo", "writes images in every form, and reads ours"),
-    package("umoci", "makes and unpacks the images that are converted"),
+    SKOPEO,
+    UMOCI,
     package("strace", "kills a supervisor at every system call it makes"),
 ];
 

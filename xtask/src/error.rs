@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt::{self, Write};
 use std::io;
+use std::num::ParseIntError;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
@@ -15,6 +16,11 @@ pub(crate) enum TaskError {
     #[error("cannot start `{command}`")]
     Start {
         command: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot show what a command printed")]
+    Output {
         #[source]
         source: io::Error,
     },
@@ -37,6 +43,10 @@ pub(crate) enum TaskError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("the registry has no manifest of an image")]
+    Manifest(#[source] serde_json::Error),
+    #[error("what du printed is no size")]
+    Size(#[source] ParseIntError),
     #[error("what the benchmark printed are no figures")]
     Figures(#[source] serde_json::Error),
     #[error("Debian packages are missing and need root to be installed; run:\n    sudo {command}")]

@@ -1,15 +1,23 @@
-//! The demo: a Debian userland in a microVM, its root file system fetched as it is read.
+//! The demo: from a registry to a Debian userland in a microVM, its root file system fetched as it is read.
 //!
-//! Only starts programs and shows what they did; the table at its end is in `demo/table.rs`.
+//! Only starts programs and shows what they did. `demo/registry.rs` has the registry, `demo/image.rs` what is in it,
+//! `demo/download.rs` what this is compared with, `demo/table.rs` the table at the end.
 
+mod download;
+mod image;
+mod registry;
 mod table;
 
+use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Instant;
 
-use table::Report;
+use registry::Registry;
+use table::Figures;
 
 use crate::command::Cmd;
 use crate::debian;
@@ -18,11 +26,8 @@ use crate::rootfs;
 use crate::tasks::guest;
 use crate::workspace::{Workspace, make_dir, remove};
 
-/// What the guest runs. The share is at /share, where `nydusbox run` puts it.
+/// What the guest runs then. The share is at /share, where `nydusbox run` puts it.
 const SCRIPT: &str = r#"
-set -e
-echo "--- cat /etc/os-release"
-cat /etc/os-release
 echo "--- the root file system, as the guest's kernel sees it"
 uname -sr
 grep ' / ' /proc/mounts
@@ -39,50 +44,87 @@ echo "--- a write into the share"
 echo "written by the guest, whose kernel is $(uname -r)" > /share/from-guest
 "#;
 
-pub(crate) fn run(workspace: &Workspace) -> Result<(), TaskError> {
-    debian::ensure(&[debian::BUILD, debian::VM, debian::ROOTFS])?;
-    let demo = workspace.demo();
-    let image = demo.join("image");
-    let (guest, rootfs) = provide(workspace, !image.exists())?;
-    let nydusbox = workspace.release_binary();
-    make_dir(&demo)?;
-    if let Some(rootfs) = rootfs {
-        Cmd::new(&nydusbox)
-            .words("image build")
-            .arg(&rootfs)
-            .arg(&image)
-            .shown()?;
-    }
+/// What is compared: the same words, by whichever way the shell has come.
+const FIRST_WORDS: &str = "echo '--- cat /etc/os-release'; cat /etc/os-release";
 
-    let share = demo.join("share");
+pub(crate) fn run(workspace: &Workspace) -> Result<(), TaskError> {
+    debian::ensure(&[debian::BUILD, debian::VM, debian::ROOTFS, debian::IMAGES])?;
+    let demo = workspace.demo();
+    let storage = demo.join("registry");
+    make_dir(&storage)?;
+    let registry = Registry::start(&storage)?;
+    let (guest, archive) = provide(workspace, image::size(&registry).is_err())?;
+    if let Some(archive) = archive {
+        image::push(&archive, &demo.join("layout"), &registry)?;
+    }
+    let runner = Runner {
+        nydusbox: &workspace.release_binary(),
+        guest: &guest,
+        data: &demo.join("data"),
+    };
+
+    let since = Instant::now();
+    let converted = image::convert(runner.nydusbox, &demo.join("converted"), &registry)?;
+    let convert = since.elapsed();
+
+    let (share, report) = (demo.join("share"), demo.join("report.json"));
     remove(&share)?;
     make_dir(&share)?;
     write(&share.join("from-host"), "written on the host\n")?;
-    // Or the second run would find in the cache all that the first one fetched.
-    let data = demo.join("data");
-    remove(&data)?;
-    let report = demo.join("report.json");
     remove(&report)?;
-    Cmd::new(&nydusbox)
-        .arg("run")
-        .arg(&image)
+    let sent = registry.sent();
+    let run = runner.run(&converted)?;
+    let first_output = run
         .arg("--share")
         .arg(&share)
-        .arg("--guest-root")
-        .arg(&guest)
-        .arg("--data-dir")
-        .arg(&data)
         .arg("--report")
         .arg(&report)
-        .args(["--", "sh", "-c", SCRIPT])
-        .shown_as("nydusbox run target/demo/image --share target/demo/share -- sh -c '...'")?;
-
+        .args(["--", "sh", "-c", &format!("set -e; {FIRST_WORDS}; {SCRIPT}")])
+        .streamed(
+            &format!("nydusbox run {converted} --share target/demo/share -- sh -c '...'"),
+            &mut io::stdout(),
+        )?;
+    let sent_bytes = registry.sent() - sent;
     println!("--- on the host: cat target/demo/share/from-guest");
     print!("{}", read(&share.join("from-guest"))?);
-    let report: Report =
+
+    let download = download::measure(&runner, &registry, &demo.join("download"), FIRST_WORDS)?;
+    let report =
         serde_json::from_str(&read(&report)?).map_err(|source| TaskError::Report { path: report, source })?;
-    print!("\n{report}");
+    let figures = Figures {
+        convert,
+        report,
+        first_output,
+        sent_bytes,
+        download,
+        packed_bytes: image::size(&registry)?,
+    };
+    print!("\n{figures}");
     Ok(())
+}
+
+/// Runs the command that was built; each time with nothing in its cache.
+#[derive(Debug)]
+struct Runner<'a> {
+    nydusbox: &'a Path,
+    guest: &'a Path,
+    data: &'a Path,
+}
+
+impl Runner<'_> {
+    /// `nydusbox run` on an image, so far without a command; it ends with this program.
+    fn run(&self, image: impl AsRef<OsStr>) -> Result<Cmd, TaskError> {
+        remove(self.data)?;
+        Ok(Cmd::new("setpriv")
+            .args(["--pdeathsig", "TERM", "--"])
+            .arg(self.nydusbox)
+            .arg("run")
+            .arg(image)
+            .arg("--guest-root")
+            .arg(self.guest)
+            .arg("--data-dir")
+            .arg(self.data))
+    }
 }
 
 /// Builds the command and, meanwhile, makes what the machine consists of: the one waits for the processors, the
