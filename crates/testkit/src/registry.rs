@@ -49,7 +49,8 @@ pub struct Registry {
     child: Child,
     address: SocketAddr,
     ca_file: Option<PathBuf>,
-    dir: TempDir,
+    storage: PathBuf,
+    _dir: TempDir,
     output: Option<JoinHandle<()>>,
 }
 
@@ -62,14 +63,30 @@ impl Registry {
     /// # Panics
     /// If it ends instead, with what it said; and as [`peers::require_program`].
     pub fn start(options: RegistryOptions) -> Result<Self, Skip> {
-        let program = peers::require_program("docker-registry")?;
         let dir = tempfile::tempdir().unwrap();
+        let storage = dir.path().join("data");
+        Self::start_in(options, dir, storage)
+    }
+
+    /// The same with what it stores in a directory that is the caller's.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_on(options: RegistryOptions, storage: &Path) -> Result<Self, Skip> {
+        Self::start_in(options, tempfile::tempdir().unwrap(), storage.to_owned())
+    }
+
+    fn start_in(options: RegistryOptions, dir: TempDir, storage: PathBuf) -> Result<Self, Skip> {
+        let program = peers::require_program("docker-registry")?;
         let tls = options.tls.then(|| certificates(dir.path()));
         let ca_file = tls.is_some().then(|| dir.path().join("ca.crt"));
         let config = dir.path().join("config.yml");
         fs::write(
             &config,
-            configuration(dir.path(), options.password, tls).to_string(),
+            configuration(dir.path(), &storage, options.password, tls).to_string(),
         )
         .unwrap();
         let mut child = Command::new(program)
@@ -91,7 +108,8 @@ impl Registry {
             child,
             address,
             ca_file,
-            dir,
+            storage,
+            _dir: dir,
             // Or it would stand still once the pipe is full.
             output: Some(thread::spawn(move || output.lines().for_each(drop))),
         })
@@ -118,8 +136,35 @@ impl Registry {
     /// If that is no digest.
     pub fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").unwrap();
-        let blobs = self.dir.path().join("data/docker/registry/v2/blobs/sha256");
+        let blobs = self.storage.join("docker/registry/v2/blobs/sha256");
         blobs.join(&hex[..2]).join(hex).join("data")
+    }
+
+    /// Whether a repository has this tag.
+    pub fn has_tag(&self, repository: &str, tag: &str) -> bool {
+        let tags = self.repository(repository).join("_manifests/tags");
+        tags.join(tag).join("current/link").exists()
+    }
+
+    /// The digests of the blobs a repository has, manifests not among them.
+    pub fn blobs_of(&self, repository: &str) -> Vec<String> {
+        let layers = self.repository(repository).join("_layers/sha256");
+        let complete = names_in(&layers)
+            .into_iter()
+            .filter(|hex| layers.join(hex).join("link").exists());
+        complete.map(|hex| format!("sha256:{hex}")).collect()
+    }
+
+    /// Uploads that were begun, and neither ended nor cancelled.
+    pub fn uploads_of(&self, repository: &str) -> Vec<String> {
+        let uploads = self.repository(repository).join("_uploads");
+        // Of a cancelled one it keeps a directory, but does not know it any more.
+        let is_known = |name: &String| uploads.join(name).join("startedat").exists();
+        names_in(&uploads).into_iter().filter(is_known).collect()
+    }
+
+    fn repository(&self, name: &str) -> PathBuf {
+        self.storage.join("docker/registry/v2/repositories").join(name)
     }
 }
 
@@ -149,13 +194,23 @@ fn address_in(output: &mut BufReader<ChildStderr>) -> Result<SocketAddr, String>
     Err(said)
 }
 
+/// None if there is no such directory.
+fn names_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 /// Its configuration, as JSON, which is YAML too.
-fn configuration(dir: &Path, password: bool, tls: Option<Value>) -> Value {
+fn configuration(dir: &Path, storage: &Path, password: bool, tls: Option<Value>) -> Value {
     let mut config = json!({
         "version": "0.1",
         "log": {"level": "info", "accesslog": {"disabled": true}},
         "storage": {
-            "filesystem": {"rootdirectory": dir.join("data")},
+            "filesystem": {"rootdirectory": storage},
             "delete": {"enabled": true},
             "maintenance": {"uploadpurging": {"enabled": false}},
         },

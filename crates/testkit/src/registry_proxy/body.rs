@@ -64,6 +64,32 @@ pub(super) fn pass_on(
     Content(content)
 }
 
+/// What `from` has, up to so many bytes; then the connection it is sent on breaks.
+pub(super) fn cut(mut from: Incoming, bytes: u64) -> Content {
+    let (sender, content) = mpsc::channel(1);
+    let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+    tokio::spawn(async move {
+        while left > 0 {
+            let Some(Ok(frame)) = from.frame().await else {
+                break;
+            };
+            let Ok(mut bytes) = frame.into_data() else {
+                continue;
+            };
+            bytes.truncate(left);
+            left -= bytes.len();
+            if sender.send(Ok(bytes)).await.is_err() {
+                return;
+            }
+        }
+        // As in `Sending::fail`.
+        if let Ok(room) = sender.reserve().await {
+            room.send(Err(io::Error::other("cut, as was asked for")));
+        }
+    });
+    Content(content)
+}
+
 /// The client is gone.
 struct Gone;
 

@@ -33,7 +33,7 @@ mod tokens;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -61,7 +61,13 @@ pub enum Part {
     PutManifest,
     /// GET or HEAD of a blob.
     Blob,
-    /// Anything that uploads a blob.
+    /// POST: a blob is to be uploaded, or mounted.
+    BeginUpload,
+    /// PATCH: a piece of it.
+    UploadPiece,
+    /// PUT: its end.
+    EndUpload,
+    /// GET or DELETE of an upload.
     Upload,
     /// A token, from the token service.
     Token,
@@ -69,7 +75,7 @@ pub enum Part {
     Other,
 }
 
-/// What goes wrong. The last five concern answers that have content, so that they never meet a HEAD.
+/// What goes wrong. The last five concern answers, of which some have content, so that they never meet a HEAD.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Answered with this status, and an error of a registry's form.
@@ -81,6 +87,10 @@ pub enum Fault {
     },
     /// Never answered.
     Silence,
+    /// The connection is closed after this many bytes of the request's content; the registry gets those.
+    CutRequest(u64),
+    /// The registry does it, and the connection is closed instead of an answer.
+    Unheard,
     /// The connection is closed after this many bytes of content.
     CloseAfter(u64),
     /// The content's first byte is another one.
@@ -102,8 +112,11 @@ impl Fault {
         }
     }
 
-    fn needs_content(self) -> bool {
-        !matches!(self, Self::Status { .. } | Self::Silence)
+    fn concerns_the_answer(self) -> bool {
+        !matches!(
+            self,
+            Self::Status { .. } | Self::Silence | Self::CutRequest(_) | Self::Unheard
+        )
     }
 }
 
@@ -159,6 +172,8 @@ struct State {
     faults: Vec<(Part, Fault, u64)>,
     tokens: Option<Tokens>,
     redirects: bool,
+    /// The number of the request that is never answered.
+    held: Option<usize>,
     asked: Vec<Asked>,
     blobs: BTreeMap<String, BlobCounters>,
     bytes: u64,
@@ -168,13 +183,13 @@ struct State {
 
 impl State {
     /// The fault that meets a request, used up by one.
-    fn take_fault(&mut self, part: Part, has_content: bool) -> Option<Fault> {
+    fn take_fault(&mut self, part: Part, is_head: bool) -> Option<Fault> {
         let next = self
             .faults
             .iter_mut()
             .find(|(at, _, left)| *at == part && *left > 0);
         // A HEAD does not use up what is meant for a GET.
-        let (_, fault, left) = next.filter(|(_, fault, _)| has_content || !fault.needs_content())?;
+        let (_, fault, left) = next.filter(|(_, fault, _)| !is_head || !fault.concerns_the_answer())?;
         *left -= 1;
         Some(*fault)
     }
@@ -186,6 +201,8 @@ struct Shared {
     registry: SocketAddr,
     storage: SocketAddr,
     state: Mutex<State>,
+    /// Something was asked or answered.
+    changed: Condvar,
 }
 
 impl Shared {
@@ -219,6 +236,7 @@ impl RegistryProxy {
             registry,
             storage,
             state: Mutex::default(),
+            changed: Condvar::new(),
         });
         // On one thread, nothing is sent before what was sent earlier has been written: `body.rs` relies on it.
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -271,6 +289,22 @@ impl RegistryProxy {
     /// Whether GETs of blobs are sent to another origin.
     pub fn redirect_blobs(&self, to_storage: bool) {
         self.shared.state().redirects = to_storage;
+    }
+
+    /// The request of this number, counted from 1 since the last [`Self::forget`], is never answered, nor done.
+    pub fn hold(&self, number: Option<usize>) {
+        self.shared.state().held = number;
+    }
+
+    /// Waits until `condition` holds of what was asked; `false` if it doesn't until the deadline.
+    pub fn wait_until(&self, deadline: Duration, condition: impl Fn(&[Asked]) -> bool) -> bool {
+        let state = self.shared.state();
+        let waited = self
+            .shared
+            .changed
+            .wait_timeout_while(state, deadline, |state| !condition(&state.asked));
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        condition(&state.asked)
     }
 
     /// Everything that was asked, in order.

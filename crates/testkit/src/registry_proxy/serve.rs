@@ -1,11 +1,10 @@
 //! How a request is answered: late, refused, redirected or passed on.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use hyper::body::Incoming;
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{
     AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
     WWW_AUTHENTICATE,
@@ -34,7 +33,7 @@ pub(super) async fn accept(listener: TcpListener, origin: Origin, shared: &Arc<S
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
             let serve = service_fn(|request| answer(request, origin, &shared));
-            // A client that goes away in the middle is its own business, and a cut is one's own doing.
+            // A client that goes away in the middle is its own business, and a cut or a close is one's own doing.
             let _end = server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), serve)
                 .await;
@@ -75,7 +74,13 @@ impl Target {
             let part = if reads { Part::Manifest } else { Part::PutManifest };
             named(part, repository, None)
         } else if let Some((repository, _)) = rest.split_once("/blobs/uploads/") {
-            named(Part::Upload, repository, None)
+            let part = match *method {
+                Method::POST => Part::BeginUpload,
+                Method::PATCH => Part::UploadPiece,
+                Method::PUT => Part::EndUpload,
+                _ => Part::Upload,
+            };
+            named(part, repository, None)
         } else if let Some((repository, digest)) = rest.split_once("/blobs/") {
             named(Part::Blob, repository, Some(digest))
         } else if let Some((repository, _)) = rest.split_once("/tags/") {
@@ -90,7 +95,7 @@ async fn answer(
     request: Request<Incoming>,
     origin: Origin,
     shared: &Arc<Shared>,
-) -> Result<Response<Content>, Infallible> {
+) -> Result<Response<Content>, Closed> {
     let header = |name: HeaderName| {
         let value = request.headers().get(name)?.to_str().ok()?;
         Some(value.to_owned())
@@ -107,24 +112,42 @@ async fn answer(
             authorization: header(AUTHORIZATION),
             status: None,
         });
-        state.asked.len() - 1
+        state.asked.len()
     };
+    shared.changed.notify_all();
+    let held = shared.state().held;
+    if held == Some(number) {
+        return std::future::pending().await;
+    }
     let latency = shared.state().conditions.latency;
     tokio::time::sleep(latency).await;
-    let response = decide(request, origin, target, shared).await;
+    let response = decide(request, origin, target, shared).await?;
     // It may have been forgotten meanwhile.
-    if let Some(asked) = shared.state().asked.get_mut(number) {
+    if let Some(asked) = shared.state().asked.get_mut(number - 1) {
         asked.status = Some(response.status().as_u16());
     }
+    shared.changed.notify_all();
     Ok(response)
 }
+
+/// Instead of an answer.
+#[derive(Debug)]
+struct Closed;
+
+impl std::fmt::Display for Closed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("closed, as was asked for")
+    }
+}
+
+impl std::error::Error for Closed {}
 
 async fn decide(
     request: Request<Incoming>,
     origin: Origin,
     target: Target,
     shared: &Arc<Shared>,
-) -> Response<Content> {
+) -> Result<Response<Content>, Closed> {
     let authorization = request.headers().get(AUTHORIZATION);
     let authorization = authorization
         .and_then(|value| value.to_str().ok())
@@ -135,29 +158,38 @@ async fn decide(
     if origin == Origin::Registry && target.part != Part::Token {
         let refusal = refuse(request.method(), authorization.as_deref(), &target, shared);
         if let Some(refusal) = refusal {
-            return refusal;
+            return Ok(refusal);
         }
     }
     if redirect {
         let to = format!("http://{}{}", shared.storage, request.uri());
-        return respond(StatusCode::TEMPORARY_REDIRECT, &[(LOCATION, &to)], "");
+        return Ok(respond(StatusCode::TEMPORARY_REDIRECT, &[(LOCATION, &to)], ""));
     }
-    let fault = shared.state().take_fault(target.part, gets);
+    let is_head = *request.method() == Method::HEAD;
+    let fault = shared.state().take_fault(target.part, is_head);
     match fault {
         Some(Fault::Silence) => std::future::pending().await,
         Some(Fault::Status {
             status,
             retry_after_seconds,
-        }) => return injected(status, retry_after_seconds),
+        }) => return Ok(injected(status, retry_after_seconds)),
+        Some(Fault::CutRequest(bytes)) => {
+            let _cut = forward(request.map(|content| body::cut(content, bytes)), shared).await;
+            return Err(Closed);
+        }
+        Some(Fault::Unheard) => {
+            let _unheard = forward(request, shared).await;
+            return Err(Closed);
+        }
         _ => {}
     }
     if target.part == Part::Token {
-        return give_token(request.uri(), authorization.as_deref(), shared);
+        return Ok(give_token(request.uri(), authorization.as_deref(), shared));
     }
-    match forward(request, shared).await {
+    Ok(match forward(request, shared).await {
         Ok(response) => spoil(response, fault, target.blob.filter(|_| gets), shared),
         Err(error) => respond(StatusCode::BAD_GATEWAY, &[], &error.to_string()),
-    }
+    })
 }
 
 /// The answer to who comes without a good token, where one is demanded.
@@ -226,7 +258,10 @@ fn give_token(uri: &Uri, authorization: Option<&str>, shared: &Shared) -> Respon
 }
 
 /// Asks the registry behind. It sees the name by which its client calls us, and tells it where to go on by that.
-async fn forward(request: Request<Incoming>, shared: &Shared) -> io::Result<Response<Incoming>> {
+async fn forward<B>(request: Request<B>, shared: &Shared) -> io::Result<Response<Incoming>>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+{
     let stream = TcpStream::connect(shared.upstream).await?;
     let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -250,7 +285,7 @@ fn spoil(
         }
         Some(Fault::TooShort) => change_length(&mut parts.headers, |length| length.saturating_sub(1)),
         Some(Fault::TooLong) => change_length(&mut parts.headers, |length| length + 1),
-        Some(Fault::CloseAfter(_) | Fault::WrongContent | Fault::Status { .. } | Fault::Silence) | None => {}
+        _ => {}
     }
     if let Some(blob) = &blob {
         shared.state().blobs.entry(blob.clone()).or_default().gets += 1;
