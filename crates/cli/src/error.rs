@@ -17,6 +17,9 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use nydusbox::{ExitCause, StartCause, StartError};
+use nydusbox_image::registry_error;
+
+use crate::commands::registry;
 
 /// A failure on its way to the user.
 #[derive(Debug)]
@@ -52,10 +55,10 @@ impl Failure {
         Self::chain("failed to ".to_owned(), error)
     }
 
-    fn chain(mut sentence: String, error: &(dyn Error + 'static)) -> Self {
-        let mut last = error.to_string();
+    fn chain(mut sentence: String, cause: &(dyn Error + 'static)) -> Self {
+        let mut last = cause.to_string();
         sentence.push_str(&last);
-        let mut next = error.source();
+        let mut next = cause.source();
         while let Some(error) = next {
             let text = error.to_string();
             // A transparent error has the text of its source.
@@ -65,7 +68,10 @@ impl Failure {
             last = text;
             next = error.source();
         }
-        Self::plain(sentence)
+        Self {
+            hint: registry_error(cause).and_then(registry::remedy),
+            ..Self::plain(sentence)
+        }
     }
 
     /// A failure without a cause of another kind.

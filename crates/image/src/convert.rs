@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! ImageSource -> layers made before (convert/reuse.rs) | layer_pool -> merge -> bootstrap
-//!             -> ImageSink: blobs, original layers that are kept, bootstrap layer, config
-//!                (convert/manifest.rs), manifest last
+//!             -> ImageSink, beside that (transfer.rs): blobs, original layers that are kept, bootstrap layer,
+//!                config (convert/manifest.rs); the manifest last
 //! ```
 //! What is under way is in a temporary directory that goes with the call. Blobs that reached the sink stay there
 //! when it fails, for the next try; nothing names them until the manifest does. Read `convert/manifest.rs` next.
@@ -16,14 +16,13 @@ mod reuse;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 use tempfile::TempDir;
 
 pub use config::{ConvertConfig, Mode};
 pub use error::ConvertError;
-pub(crate) use manifest::{BOOTSTRAP, SOURCE_DIGEST};
+pub(crate) use manifest::{BOOTSTRAP, REFERENCE, SOURCE_DIGEST};
 
 use crate::config::FsVersion;
 use crate::layer_pool::{LayerSource, blob_path, convert_layers};
@@ -37,6 +36,7 @@ use crate::rafs::reference::{Original, Unindexed};
 use crate::rafs::tail::BlobFormat;
 use crate::rafs::with_nydus;
 use crate::source::{Descriptor, ImageSink, ImageSource, MediaType, SourceImage};
+use crate::transfer::{Job, TransferSummary, Transfers};
 use error::{layer_error, merge_error};
 use manifest::BlobLayer;
 
@@ -52,6 +52,8 @@ pub struct ConvertSummary {
     pub layers: Vec<ConvertedLayerSummary>,
     /// The bootstrap as a file, in bytes.
     pub bootstrap_bytes: u64,
+    /// What it took to have all blobs there: those of the layers, the bootstrap's and the configuration.
+    pub transfer: TransferSummary,
 }
 
 /// What became of a layer.
@@ -86,6 +88,23 @@ pub fn convert(
     config: &ConvertConfig,
     progress: &dyn Progress,
 ) -> Result<ConvertSummary, ConvertError> {
+    convert_to_end(source, sink, previous, config, progress).map_err(|error| {
+        // Whatever the places make of being stopped.
+        if progress.is_cancelled() {
+            ConvertError::Cancelled
+        } else {
+            error
+        }
+    })
+}
+
+fn convert_to_end(
+    source: &dyn ImageSource,
+    sink: &dyn ImageSink,
+    previous: Option<&dyn ImageSource>,
+    config: &ConvertConfig,
+    progress: &dyn Progress,
+) -> Result<ConvertSummary, ConvertError> {
     if config.mode == Mode::Reference && config.format.fs_version != FsVersion::V6 {
         return Err(ConvertError::ReferenceVersion);
     }
@@ -99,64 +118,51 @@ pub fn convert(
     if let Some(known) = &known {
         layers.reuse(known, format);
     }
-    layers.convert(source, sink, format, &dictionary, progress)?;
-
-    progress.begin(Phase::Finish, None);
-    let (layers, blobs) = layers.finish();
-    let merged = merge(&layers).map_err(|error| merge_error(error, &image))?;
-    let bootstrap = work.path().join(crate::BOOTSTRAP_FILE);
-    write_bootstrap(&merged, format, &bootstrap)?;
-    stop_if_asked(progress)?;
-    let extra = dictionary_layers(&merged, &blobs, sink)?;
-    for (number, blob) in blobs.iter().enumerate() {
-        if blob.reused && !sink.has(&blob.descriptor)? {
-            put_blob(blob, number, work.path(), sink)?;
-        }
+    let transfers = Transfers::new(sink);
+    let (made, transfer) = transfers.beside(progress, || {
+        layers.convert(source, &transfers, format, &dictionary, progress)?;
+        progress.begin(Phase::Finish, None);
+        let (layers, blobs) = layers.finish();
+        let merged = merge(&layers).map_err(|error| merge_error(error, &image))?;
+        let bootstrap = work.path().join(crate::BOOTSTRAP_FILE);
+        write_bootstrap(&merged, format, &bootstrap)?;
         stop_if_asked(progress)?;
-    }
-    put_originals(&merged, &blobs, source, sink, progress)?;
-    let (bootstrap_layer, diff_id) = manifest::bootstrap_layer(&bootstrap, format.fs_version, work.path())?;
-    let mut file = File::open(&bootstrap_layer.path)
-        .map_err(|source| ConvertError::work(&bootstrap_layer.path, source))?;
-    sink.put(&bootstrap_layer.descriptor, &mut file)?;
-    let written = manifest::Written::new(&image, &blobs, &extra, &bootstrap_layer.descriptor, &diff_id)?;
-    sink.put(&written.config, &mut &*written.config_bytes)?;
+        let extra = dictionary_layers(&merged, &blobs, sink)?;
+        if let Some(previous) = previous {
+            for blob in blobs.iter().filter(|blob| blob.reused) {
+                transfers.add(Job::of(previous, &blob.descriptor));
+            }
+        }
+        for original in originals(&merged, &blobs) {
+            transfers.add(Job::of(source, original));
+        }
+        let (bootstrap_layer, diff_id) =
+            manifest::bootstrap_layer(&bootstrap, format.fs_version, work.path())?;
+        let bytes = fs::metadata(&bootstrap).map_err(|source| ConvertError::work(&bootstrap, source))?;
+        let written = manifest::Written::new(&image, &blobs, &extra, &bootstrap_layer.descriptor, &diff_id)?;
+        transfers.add(Job::new(bootstrap_layer.descriptor, bootstrap_layer.path));
+        transfers.add(Job::new(written.config, written.config_bytes));
+        stop_if_asked(progress)?;
+        Ok::<_, ConvertError>((written.manifest_bytes, blobs, bytes.len()))
+    })?;
+    let (manifest_bytes, blobs, bootstrap_bytes) = made;
     stop_if_asked(progress)?;
-    let digest = sink.publish(&written.manifest_bytes, &MediaType::ImageManifest)?;
-    let bytes = fs::metadata(&bootstrap).map_err(|source| ConvertError::work(&bootstrap, source))?;
+    let digest = sink.publish(&manifest_bytes, &MediaType::ImageManifest)?;
     Ok(ConvertSummary {
         digest: digest.to_string(),
         fs_version: format.fs_version,
         layers: blobs.iter().map(BlobLayer::summary).collect(),
-        bootstrap_bytes: bytes.len(),
+        bootstrap_bytes,
+        transfer,
     })
 }
 
-/// Writes the blob of the layer of this number, which then takes no room any more among what is under way.
-fn put_blob(blob: &BlobLayer, number: usize, work: &Path, sink: &dyn ImageSink) -> Result<(), ConvertError> {
-    let path = blob_path(work, number);
-    let failed = |source| ConvertError::work(&path, source);
-    sink.put(&blob.descriptor, &mut File::open(&path).map_err(failed)?)?;
-    fs::remove_file(&path).map_err(failed)
-}
-
-/// Sees to it that the layers which the image's data stays in are where the indices are.
-fn put_originals(
-    merged: &Merged,
-    blobs: &[BlobLayer],
-    source: &dyn ImageSource,
-    sink: &dyn ImageSink,
-    progress: &dyn Progress,
-) -> Result<(), ConvertError> {
-    let used =
-        |layer: &&BlobLayer| layer.is_index && merged.blobs.iter().any(|blob| blob.id == layer.data_id());
-    for layer in blobs.iter().filter(used) {
-        if !sink.has(&layer.source)? {
-            sink.put(&layer.source, &mut *source.blob(&layer.source)?)?;
-        }
-        stop_if_asked(progress)?;
-    }
-    Ok(())
+/// The layers which the image's data stays in: they have to be where the indices are.
+fn originals<'b>(merged: &'b Merged, blobs: &'b [BlobLayer]) -> impl Iterator<Item = &'b Descriptor> {
+    let used = move |layer: &&BlobLayer| {
+        layer.is_index && merged.blobs.iter().any(|blob| blob.id == layer.data_id())
+    };
+    blobs.iter().filter(used).map(|layer| &layer.source)
 }
 
 fn stop_if_asked(progress: &dyn Progress) -> Result<(), ConvertError> {
@@ -235,12 +241,12 @@ impl<'a> Layers<'a> {
         }
     }
 
-    /// Converts the others, and writes each blob as soon as it is there: what is complete when a later layer fails, or
-    /// the process dies, need not be made again.
+    /// Converts the others, and has each blob written as soon as it is there: what is complete when a later layer fails,
+    /// or the process dies, need not be made again.
     fn convert(
         &mut self,
         source: &dyn ImageSource,
-        sink: &dyn ImageSink,
+        transfers: &Transfers<'_>,
         format: BlobFormat,
         dictionary: &Dictionary,
         progress: &dyn Progress,
@@ -263,23 +269,16 @@ impl<'a> Layers<'a> {
                 keep: self.original(&all[*at]).and_then(Result::ok),
             })
             .collect();
-        let refused = Mutex::new(None);
         let take = |number: usize, converted: &ConvertedLayer| {
-            let blob = self.blob_layer(number, converted);
-            match blob.and_then(|blob| put_blob(&blob, number, self.work, sink)) {
-                Ok(()) => true,
-                Err(error) => {
-                    let mut refused = refused.lock().unwrap_or_else(PoisonError::into_inner);
-                    refused.get_or_insert(error);
-                    false
-                }
+            let path = blob_path(self.work, number);
+            match self.blob_layer(number, converted) {
+                Ok(blob) => transfers.add(Job::new(blob.descriptor, path.clone()).removing(path)),
+                // Told when all are done.
+                Err(_) => true,
             }
         };
-        let converted = convert_layers(&sources, format, dictionary, self.work, &take, progress);
-        if let Some(error) = refused.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
-        }
-        let converted = converted.map_err(|failed| layer_error(failed, self.image, self.work))?;
+        let converted = convert_layers(&sources, format, dictionary, self.work, &take, progress)
+            .map_err(|failed| layer_error(failed, self.image, self.work))?;
         for (at, converted) in missing.iter().copied().zip(converted) {
             let layer = self.blob_layer(at, &converted)?;
             self.done[at] = Some((converted.into(), layer));

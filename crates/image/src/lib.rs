@@ -35,10 +35,12 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod built_source;
 mod check;
 mod chunk_reader;
 mod config;
 mod convert;
+mod copy;
 mod diff;
 mod error;
 #[doc(hidden)]
@@ -53,20 +55,24 @@ mod optimize;
 mod progress;
 mod rafs;
 mod rafs_config;
+mod registry_error;
 mod scan;
 pub mod source;
 mod staging;
 mod store;
 mod summary;
 mod trace;
+mod transfer;
 mod tree;
 
 pub use build::build;
+pub use built_source::BuiltSource;
 pub use check::{CheckProblem, CheckReport};
 pub use config::{
     BuildConfig, ChunkSize, ChunkSizeError, Compressor, FsVersion, RafsFormat, Source, UnknownName,
 };
 pub use convert::{ConvertConfig, ConvertError, ConvertSummary, ConvertedLayerSummary, Mode, convert};
+pub use copy::{CopyError, CopySummary, copy};
 pub use diff::{Aspect, Change, Difference};
 pub use error::BuildError;
 pub use image_dir::{ImageDir, OpenError};
@@ -78,12 +84,14 @@ pub use progress::{Phase, Progress, Quiet};
 pub use rafs::NYDUS_THREAD;
 pub use rafs::reference::Unindexed;
 pub use rafs_config::{BlobsAt, RafsConfig, RafsConfigError};
+pub use registry_error::registry_error;
 pub use store::{
     BlobCache, CacheGuard, CacheReport, GcConfig, GcReport, GetRequest, ImageData, ImageUse, InUse,
     PullPolicy, Store, StoreError, StoredEntry, StoredImage, StoredKind,
 };
 pub use summary::{BlobSummary, BuildSummary};
 pub use trace::{StartupTrace, TraceError, TraceRead};
+pub use transfer::TransferSummary;
 
 /// The bootstrap's name inside an image directory.
 pub const BOOTSTRAP_FILE: &str = "image.boot";

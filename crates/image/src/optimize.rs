@@ -12,7 +12,8 @@ mod front;
 mod plan;
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ use crate::rafs::bootstrap::BootstrapPlan;
 use crate::rafs::load::Loaded;
 use crate::rafs::tail::BlobFormat;
 use crate::rafs::{prefetch, with_nydus};
-use crate::source::{Descriptor, ImageSink, ImageSource, MediaType, Platform, SourceImage};
+use crate::source::{BlobContent, Descriptor, ImageSink, ImageSource, MediaType, Platform, SourceImage};
 use crate::staging::Staging;
 use crate::summary::BuildSummary;
 use crate::trace::StartupTrace;
@@ -98,6 +99,23 @@ pub fn optimize(
     config: &OptimizeConfig,
     progress: &dyn Progress,
 ) -> Result<OptimizeSummary, OptimizeError> {
+    optimize_to_end(source, sink, trace, config, progress).map_err(|error| {
+        // Whatever the places make of being stopped.
+        if progress.is_cancelled() {
+            OptimizeError::Cancelled
+        } else {
+            error
+        }
+    })
+}
+
+fn optimize_to_end(
+    source: Box<dyn ImageSource>,
+    sink: &dyn ImageSink,
+    trace: &StartupTrace,
+    config: &OptimizeConfig,
+    progress: &dyn Progress,
+) -> Result<OptimizeSummary, OptimizeError> {
     let described = source.image(&config.platform)?;
     let image = NydusImage::open_source(source, &config.platform)?;
     let parent = config.work_dir.clone().unwrap_or_else(std::env::temp_dir);
@@ -115,14 +133,14 @@ pub fn optimize(
     copy_blobs(&image, &described, sink, progress)?;
     let front = manifest::blob_descriptor(&made.summary.front_blob, made.front_file_bytes)
         .map_err(OptimizeError::Document)?;
-    put_file(sink, &front, &made.front_path)?;
+    sink.put(&front, &made.front_path)?;
     let (bootstrap, diff_id) =
         manifest::bootstrap_layer(&made.bootstrap, image.loaded.fs_version, work.path())
             .map_err(OptimizeError::Document)?;
-    put_file(sink, &bootstrap.descriptor, &bootstrap.path)?;
+    sink.put(&bootstrap.descriptor, &bootstrap.path)?;
     let written = manifest::Written::with_front(&described, &front, &bootstrap.descriptor, &diff_id)
         .map_err(OptimizeError::Document)?;
-    sink.put(&written.config, &mut &*written.config_bytes)?;
+    sink.put(&written.config, &written.config_bytes)?;
     stop_if_asked(progress)?;
     sink.publish(&written.manifest_bytes, &MediaType::ImageManifest)?;
     Ok(made.summary)
@@ -302,17 +320,20 @@ fn copy_blobs(
     let originals = image.originals().map_err(OptimizeError::place)?;
     for layer in layers[..layers.len().saturating_sub(1)].iter().chain(&originals) {
         stop_if_asked(progress)?;
-        if !sink.has(layer)? {
-            let mut content = image.layer(layer).map_err(OptimizeError::place)?;
-            sink.put(layer, &mut *content)?;
-        }
+        sink.put(layer, &LayerOf { image, layer })?;
     }
     Ok(())
 }
 
-fn put_file(sink: &dyn ImageSink, descriptor: &Descriptor, path: &Path) -> Result<(), OptimizeError> {
-    let mut file = File::open(path).map_err(|e| OptimizeError::work(path, e))?;
-    Ok(sink.put(descriptor, &mut file)?)
+struct LayerOf<'a> {
+    image: &'a NydusImage,
+    layer: &'a Descriptor,
+}
+
+impl BlobContent for LayerOf<'_> {
+    fn open(&self) -> io::Result<Box<dyn Read + Send + '_>> {
+        self.image.layer(self.layer)
+    }
 }
 
 fn stop_if_asked(progress: &dyn Progress) -> Result<(), OptimizeError> {

@@ -14,6 +14,9 @@ pub enum Phase {
     Scan,
     /// Reading, compressing and writing the data. Position and total: bytes of the source's content.
     Data,
+    /// Writing blobs that are not written yet, or sending them. Position and total: bytes of all blobs, those that
+    /// need not be written among them.
+    Send,
     /// Writing the metadata out, reading it back, putting the image in its place. No positions.
     Finish,
 }

@@ -5,6 +5,7 @@
 //! OCI. Read `rafs/blob.rs` for what is said of a blob, then `rafs/chunks.rs` and `rafs/bootstrap.rs`.
 
 pub(crate) mod blob;
+pub(crate) mod blob_bytes;
 pub(crate) mod bootstrap;
 mod bounds;
 pub(crate) mod chunks;

@@ -2,6 +2,7 @@
 
 pub(super) mod bar;
 mod convert;
+mod copy;
 mod format;
 mod look;
 mod mount;
@@ -27,6 +28,8 @@ pub(crate) enum ImageCommand {
     Build(BuildArgs),
     /// Convert an OCI image to one that is fetched as it is read
     Convert(convert::ConvertArgs),
+    /// Copy an image as it is: into a registry, or out of one
+    Copy(copy::CopyArgs),
     /// Have an image here, ready to run
     Pull(store::PullArgs),
     /// List the images that are here
@@ -72,6 +75,7 @@ pub(crate) fn main(
     let done = match command {
         ImageCommand::Build(args) => run(&args).map_err(|failure| failure.code(FAILED)),
         ImageCommand::Convert(args) => convert::run(&args),
+        ImageCommand::Copy(args) => copy::run(&args),
         ImageCommand::Pull(args) => store::pull(args),
         ImageCommand::Ls(args) => store::ls(args),
         ImageCommand::Rm(args) => state_dir(&args.place).and_then(|dir| store::rm(args, &dir)),

@@ -15,7 +15,7 @@ mod metrics;
 mod mount;
 mod output;
 pub(crate) mod overlayfs;
-mod registry;
+pub(crate) mod registry;
 mod run;
 mod size;
 mod start;

@@ -1,9 +1,11 @@
 //! How registries are reached: the options of every command that takes an image's reference.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::Args;
-use nydusbox_image::source::AccessOptions;
+use nydusbox_image::source::{AccessOptions, ImageRef, RegistryError};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Registry options")]
@@ -28,6 +30,16 @@ pub(crate) struct RegistryArgs {
 }
 
 impl RegistryArgs {
+    /// For a command that reads `source` and writes what it makes of it, until it is `cancelled`.
+    pub(crate) fn access_between(&self, source: &ImageRef, cancelled: &Arc<AtomicBool>) -> AccessOptions {
+        let mut access = self.access();
+        if let ImageRef::Docker { name } = source {
+            access.mount_from = Some(name.clone());
+        }
+        access.stop = Some(Arc::clone(cancelled));
+        access
+    }
+
     pub(crate) fn access(&self) -> AccessOptions {
         let mut access = AccessOptions::default();
         access.auth_file.clone_from(&self.authfile);
@@ -37,4 +49,25 @@ impl RegistryArgs {
         access.skip_verify = self.tls_skip_verify;
         access
     }
+}
+
+/// What the user can do about a registry that does not do what it is asked.
+pub(crate) fn remedy(error: &RegistryError) -> Option<String> {
+    Some(match error {
+        RegistryError::NoCredentials { host } | RegistryError::Unauthorized { host } => {
+            format!("log in with `docker login {host}`, or name a file with other credentials by --authfile")
+        }
+        RegistryError::PushDenied { repository, .. } => format!(
+            "the account has to be permitted to push to {repository}; a file with other credentials is named by \
+             --authfile"
+        ),
+        RegistryError::RequestTooLarge { .. } => {
+            "raise the limit of the registry, or of the proxy in front of it (nginx: client_max_body_size)"
+                .to_owned()
+        }
+        RegistryError::TooManyRequests { .. } | RegistryError::Status { status: 500.., .. } => {
+            "try again later: what is complete by now is not transferred again".to_owned()
+        }
+        _ => return None,
+    })
 }

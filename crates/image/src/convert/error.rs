@@ -104,7 +104,7 @@ pub enum ConvertError {
 }
 
 impl ConvertError {
-    pub(super) fn work(path: &Path, source: io::Error) -> Self {
+    pub(crate) fn work(path: &Path, source: io::Error) -> Self {
         if is_out_of_space(&source) {
             return Self::OutOfSpace {
                 path: path.to_owned(),

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::{ConvertError, ConvertedLayerSummary};
 use crate::config::FsVersion;
 use crate::rafs::reference::Unindexed;
-use crate::source::{Descriptor, Digest, MediaType, SourceImage, sha256_of};
+use crate::source::{Descriptor, Digest, MediaType, Platform, SourceImage, sha256_of};
 
 /// Media type of a blob of RAFS.
 pub(crate) const BLOB_TYPE: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
@@ -26,7 +26,7 @@ const FS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version";
 /// The layer a blob was made of.
 pub(crate) const SOURCE_DIGEST: &str = "containerd.io/snapshot/nydus-source-digest";
 /// The original layer that an index is of; the registry has to have it too.
-pub(super) const REFERENCE: &str = "containerd.io/snapshot/nydus-ref";
+pub(crate) const REFERENCE: &str = "containerd.io/snapshot/nydus-ref";
 /// Where in its layer the bootstrap is.
 const BOOTSTRAP_NAME: &str = "image/image.boot";
 
@@ -228,7 +228,35 @@ impl Written {
         Self::of(image, &config, &layers)
     }
 
+    /// The documents of an image that was built in nydus' form: there is no original to take anything from.
+    pub(crate) fn of_built(
+        platform: &Platform,
+        blobs: &[Descriptor],
+        bootstrap: &Descriptor,
+        diff_id: &str,
+    ) -> Result<Self, ConvertError> {
+        let diff_ids = blobs.iter().map(|blob| blob.digest().to_string());
+        let diff_ids: Vec<_> = diff_ids.chain([diff_id.to_owned()]).collect();
+        let mut config = json!({
+            "os": platform.os, "architecture": platform.architecture, "config": {},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        if let Some(variant) = &platform.variant {
+            config["variant"] = json!(variant);
+        }
+        let layers: Vec<_> = blobs.iter().chain([bootstrap]).collect();
+        Self::with(None, &config, &layers)
+    }
+
     fn of(image: &SourceImage, config: &Value, layers: &[&Descriptor]) -> Result<Self, ConvertError> {
+        Self::with(image.manifest.annotations().as_ref(), config, layers)
+    }
+
+    fn with(
+        annotations: Option<&HashMap<String, String>>,
+        config: &Value,
+        layers: &[&Descriptor],
+    ) -> Result<Self, ConvertError> {
         let config_bytes = serde_json::to_vec(config).map_err(ConvertError::document)?;
         let config = Descriptor::new(
             MediaType::ImageConfig,
@@ -241,7 +269,7 @@ impl Written {
             "config": &config,
             "layers": layers,
         });
-        if let Some(annotations) = image.manifest.annotations() {
+        if let Some(annotations) = annotations {
             manifest["annotations"] = json!(annotations);
         }
         let manifest_bytes = serde_json::to_vec(&manifest).map_err(ConvertError::document)?;

@@ -1,9 +1,11 @@
 //! Layers that were converted before: their blobs are where the image goes, and have their own bootstraps.
 //!
 //! A blob is taken for a layer if its descriptor says that it was made of it, and if its bootstrap says that it
-//! was made as is asked now. Never trusts a blob further than its digest.
+//! was made as is asked now. A place that can give the end of a blob alone is asked for no more; the bootstrap in it is
+//! verified by the blob's table of contents. That goes as far as the manifest is to be trusted, which is from the same
+//! place. Everywhere else blobs are verified by their digest.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
@@ -13,6 +15,7 @@ use super::manifest::{BLOB, BLOB_TYPE, BlobLayer, REFERENCE, SOURCE_DIGEST};
 use super::{ConvertConfig, Mode, copy_to};
 use crate::merge::MergeLayer;
 use crate::rafs::blob::digest_from_hex;
+use crate::rafs::blob_bytes::{BlobBytes, EndOfBlob};
 use crate::rafs::load::load;
 use crate::rafs::reference::Unindexed;
 use crate::rafs::tail::{self, BlobFormat};
@@ -51,7 +54,7 @@ impl<'a> Previous<'a> {
         })
     }
 
-    /// The layer that `source` became, its blob copied to `path`; none if it wasn't converted like this.
+    /// The layer that `source` became; none if it wasn't converted like this. Files are made beside `path`, and go.
     pub(super) fn layer(
         &self,
         source: &Descriptor,
@@ -64,13 +67,31 @@ impl<'a> Previous<'a> {
         let Some(blob) = self.image.layers().iter().find(wanted) else {
             return Ok(None);
         };
+        if let Some(end) = EndOfBlob::fetch(self.place, blob)?
+            && let Some(bootstrap) = tail::listed_bootstrap_in(&end)?
+        {
+            return self.made(source, blob, &bootstrap, &end, (indexed, format, path));
+        }
         copy_to(&mut *self.place.blob(blob)?, path)?;
         let file = File::open(path)?;
+        fs::remove_file(path)?;
         let bootstrap = tail::bootstrap_in(&file)?;
+        self.made(source, blob, &bootstrap, &file, (indexed, format, path))
+    }
+
+    /// What `blob` with this bootstrap is, made of `source`.
+    fn made(
+        &self,
+        source: &Descriptor,
+        blob: &Descriptor,
+        bootstrap: &[u8],
+        bytes: &dyn BlobBytes,
+        (indexed, format, path): (bool, BlobFormat, &Path),
+    ) -> Result<Option<(MergeLayer, BlobLayer)>, ReuseError> {
         let boot_path = path.with_extension("boot");
-        std::fs::write(&boot_path, bootstrap)?;
+        fs::write(&boot_path, bootstrap)?;
         let loaded = with_nydus(|| load(&boot_path)).map_err(ReuseError::Bootstrap)?;
-        std::fs::remove_file(&boot_path)?;
+        fs::remove_file(&boot_path)?;
         if !loaded.is_of(format) {
             return Ok(None);
         }
@@ -78,7 +99,7 @@ impl<'a> Previous<'a> {
         let digest = digest_from_hex(id).ok_or(ReuseError::Descriptor)?;
         let mut blobs = loaded.blobs.clone();
         for own in blobs.iter_mut().filter(|blob| blob.is_own()) {
-            tail::complete(own, digest, &file)?;
+            tail::complete(own, digest, bytes)?;
             let of_source = own.id == source.digest().digest() && own.compressed_bytes == source.size();
             if own.is_original() != indexed || indexed && !of_source {
                 return Ok(None);

@@ -8,9 +8,7 @@
 //! "header" is a tar header that *follows* what it is about, so that all can be written without seeking and
 //! read from the end: the form nydus-snapshotter takes apart. Read `chunks.rs` for the data.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 
 use nydus_storage::device::BlobFeatures;
 use nydus_storage::meta::{BlobCompressionContextHeader, BlobMetaChunkArray, toc};
@@ -19,6 +17,7 @@ use nydus_utils::digest::{self, RafsDigest};
 use sha2::{Digest, Sha256};
 
 use super::blob::{Blob, ChunkTable, DIGESTER};
+use super::blob_bytes::BlobBytes;
 use super::chunks::{BlobFile, Data};
 use super::reference::Index;
 use crate::config::{ChunkSize, Compressor, FsVersion, RafsFormat};
@@ -337,9 +336,9 @@ fn sha256(bytes: &[u8]) -> RafsDigest {
 }
 
 /// Completes what the bootstrap inside a blob, which has the SHA-256 `digest`, could not say of the blob itself.
-pub(crate) fn complete(own: &mut Blob, digest: [u8; 32], blob: &File) -> io::Result<()> {
+pub(crate) fn complete(own: &mut Blob, digest: [u8; 32], blob: &dyn BlobBytes) -> io::Result<()> {
     own.features.remove(BlobFeatures::INLINED_FS_META);
-    let length = blob.metadata()?.len();
+    let length = blob.length()?;
     if own.is_original() {
         (own.meta_digest, own.meta_bytes) = (digest, length);
     } else {
@@ -356,15 +355,22 @@ pub(crate) fn complete(own: &mut Blob, digest: [u8; 32], blob: &File) -> io::Res
 }
 
 /// Reads the layer's bootstrap out of a blob: this crate's, nydus-image's or nydus-snapshotter's.
-pub(crate) fn bootstrap_in(blob: &File) -> io::Result<Vec<u8>> {
-    let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    let end = blob.metadata()?.len();
-    let (name, bytes, start) = last_entry(blob, end)?;
+pub(crate) fn bootstrap_in(blob: &dyn BlobBytes) -> io::Result<Vec<u8>> {
+    if let Some(bootstrap) = listed_bootstrap_in(blob)? {
+        return Ok(bootstrap);
+    }
+    let (name, bytes, start) = last_entry(blob, blob.length()?)?;
     if name == toc::TOC_ENTRY_BOOTSTRAP {
         return read_at(blob, start, bytes);
     }
+    Err(bad("there is no bootstrap at the end of the blob"))
+}
+
+/// The same of a blob with a table of contents, by whose digest the bootstrap is verified; none if it has no table.
+pub(crate) fn listed_bootstrap_in(blob: &dyn BlobBytes) -> io::Result<Option<Vec<u8>>> {
+    let (name, bytes, start) = last_entry(blob, blob.length()?)?;
     if name != toc::TOC_ENTRY_BLOB_TOC {
-        return Err(bad("there is no bootstrap at the end of the blob"));
+        return Ok(None);
     }
     let table = read_at(blob, start, bytes)?;
     for entry in table.chunks_exact(TOC_ENTRY_BYTES) {
@@ -380,28 +386,38 @@ pub(crate) fn bootstrap_in(blob: &File) -> io::Result<Vec<u8>> {
         let (offset, compressed, plain) = (number(56), number(64), number(72));
         let stored = read_at(blob, offset, compressed)?;
         // The flags' bits are those of the compressors: 1 is none, 2 is zstd (toc.rs of nydus-storage).
-        return match entry[0] {
-            1 => Ok(stored),
+        let bootstrap = match entry[0] {
+            1 => stored,
             2 => {
                 let mut bootstrap = Vec::new();
                 let most = plain.min(MAX_BOOTSTRAP_BYTES);
                 zstd::stream::read::Decoder::new(&stored[..])?
                     .take(most)
                     .read_to_end(&mut bootstrap)?;
-                Ok(bootstrap)
+                bootstrap
             }
-            _ => Err(bad("the bootstrap is compressed in an unknown way")),
+            _ => return Err(bad("the bootstrap is compressed in an unknown way")),
         };
+        if Sha256::digest(&bootstrap)[..] != entry[24..56] {
+            return Err(bad(
+                "the bootstrap is not the one in the blob's table of contents",
+            ));
+        }
+        return Ok(Some(bootstrap));
     }
     Err(bad("the blob's table of contents has no bootstrap"))
+}
+
+fn bad(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
 /// Larger than that of any image there is; nobody gets to have us allocate more.
 const MAX_BOOTSTRAP_BYTES: u64 = 1 << 30;
 
 /// Name, length and start of what ends before `end` with its header.
-fn last_entry(blob: &File, end: u64) -> io::Result<(String, u64, u64)> {
-    let bad = || io::Error::new(io::ErrorKind::InvalidData, "it does not end like a nydus blob");
+fn last_entry(blob: &dyn BlobBytes, end: u64) -> io::Result<(String, u64, u64)> {
+    let bad = || bad("it does not end like a nydus blob");
     let at = end.checked_sub(HEADER_BYTES).ok_or_else(bad)?;
     let mut block = [0; 512];
     blob.read_exact_at(&mut block, at)?;
@@ -411,8 +427,8 @@ fn last_entry(blob: &File, end: u64) -> io::Result<(String, u64, u64)> {
     Ok((name, bytes, at.checked_sub(bytes).ok_or_else(bad)?))
 }
 
-fn read_at(blob: &File, offset: u64, bytes: u64) -> io::Result<Vec<u8>> {
-    let length = blob.metadata()?.len();
+fn read_at(blob: &dyn BlobBytes, offset: u64, bytes: u64) -> io::Result<Vec<u8>> {
+    let length = blob.length()?;
     if bytes > MAX_BOOTSTRAP_BYTES || offset.checked_add(bytes).is_none_or(|end| end > length) {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }

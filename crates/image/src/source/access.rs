@@ -3,6 +3,8 @@
 //! Only values; what they mean for a registry is in `registry/hosts.rs`, `credentials.rs` and `retry.rs`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::registry::{RegistryName, Retry};
@@ -33,6 +35,8 @@ pub struct AccessOptions {
     /// An image of the registry that is written to. Blobs it has too need not be sent, where the registry can
     /// take them over from there.
     pub mount_from: Option<RegistryName>,
+    /// Who waits for a registry stops once this is set, and fails.
+    pub stop: Option<Arc<AtomicBool>>,
 }
 
 impl Default for AccessOptions {
@@ -47,6 +51,7 @@ impl Default for AccessOptions {
             retry: Retry::default(),
             silence: Duration::from_secs(30),
             mount_from: None,
+            stop: None,
         }
     }
 }

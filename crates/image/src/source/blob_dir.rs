@@ -11,7 +11,7 @@ use oci_spec::image::{Descriptor, Digest};
 use tempfile::NamedTempFile;
 
 use super::digest::Hasher;
-use super::{SinkError, Verified};
+use super::{BlobContent, Put, SinkError, Verified, blob_content};
 
 const COPY_BUFFER_BYTES: usize = 128 << 10;
 /// What the names of files begin with that are not complete.
@@ -53,10 +53,19 @@ impl BlobDir {
     ///
     /// # Errors
     /// See [`SinkError`].
-    pub(crate) fn put(&self, descriptor: &Descriptor, content: &mut dyn Read) -> Result<(), SinkError> {
+    pub(crate) fn put(&self, descriptor: &Descriptor, content: &dyn BlobContent) -> Result<Put, SinkError> {
         if self.has(descriptor)? {
-            return Ok(());
+            return Ok(Put::Present);
         }
+        self.write(descriptor, &mut *blob_content::open(descriptor, content)?)?;
+        Ok(Put::Written)
+    }
+
+    /// The same of content that can be read only once; it is written also if it is there already.
+    ///
+    /// # Errors
+    /// See [`SinkError`].
+    pub(crate) fn write(&self, descriptor: &Descriptor, content: &mut dyn Read) -> Result<(), SinkError> {
         let digest = descriptor.digest();
         let path = self.path_of(digest);
         let failed = |source| write_error(&path, source);

@@ -35,7 +35,7 @@ pub(crate) struct Document {
 
 impl Document {
     /// One that was found by name; its digest is its own.
-    pub(super) fn named(bytes: Vec<u8>, media_type: Option<MediaType>) -> Self {
+    pub(crate) fn named(bytes: Vec<u8>, media_type: Option<MediaType>) -> Self {
         let digest = sha256_of(&bytes);
         Self {
             bytes,

@@ -170,6 +170,12 @@ pub enum SourceError {
     },
 }
 
+impl From<RegistryError> for SinkError {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(Box::new(error))
+    }
+}
+
 impl From<RegistryError> for SourceError {
     fn from(error: RegistryError) -> Self {
         Self::Registry(Box::new(error))
@@ -196,7 +202,7 @@ pub enum DocumentName {
 #[non_exhaustive]
 pub enum SinkError {
     /// No images are written in this form.
-    #[error("{reference} cannot be written to; images go to oci: only")]
+    #[error("{reference} cannot be written to; images go to oci: and docker: only")]
     ReadOnly {
         /// The reference.
         reference: String,
@@ -221,6 +227,16 @@ pub enum SinkError {
     Content {
         /// Its digest.
         digest: Digest,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The registry doesn't take it.
+    #[error(transparent)]
+    Registry(Box<RegistryError>),
+    /// The threads that write can't be made.
+    #[error("cannot start a thread for writing blobs")]
+    NoThread {
         /// Why.
         #[source]
         source: io::Error,

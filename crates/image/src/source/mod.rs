@@ -9,6 +9,7 @@
 //! one that is far away.
 
 mod access;
+pub(crate) mod blob_content;
 pub(crate) mod blob_dir;
 mod digest;
 mod dir;
@@ -26,10 +27,12 @@ mod verify;
 
 use std::fmt;
 use std::io::Read;
+use std::ops::Range;
 
 pub use oci_spec::image::{Descriptor, Digest, ImageConfiguration, ImageManifest, MediaType};
 
 pub use access::AccessOptions;
+pub use blob_content::{BlobContent, BlobOf};
 pub use digest::{UnsupportedDigest, sha256_of};
 pub use error::{DocumentName, SinkError, SourceError};
 pub use oci_sink::OciLayoutSink;
@@ -82,6 +85,28 @@ pub trait ImageSource: fmt::Debug + Send + Sync {
     /// # Errors
     /// See [`SourceError`]. What goes wrong later is an error of the reader.
     fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, SourceError>;
+
+    /// The bytes of a blob in `range`, which cannot be verified by its digest; `None` where a blob can be read from its
+    /// beginning only.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    fn part(&self, descriptor: &Descriptor, range: Range<u64>) -> Result<Option<Vec<u8>>, SourceError> {
+        let _ = (descriptor, range);
+        Ok(None)
+    }
+}
+
+/// What it took to have a blob where it is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Put {
+    /// It was written.
+    Written,
+    /// It was there.
+    Present,
+    /// The registry took it over from another repository.
+    Mounted,
 }
 
 /// A place that takes an image: blobs first, then the manifests that name them, the root last.
@@ -95,11 +120,11 @@ pub trait ImageSink: fmt::Debug + Send + Sync {
     fn has(&self, descriptor: &Descriptor) -> Result<bool, SinkError>;
 
     /// Takes a blob, and checks its digest and length on the way. One that is there already is not written
-    /// again; `content` is then not read.
+    /// again; `content` is then not opened. Several may be put at once, from different threads.
     ///
     /// # Errors
     /// See [`SinkError`].
-    fn put(&self, descriptor: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), SinkError>;
+    fn put(&self, descriptor: &Descriptor, content: &dyn BlobContent) -> Result<Put, SinkError>;
 
     /// Takes a manifest that an index will name, by its digest only.
     ///
@@ -147,12 +172,12 @@ pub fn open_source(
 /// Opens the place that `reference` names, to write to it. An OCI layout is made if it isn't there.
 ///
 /// # Errors
-/// See [`SinkError`]; images are written in OCI's form only.
-pub fn open_sink(reference: &ImageRef, _options: &AccessOptions) -> Result<Box<dyn ImageSink>, SinkError> {
+/// See [`SinkError`]; images are written to OCI layouts and registries only.
+pub fn open_sink(reference: &ImageRef, options: &AccessOptions) -> Result<Box<dyn ImageSink>, SinkError> {
     match reference {
+        ImageRef::Docker { name } => Ok(Box::new(registry::open_sink(name, options)?)),
         ImageRef::Oci { path, tag } => Ok(Box::new(OciLayoutSink::open(path, tag.as_deref())?)),
-        ImageRef::Docker { .. }
-        | ImageRef::OciArchive { .. }
+        ImageRef::OciArchive { .. }
         | ImageRef::DockerArchive { .. }
         | ImageRef::Dir { .. }
         | ImageRef::RootDir { .. } => Err(SinkError::ReadOnly {

@@ -4,7 +4,7 @@
 //! under a lock, last. Never removes a blob.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Descriptor, Digest, ImageIndex, MediaType, SCHEMA_VERSION};
@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::blob_dir::{BlobDir, replace, write_error};
 use super::oci_layout::{INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, REF_NAME};
-use super::{ImageSink, SinkError, sha256_of};
+use super::{BlobContent, ImageSink, Put, SinkError, sha256_of};
 
 /// A layout that takes images.
 #[derive(Debug)]
@@ -96,14 +96,14 @@ impl ImageSink for OciLayoutSink {
         self.blobs().has(descriptor)
     }
 
-    fn put(&self, descriptor: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), SinkError> {
+    fn put(&self, descriptor: &Descriptor, content: &dyn BlobContent) -> Result<Put, SinkError> {
         self.blobs().put(descriptor, content)
     }
 
     fn put_manifest(&self, bytes: &[u8], media_type: &MediaType) -> Result<Digest, SinkError> {
         let digest = sha256_of(bytes);
         let descriptor = Descriptor::new(media_type.clone(), bytes.len() as u64, digest.clone());
-        self.put(&descriptor, &mut &*bytes)?;
+        self.put(&descriptor, &bytes)?;
         Ok(digest)
     }
 

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use crate::source::blob_dir::BlobDir;
 use crate::source::{
-    Descriptor, Digest, ImageSink, MediaType, Platform, SinkError, SourceError, SourceImage, document,
-    sha256_of,
+    BlobContent, Descriptor, Digest, ImageSink, MediaType, Platform, Put, SinkError, SourceError,
+    SourceImage, document, sha256_of,
 };
 
 /// The blobs of the store.
@@ -51,12 +51,12 @@ impl Content {
         document::resolve(document::fetch(&descriptor, &blob)?, &Platform::default(), &blob)
     }
 
-    /// Adds a blob, verified while it is read.
+    /// Adds a blob that is not there, verified while it is read.
     ///
     /// # Errors
     /// See [`SinkError`].
     pub(super) fn take(&self, descriptor: &Descriptor, content: &mut dyn Read) -> Result<(), SinkError> {
-        self.blobs.put(descriptor, content)
+        self.blobs.write(descriptor, content)
     }
 
     /// A blob's content, verified while it is read.
@@ -78,14 +78,14 @@ impl ImageSink for Content {
         self.blobs.has(descriptor)
     }
 
-    fn put(&self, descriptor: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), SinkError> {
+    fn put(&self, descriptor: &Descriptor, content: &dyn BlobContent) -> Result<Put, SinkError> {
         self.blobs.put(descriptor, content)
     }
 
     fn put_manifest(&self, bytes: &[u8], media_type: &MediaType) -> Result<Digest, SinkError> {
         let digest = sha256_of(bytes);
         let descriptor = Descriptor::new(media_type.clone(), bytes.len() as u64, digest.clone());
-        self.put(&descriptor, &mut &*bytes)?;
+        self.put(&descriptor, &bytes)?;
         Ok(digest)
     }
 

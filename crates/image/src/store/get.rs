@@ -266,9 +266,7 @@ impl Store {
             }
         };
         let config = image.manifest.config();
-        self.content
-            .put(config, &mut &*image.config_bytes)
-            .map_err(failed)?;
+        self.content.put(config, &image.config_bytes).map_err(failed)?;
         self.content
             .put_manifest(&image.manifest_bytes, &image.media_type)
             .map_err(failed)?;

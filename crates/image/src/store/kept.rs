@@ -4,7 +4,7 @@
 //! [`Store::gc`](super::Store::gc). Only a hint: without its blob, it is no layer.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::StoreError;
@@ -13,7 +13,7 @@ use super::leftovers::{entries, is_partial, remove};
 use crate::config::RafsFormat;
 use crate::convert::SOURCE_DIGEST;
 use crate::source::blob_dir::{replace, write_error};
-use crate::source::{Descriptor, Digest, ImageSink, MediaType, SinkError};
+use crate::source::{BlobContent, Descriptor, Digest, ImageSink, MediaType, Put, SinkError};
 
 /// The blobs of the store, and the layers that were converted in one way.
 #[derive(Debug)]
@@ -69,8 +69,8 @@ impl ImageSink for KeptLayers<'_> {
         self.content.has(descriptor)
     }
 
-    fn put(&self, descriptor: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), SinkError> {
-        self.content.put(descriptor, content)?;
+    fn put(&self, descriptor: &Descriptor, content: &dyn BlobContent) -> Result<Put, SinkError> {
+        let put = self.content.put(descriptor, content)?;
         let annotations = descriptor.annotations().as_ref();
         if annotations.is_some_and(|all| all.contains_key(SOURCE_DIGEST)) {
             let path = self.path_of(descriptor.digest());
@@ -78,7 +78,7 @@ impl ImageSink for KeptLayers<'_> {
             let text = serde_json::to_vec(descriptor).map_err(|error| failed(error.into()))?;
             replace(&path, |file| file.write_all(&text)).map_err(failed)?;
         }
-        Ok(())
+        Ok(put)
     }
 
     fn put_manifest(&self, bytes: &[u8], media_type: &MediaType) -> Result<Digest, SinkError> {

@@ -35,7 +35,7 @@ pub(crate) fn write_layout(layout: &Path, tag: &str, layers: &[(MediaType, &[u8]
     let sink = OciLayoutSink::open(layout, Some(tag)).unwrap();
     let put = |media_type: MediaType, bytes: &[u8]| {
         let descriptor = Descriptor::new(media_type, bytes.len() as u64, sha256_of(bytes));
-        sink.put(&descriptor, &mut &*bytes).unwrap();
+        sink.put(&descriptor, &bytes).unwrap();
         descriptor
     };
     let layers: Vec<_> = layers

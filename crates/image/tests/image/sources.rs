@@ -46,7 +46,7 @@ fn archive(name: &str) -> Vec<u8> {
 
 fn put(sink: &dyn ImageSink, media_type: MediaType, bytes: &[u8]) -> Value {
     let descriptor = Descriptor::new(media_type, bytes.len() as u64, sha256_of(bytes));
-    sink.put(&descriptor, &mut &*bytes).unwrap();
+    sink.put(&descriptor, &bytes).unwrap();
     serde_json::to_value(&descriptor).unwrap()
 }
 
@@ -160,14 +160,14 @@ fn a_blob_that_is_not_what_it_should_be_is_not_taken_and_leaves_nothing() {
     let mut wrong = right.clone();
     wrong[700] ^= 1;
     for content in [&right[..1000], &*wrong] {
-        let Err(SinkError::Content { source, .. }) = sink.put(&descriptor, &mut &*content) else {
+        let Err(SinkError::Content { source, .. }) = sink.put(&descriptor, &content) else {
             panic!("it was taken")
         };
         assert!(source.get_ref().unwrap().is::<BlobMismatch>());
         assert!(!sink.has(&descriptor).unwrap());
         assert!(names(&layout.join("blobs/sha256")).is_empty());
     }
-    sink.put(&descriptor, &mut &*right).unwrap();
+    sink.put(&descriptor, &right).unwrap();
     assert_eq!(
         names(&layout.join("blobs/sha256")),
         [descriptor.digest().digest()]

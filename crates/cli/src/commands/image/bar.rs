@@ -61,6 +61,10 @@ impl Progress for Bar {
                 "building",
                 "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
             ),
+            Phase::Send => (
+                "sending",
+                "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            ),
             _ => ("finishing", "{msg} {spinner}"),
         };
         let bar = self.bar();

@@ -8,6 +8,7 @@ use nydusbox_image::source::{ImageRef, Platform, open_sink, open_source};
 use nydusbox_image::{ConvertConfig, ConvertError, ConvertSummary, Mode, convert};
 
 use super::bar::{Bar, cancelled_by_signals};
+use super::copy::transferred;
 use super::format::FormatArgs;
 use super::percent;
 use crate::commands::output::OutputArgs;
@@ -18,7 +19,8 @@ use crate::error::{Failure, INTERRUPTED};
 pub(crate) struct ConvertArgs {
     /// Image: docker://HOST/REPOSITORY[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG] or dir:DIR
     source: ImageRef,
-    /// Where to write it: oci:DIR[:TAG]. Layers that were converted for what is there are not converted again
+    /// Where to write it: docker://HOST/REPOSITORY[:TAG] or oci:DIR[:TAG]. Layers that were converted for what is there
+    /// are not converted again, and blobs that are there not sent
     destination: ImageRef,
     /// Which of several images: OS/ARCH[/VARIANT]; this machine's unless given
     #[arg(long, value_name = "PLATFORM")]
@@ -48,12 +50,13 @@ pub(super) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         .format(args.format.format()?)
         .chunk_dict(args.chunk_dict.clone())
         .work_dir(args.work_dir.clone());
-    let access = args.registry.access();
+    let cancelled = cancelled_by_signals()?;
+    let access = args.registry.access_between(&args.source, &cancelled);
     let source = open_source(&args.source, &access).map_err(|e| Failure::new(&what, &e))?;
     let sink = open_sink(&args.destination, &access).map_err(|e| Failure::new(&what, &e))?;
     // What can't be read as an image is no image to use anything of.
     let previous = open_source(&args.destination, &access).ok();
-    let bar = Bar::new(cancelled_by_signals()?);
+    let bar = Bar::new(cancelled);
     let result = convert(&*source, &*sink, previous.as_deref(), &config, &bar);
     bar.clear();
     let summary = result.map_err(|e| match e {
@@ -82,12 +85,13 @@ fn closing_line(destination: &str, s: &ConvertSummary) -> String {
         count => format!(", {count} kept as they are"),
     };
     format!(
-        "{destination}: {} layers{kept}, {reused} of them converted before; {} in {} and a bootstrap of {} ({:.0} %); {}",
+        "{destination}: {} layers{kept}, {reused} of them converted before; {} in {} and a bootstrap of {} ({:.0} %); {}; {}",
         s.layers.len(),
         DecimalBytes(source),
         DecimalBytes(blobs),
         DecimalBytes(s.bootstrap_bytes),
         percent(blobs + s.bootstrap_bytes, source),
+        transferred(&s.transfer),
         s.digest,
     )
 }

@@ -1,6 +1,7 @@
 //! `nydusbox image optimize`: an image whose start-up finds what it reads in front.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
@@ -16,9 +17,11 @@ use crate::error::{Failure, INTERRUPTED};
 
 #[derive(Debug, Args)]
 pub(crate) struct OptimizeArgs {
-    /// Image in nydus' form: oci:DIR[:TAG] and the like, or the directory `image build` made
+    /// Image in nydus' form: docker://HOST/REPOSITORY[:TAG], oci:DIR[:TAG] and the like, or the directory `image build`
+    /// made
     source: ImageRef,
-    /// Where to write it: oci:DIR[:TAG], or a directory if SOURCE is one. Blobs that are there are not written again
+    /// Where to write it: docker://HOST/REPOSITORY[:TAG] or oci:DIR[:TAG], or a directory if SOURCE is one. Blobs that
+    /// are there are not written again
     destination: ImageRef,
     /// What the start-up reads, as `run --record-trace` writes it
     #[arg(long, value_name = "FILE")]
@@ -42,7 +45,8 @@ pub(super) fn run(args: &OptimizeArgs) -> Result<(), Failure> {
     let trace = StartupTrace::read(&args.trace).map_err(|e| Failure::new("optimize the image", &e))?;
     let what = format!("optimize the image {}", args.source);
     let failed = |e: &(dyn std::error::Error + 'static)| Failure::new(&what, e);
-    let bar = Bar::new(cancelled_by_signals()?);
+    let cancelled = cancelled_by_signals()?;
+    let bar = Bar::new(Arc::clone(&cancelled));
     let result = match (&args.source, &args.destination) {
         (ImageRef::RootDir { path }, ImageRef::RootDir { path: out }) => {
             let image = ImageDir::open(path).map_err(|e| failed(&e))?;
@@ -54,7 +58,7 @@ pub(super) fn run(args: &OptimizeArgs) -> Result<(), Failure> {
             ));
         }
         (source, destination) => {
-            let access = args.registry.access();
+            let access = args.registry.access_between(source, &cancelled);
             let source = open_source(source, &access).map_err(|e| failed(&e))?;
             let sink = open_sink(destination, &access).map_err(|e| failed(&e))?;
             let platform = args.platform.clone().unwrap_or_default();

@@ -33,6 +33,18 @@ impl Scope {
     pub(super) fn pull(repository: &str) -> Self {
         Self(vec![format!("repository:{repository}:pull")])
     }
+
+    /// Whoever may push may look for what is there already.
+    pub(super) fn push(repository: &str) -> Self {
+        Self(vec![format!("repository:{repository}:pull,push")])
+    }
+
+    /// To push, and to take blobs over from another repository.
+    pub(super) fn mount(repository: &str, from: &str) -> Self {
+        let Self(mut scopes) = Self::push(repository);
+        scopes.extend(Self::pull(from).0);
+        Self(scopes)
+    }
 }
 
 /// How a server wants to know who asks.

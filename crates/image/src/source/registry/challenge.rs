@@ -11,6 +11,8 @@ pub(super) enum Challenge {
         realm: String,
         service: Option<String>,
         scope: Option<String>,
+        /// What was wrong with the token that was shown, RFC 6750, section 3.1.
+        error: Option<String>,
     },
 }
 
@@ -61,6 +63,7 @@ fn known(scheme: &str, parameters: &[(String, String)]) -> Option<Challenge> {
             realm: parameter("realm")?,
             service: parameter("service"),
             scope: parameter("scope"),
+            error: parameter("error"),
         }),
         _ => None,
     }
@@ -96,6 +99,7 @@ mod tests {
             realm: realm.to_owned(),
             service: service.map(str::to_owned),
             scope: scope.map(str::to_owned),
+            error: None,
         };
         for (header, expected) in [
             (r#"Basic realm="Registry Realm""#, vec![Challenge::Basic]),
@@ -109,7 +113,15 @@ mod tests {
             ),
             (
                 r#"bearer realm = "https://x/t", error="invalid_token" , basic realm=plain"#,
-                vec![bearer("https://x/t", None, None), Challenge::Basic],
+                vec![
+                    Challenge::Bearer {
+                        realm: "https://x/t".to_owned(),
+                        service: None,
+                        scope: None,
+                        error: Some("invalid_token".to_owned()),
+                    },
+                    Challenge::Basic,
+                ],
             ),
             (r#"Negotiate, Bearer service="x""#, vec![]),
             (r#"Bearer realm="a\"b"#, vec![bearer("a\"b", None, None)]),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use reqwest::StatusCode;
 
 use super::auth::Authorizer;
-use super::clock::Clock;
+use super::clock::{Clock, Stop};
 use super::credentials;
 use super::endpoint::{Ask, Endpoint};
 use super::error::RegistryError;
@@ -17,7 +17,7 @@ use super::hosts::{self, Capabilities, Server};
 use super::name::RegistryName;
 use super::retry::Retry;
 use super::secret::Credentials;
-use super::transport::{Answer, Mover, Transport, Trust};
+use super::transport::{Answer, Mover, Patience, Transport, Trust};
 use crate::source::AccessOptions;
 
 /// containerd's directory, then docker's; the first that says something of a host is heard.
@@ -66,27 +66,56 @@ pub(super) fn credentials_for(
 }
 
 impl Client {
+    /// To read.
     pub(super) fn open(
         name: &RegistryName,
         options: &AccessOptions,
         clock: &Arc<dyn Clock>,
     ) -> Result<Self, RegistryError> {
+        Self::of(servers(name, options)?, name, options, clock)
+    }
+
+    /// To write: the first server that takes what is pushed, and nobody else, for what one has got the others lack.
+    pub(super) fn open_to_push(
+        name: &RegistryName,
+        options: &AccessOptions,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Self, RegistryError> {
+        let able = |server: &Server| server.capabilities.push;
+        let server = servers(name, options)?.into_iter().find(able);
+        let server = server.ok_or_else(|| RegistryError::NotPushedTo {
+            host: name.host.clone(),
+        })?;
+        Self::of(vec![server], name, options, clock)
+    }
+
+    fn of(
+        servers: Vec<Server>,
+        name: &RegistryName,
+        options: &AccessOptions,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Self, RegistryError> {
         let mover = Mover::start()?;
+        let patience = Patience {
+            silence: options.silence,
+            stop: Stop::new(options.stop.clone()),
+        };
+        let alone = servers.len() == 1;
         let mut candidates = Vec::new();
-        for server in servers(name, options)? {
+        for server in servers {
             let credentials = credentials_for(&server, &name.repository, options)?;
             let trust = Trust {
                 ca_files: server.ca_files.clone(),
                 skip_verify: server.skip_verify,
             };
-            let transport = Transport::new(&mover, trust, options.silence);
+            let transport = Transport::new(&mover, trust, patience.clone());
             // Beside a mirror there is somebody else to ask.
             let retry = match server.mirror_of {
-                Some(_) => Retry {
+                Some(_) if !alone => Retry {
                     attempts: 1,
                     ..options.retry
                 },
-                None => options.retry,
+                _ => options.retry,
             };
             let auth = Authorizer::new(credentials);
             candidates.push(Candidate {

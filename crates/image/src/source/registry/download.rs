@@ -3,6 +3,7 @@
 //! Never verifies: the reader around it (`verify.rs`) sees one stream, whatever that was made of.
 
 use std::io::{self, Read};
+use std::ops::Range;
 use std::sync::Arc;
 
 use reqwest::header::{ACCEPT, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
@@ -29,10 +30,12 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    fn ask(&self, endpoint: &Endpoint, at: u64) -> Ask {
+    /// For the bytes from the first to the last, or to the end.
+    fn ask(&self, endpoint: &Endpoint, from: u64, to: Option<u64>) -> Ask {
         let mut headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(self.accept))]);
-        if at > 0
-            && let Ok(range) = HeaderValue::from_str(&format!("bytes={at}-"))
+        let last = to.map(|to| to.to_string()).unwrap_or_default();
+        if (from > 0 || to.is_some())
+            && let Ok(range) = HeaderValue::from_str(&format!("bytes={from}-{last}"))
         {
             headers.insert(RANGE, range);
         }
@@ -100,7 +103,11 @@ impl Download {
 /// The content from `at` on.
 fn open(client: &Client, wanted: &Wanted, at: u64) -> Result<(usize, Content), RegistryError> {
     let statuses = [StatusCode::OK, StatusCode::PARTIAL_CONTENT];
-    let (server, answer) = client.call(|able| able.pull, |endpoint| wanted.ask(endpoint, at), &statuses)?;
+    let (server, answer) = client.call(
+        |able| able.pull,
+        |endpoint| wanted.ask(endpoint, at, None),
+        &statuses,
+    )?;
     let begins_at = match answer.status {
         StatusCode::PARTIAL_CONTENT => answer.header(CONTENT_RANGE.as_str()).and_then(begin_of),
         _ => Some(0),
@@ -123,6 +130,52 @@ fn open(client: &Client, wanted: &Wanted, at: u64) -> Result<(usize, Content), R
         _ => return Err(nonsense("the range that was asked for")),
     }
     Ok((server, content))
+}
+
+/// The bytes in `range`; `None` if the server gives all or nothing.
+pub(super) fn part(
+    client: &Client,
+    wanted: &Wanted,
+    range: Range<u64>,
+) -> Result<Option<Vec<u8>>, RegistryError> {
+    let statuses = [StatusCode::OK, StatusCode::PARTIAL_CONTENT];
+    let last = range.end.saturating_sub(1);
+    let mut failures = 0;
+    loop {
+        let ask = |endpoint: &Endpoint| wanted.ask(endpoint, range.start, Some(last));
+        let (server, answer) = client.call(|able| able.pull, ask, &statuses)?;
+        if answer.status == StatusCode::OK {
+            return Ok(None);
+        }
+        let begins_at = answer.header(CONTENT_RANGE.as_str()).and_then(begin_of);
+        let mut bytes = Vec::new();
+        let length = range.end.saturating_sub(range.start);
+        let read = answer.content.take(length).read_to_end(&mut bytes);
+        let host = client.endpoint(server).host();
+        match read {
+            Ok(_) if begins_at == Some(range.start) && bytes.len() as u64 == length => {
+                return Ok(Some(bytes));
+            }
+            Ok(_) => {
+                return Err(RegistryError::Nonsense {
+                    host,
+                    what: wanted.what.clone(),
+                    missing: "the range that was asked for",
+                });
+            }
+            Err(source) => {
+                failures += 1;
+                if !client.wait_after(server, failures) {
+                    return Err(RegistryError::Interrupted {
+                        host,
+                        what: wanted.what.clone(),
+                        at_bytes: range.start + bytes.len() as u64,
+                        source,
+                    });
+                }
+            }
+        }
+    }
 }
 
 /// `at` of `bytes at-to/of`.

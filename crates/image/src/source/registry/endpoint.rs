@@ -3,7 +3,7 @@
 //! Never chooses among servers (see `client.rs`) and never interprets content. Secrets are sent to the origin
 //! they are for only: a redirect to another host, port or scheme goes without.
 
-use std::io::Read as _;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 
 use super::auth::{Authorizer, NoProof, Proof, Scope, TokenRequest};
-use super::challenge;
+use super::challenge::{self, Challenge};
 use super::clock::Clock;
 use super::error::{RegistryError, TransportError};
 use super::hosts::Server;
@@ -51,7 +51,7 @@ pub(super) struct Endpoint {
 }
 
 /// An answer, or how talking failed; for the moment, either may be.
-enum Outcome {
+pub(super) enum Outcome {
     Answered(Box<Answer>),
     Lost(TransportError),
 }
@@ -94,6 +94,40 @@ impl Endpoint {
             Ok(answer)
         } else {
             Err(self.refusal(ask, answer))
+        }
+    }
+
+    /// Makes the request once. What came of it, be it for the moment or not, is the caller's to judge.
+    pub(super) fn attempt(&self, ask: &Ask) -> Result<Outcome, RegistryError> {
+        self.authenticated(ask)
+    }
+
+    /// Makes the request once with `size` bytes of `content`. That can be read once only, so neither a redirect nor a
+    /// token that is no longer taken is followed up. `Err` inside is the content's.
+    pub(super) fn stream(
+        &self,
+        ask: &Ask,
+        size: u64,
+        content: &mut (dyn Read + Send),
+    ) -> Result<io::Result<Outcome>, RegistryError> {
+        let proof = self.resolve(&ask.scope, self.auth.proof(&ask.scope, self.clock.now()))?;
+        let headers = self.headers(ask, &ask.url, proof.as_ref());
+        let answered =
+            self.transport
+                .stream((ask.method.clone(), ask.url.clone(), headers), size, content)?;
+        Ok(answered
+            .map(|answer| answer.map_or_else(Outcome::Lost, |answer| Outcome::Answered(Box::new(answer)))))
+    }
+
+    /// Makes a request that tidies up, once, as what was asked before is sent; nobody needs its answer.
+    pub(super) fn part(&self, ask: &Ask) {
+        if let Proof::Ready(proof) = self.auth.proof(&ask.scope, self.clock.now()) {
+            let headers = self.headers(ask, &ask.url, proof.as_ref());
+            match self.transport.part(ask.method.clone(), ask.url.clone(), headers) {
+                Ok(Ok(answer)) => tracing::debug!(what = ask.what, status = answer.status.as_u16(), "parted"),
+                Ok(Err(error)) => tracing::debug!(what = ask.what, %error, "parted"),
+                Err(error) => tracing::debug!(what = ask.what, %error, "parted"),
+            }
         }
     }
 
@@ -152,8 +186,7 @@ impl Endpoint {
             if !same_origin(&answer.url, &self.server.base) {
                 return Ok(Outcome::Answered(answer));
             }
-            let values = answer.headers.get_all(WWW_AUTHENTICATE);
-            let challenges = challenge::parse(values.iter().filter_map(|value| value.to_str().ok()));
+            let challenges = challenges_of(&answer);
             let over_tls = self.server.base.scheme() == "https";
             let proof = self
                 .auth
@@ -179,16 +212,18 @@ impl Endpoint {
         let (method, body) = match &request.form {
             Some(form) => {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static(FORM));
-                (Method::POST, Some(form.reveal().to_owned()))
+                (Method::POST, Some(form.reveal().to_owned().into()))
             }
             None => (Method::GET, None),
         };
         let asked_at = self.clock.now();
         let answer = self.persist(|| {
-            let body = body.clone().map(reqwest::Body::from);
-            let answer =
-                self.transport
-                    .exchange(method.clone(), request.url.clone(), headers.clone(), body)?;
+            let answer = self.transport.exchange(
+                method.clone(),
+                request.url.clone(),
+                headers.clone(),
+                body.clone(),
+            )?;
             Ok(answer.map_or_else(Outcome::Lost, |answer| Outcome::Answered(Box::new(answer))))
         })?;
         match answer.status {
@@ -226,16 +261,20 @@ impl Endpoint {
         let mut url = ask.url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let headers = self.headers(ask, &url, authorization);
-            let body = ask.body.clone().map(reqwest::Body::from);
-            let answer = match self
-                .transport
-                .exchange(ask.method.clone(), url.clone(), headers, body)?
-            {
-                Ok(answer) => Box::new(answer),
-                Err(error) => return Ok(Outcome::Lost(error)),
+            let answer =
+                match self
+                    .transport
+                    .exchange(ask.method.clone(), url.clone(), headers, ask.body.clone())?
+                {
+                    Ok(answer) => Box::new(answer),
+                    Err(error) => return Ok(Outcome::Lost(error)),
+                };
+            // The older ones leave open whether the method stays.
+            let is_redirect = match ask.method {
+                Method::GET | Method::HEAD => matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308),
+                _ => matches!(answer.status.as_u16(), 307 | 308),
             };
-            let is_redirect = matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308);
-            if !is_redirect || !matches!(ask.method, Method::GET | Method::HEAD) {
+            if !is_redirect {
                 return Ok(Outcome::Answered(answer));
             }
             let bad = || RegistryError::BadRedirect {
@@ -283,9 +322,15 @@ impl Endpoint {
         let host = authority(&answer.url);
         let what = ask.what.clone();
         match answer.status {
+            StatusCode::UNAUTHORIZED if lacks_scope(&answer) => RegistryError::Denied { host, what },
             StatusCode::UNAUTHORIZED => self.no_proof(NoProof::Refused),
             StatusCode::FORBIDDEN => RegistryError::Denied { host, what },
             StatusCode::NOT_FOUND => RegistryError::NotFound { host, what },
+            StatusCode::PAYLOAD_TOO_LARGE => RegistryError::RequestTooLarge {
+                host,
+                what,
+                size_bytes: ask.body.as_ref().map_or(0, |body| body.len() as u64),
+            },
             StatusCode::TOO_MANY_REQUESTS => RegistryError::TooManyRequests {
                 host,
                 retry_after_secs: retry_after(&answer).map(|time| time.as_secs()),
@@ -298,6 +343,18 @@ impl Endpoint {
             },
         }
     }
+}
+
+fn challenges_of(answer: &Answer) -> Vec<Challenge> {
+    let values = answer.headers.get_all(WWW_AUTHENTICATE);
+    challenge::parse(values.iter().filter_map(|value| value.to_str().ok()))
+}
+
+/// Whether the token is a good one, of somebody who may not do this. RFC 6750 has 403 for it, registries 401.
+fn lacks_scope(answer: &Answer) -> bool {
+    challenges_of(answer).iter().any(|challenge| {
+        matches!(challenge, Challenge::Bearer { error: Some(error), .. } if error == "insufficient_scope")
+    })
 }
 
 /// `host[:port]`, as an image's name has it.
@@ -314,7 +371,7 @@ pub(super) fn same_origin(one: &Url, other: &Url) -> bool {
 }
 
 /// In seconds; the other form, a date, would need the server's clock.
-fn retry_after(answer: &Answer) -> Option<Duration> {
+pub(super) fn retry_after(answer: &Answer) -> Option<Duration> {
     let secs = answer.header(RETRY_AFTER.as_str())?.trim().parse().ok()?;
     Some(Duration::from_secs(secs))
 }
@@ -331,23 +388,30 @@ struct OneError {
     code: String,
     #[serde(default)]
     message: String,
+    /// Whatever the server likes.
+    #[serde(default)]
+    detail: serde_json::Value,
 }
 
 /// The server's own words, as far as they are a registry's.
 fn message(answer: Answer) -> String {
     /// More is no sentence.
-    const MAX_CHARS: usize = 200;
+    const MAX_CHARS: usize = 300;
     let mut text = Vec::new();
     let read = answer.content.take(SMALL_BODY_BYTES).read_to_end(&mut text);
     let errors: Option<Errors> = read.ok().and_then(|_| serde_json::from_slice(&text).ok());
     let Some(first) = errors.and_then(|errors| errors.errors.into_iter().next()) else {
         return String::new();
     };
-    let words = if first.message.is_empty() {
+    let mut words = if first.message.is_empty() {
         first.code
     } else {
         first.message
     };
+    // Where Docker's registry has the reason of an "unknown error".
+    if let Some(detail) = first.detail.as_str() {
+        words = format!("{words}: {detail}");
+    }
     words
         .chars()
         .filter(|c| !c.is_control())

@@ -45,6 +45,14 @@ pub enum RegistryError {
         /// What was asked for.
         what: String,
     },
+    /// It knows who asks, and takes nothing from them.
+    #[error("registry {host} gives no permission to push to {repository}")]
+    PushDenied {
+        /// The server.
+        host: String,
+        /// The repository.
+        repository: String,
+    },
     /// It has no such thing.
     #[error("registry {host} has no {what}")]
     NotFound {
@@ -190,6 +198,46 @@ pub enum RegistryError {
         #[from]
         source: UnsupportedDigest,
     },
+    /// It, or what is in front of it, takes no request of this size.
+    #[error("registry {host} refuses {what}: a request of {size_bytes} bytes is too large for it")]
+    RequestTooLarge {
+        /// The server.
+        host: String,
+        /// What was sent.
+        what: String,
+        /// The size of the request's content.
+        size_bytes: u64,
+    },
+    /// What it says it has stored is something else than it was sent.
+    #[error("registry {host} says that it has stored {found} instead of {what}")]
+    StoredOther {
+        /// The server.
+        host: String,
+        /// What was sent.
+        what: String,
+        /// The digest it names.
+        found: String,
+    },
+    /// It lost what it was sent, again and again.
+    #[error("registry {host} has lost {what} while it was sent")]
+    Lost {
+        /// The server.
+        host: String,
+        /// What was sent.
+        what: String,
+    },
+    /// A name to push to that is a digest: what is pushed has its own.
+    #[error("{name} names a digest; what is pushed gets a tag")]
+    DigestToPush {
+        /// The name.
+        name: String,
+    },
+    /// A hosts.toml says that nothing is pushed there.
+    #[error("hosts.toml has no server for {host} that is pushed to")]
+    NotPushedTo {
+        /// The registry.
+        host: String,
+    },
     /// The configuration leaves nobody to ask.
     #[error("there is no server to ask")]
     NoServer,
@@ -249,6 +297,7 @@ pub struct TransportError(Problem);
 #[derive(Debug)]
 enum Problem {
     Silent(Duration),
+    Stopped,
     Http(reqwest::Error),
 }
 
@@ -257,10 +306,15 @@ impl TransportError {
         Self(Problem::Silent(time))
     }
 
+    pub(super) fn stopped() -> Self {
+        Self(Problem::Stopped)
+    }
+
     /// Whether it may be another way in a moment. What a server's certificate is, isn't.
     pub(super) fn is_for_the_moment(&self) -> bool {
         match &self.0 {
             Problem::Silent(_) => true,
+            Problem::Stopped => false,
             // Refused, reset, no such host, closed early: all these come from the system. TLS doesn't.
             Problem::Http(error) => !error.is_connect() || causes(error).any(|cause| cause.is::<io::Error>()),
         }
@@ -277,6 +331,7 @@ impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Problem::Silent(time) => write!(f, "no word from it for {time:?}"),
+            Problem::Stopped => f.write_str("stopped, as was asked for"),
             Problem::Http(error) => match causes(error).last() {
                 Some(cause) => fmt::Display::fmt(cause, f),
                 None => fmt::Display::fmt(error, f),

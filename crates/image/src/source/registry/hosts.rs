@@ -38,6 +38,11 @@ impl Capabilities {
         resolve: true,
         push: true,
     };
+    /// Of a mirror of which nothing is said. containerd would push to it, and nobody would find that in the registry.
+    const MIRROR: Self = Self {
+        push: false,
+        ..Self::ALL
+    };
 }
 
 /// A server, and how it is reached.
@@ -297,7 +302,11 @@ fn server(
     }
     Ok(Server {
         base,
-        capabilities: capabilities(table.capabilities.as_deref(), &refused)?,
+        capabilities: match &table.capabilities {
+            Some(names) => capabilities(names, &refused)?,
+            None if mirror_of.is_some() => Capabilities::MIRROR,
+            None => Capabilities::ALL,
+        },
         ca_files,
         skip_verify: table.skip_verify || common.skip_verify,
         headers: headers(table.header.as_ref(), &refused)?,
@@ -316,12 +325,9 @@ fn texts(value: Option<&toml::Value>) -> Option<Vec<&str>> {
 }
 
 fn capabilities(
-    names: Option<&[String]>,
+    names: &[String],
     refused: &dyn Fn(String) -> RegistryError,
 ) -> Result<Capabilities, RegistryError> {
-    let Some(names) = names else {
-        return Ok(Capabilities::ALL);
-    };
     let mut capabilities = Capabilities {
         pull: false,
         resolve: false,

@@ -78,7 +78,8 @@ fn mirrors_are_asked_in_the_order_of_the_file_and_the_registry_last() {
     assert_eq!(servers[0].headers.len(), 2);
     assert!(!servers[0].capabilities.push && servers[0].capabilities.resolve);
     assert!(!servers[1].capabilities.resolve && servers[1].skip_verify);
-    assert_eq!(servers[2].capabilities, Capabilities::ALL);
+    assert_eq!(servers[2].capabilities, Capabilities::MIRROR);
+    assert_eq!(servers[3].capabilities, Capabilities::ALL);
     assert_eq!(
         servers
             .iter()

@@ -4,6 +4,7 @@
 //! `download.rs`, which server answers in `client.rs`.
 
 use std::io::{self, Read};
+use std::ops::Range;
 use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, MediaType};
@@ -13,7 +14,7 @@ use reqwest::{Method, StatusCode};
 use super::auth::Scope;
 use super::client::Client;
 use super::clock::Clock;
-use super::download::{Download, Wanted};
+use super::download::{self, Download, Wanted};
 use super::endpoint::{Ask, Endpoint};
 use super::error::RegistryError;
 use super::hosts::Capabilities;
@@ -175,6 +176,17 @@ impl ImageSource for RegistrySource {
             what,
         };
         verified(Download::start(Arc::clone(&self.client), wanted)?, descriptor)
+    }
+
+    fn part(&self, descriptor: &Descriptor, range: Range<u64>) -> Result<Option<Vec<u8>>, SourceError> {
+        let digest = descriptor.digest();
+        let wanted = Wanted {
+            repository: self.name.repository.clone(),
+            path: format!("{}/blobs/{digest}", self.name.repository),
+            accept: MANIFEST_TYPES,
+            what: format!("blob {digest} of {}", self.name.repository),
+        };
+        Ok(download::part(&self.client, &wanted, range)?)
     }
 }
 

@@ -39,6 +39,7 @@ pub(super) struct Reply {
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     sent: usize,
+    is_none: bool,
 }
 
 pub(super) fn reply(status: u16) -> Reply {
@@ -47,6 +48,15 @@ pub(super) fn reply(status: u16) -> Reply {
         headers: Vec::new(),
         body: Vec::new(),
         sent: usize::MAX,
+        is_none: false,
+    }
+}
+
+/// The connection is closed, when the request has come.
+pub(super) fn no_reply() -> Reply {
+    Reply {
+        is_none: true,
+        ..reply(0)
     }
 }
 
@@ -58,6 +68,14 @@ impl Reply {
 
     pub(super) fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
+        self
+    }
+
+    /// Has another text in its headers.
+    pub(super) fn replacing(mut self, text: &str, with: &str) -> Self {
+        for (_, value) in &mut self.headers {
+            *value = value.replace(text, with);
+        }
         self
     }
 
@@ -145,6 +163,9 @@ fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, answers: &Answers) -> std::
             before
         };
         let reply = answers(&asked, before);
+        if reply.is_none {
+            return stream.shutdown(Shutdown::Both);
+        }
         let mut head = format!(
             "HTTP/1.1 {} x\r\nContent-Length: {}\r\n",
             reply.status,

@@ -10,6 +10,9 @@ use oci_spec::image::{Descriptor, MediaType};
 use serde_json::json;
 
 use super::clock::Clock;
+use super::error::RegistryError;
+use super::name::RegistryName;
+use super::sink::RegistrySink;
 use super::source::RegistrySource;
 use super::test_server::TestServer;
 use crate::source::{AccessOptions, ImageSource, sha256_of};
@@ -58,6 +61,38 @@ pub(super) fn source_with(
     auths: &serde_json::Value,
     change: impl FnOnce(&mut AccessOptions),
 ) -> (RegistrySource, Arc<TestClock>) {
+    let clock = TestClock::new();
+    let shared: Arc<dyn Clock> = clock.clone();
+    let opened = opened(server, auths, change, |name, options| {
+        RegistrySource::open(name, options, &shared)
+    });
+    (opened, clock)
+}
+
+/// The same to write to.
+pub(super) fn sink(server: &TestServer) -> (RegistrySink, Arc<TestClock>) {
+    sink_with(server, &json!({}), |_| {})
+}
+
+pub(super) fn sink_with(
+    server: &TestServer,
+    auths: &serde_json::Value,
+    change: impl FnOnce(&mut AccessOptions),
+) -> (RegistrySink, Arc<TestClock>) {
+    let clock = TestClock::new();
+    let shared: Arc<dyn Clock> = clock.clone();
+    let opened = opened(server, auths, change, |name, options| {
+        RegistrySink::open(name, options, &shared)
+    });
+    (opened, clock)
+}
+
+fn opened<T>(
+    server: &TestServer,
+    auths: &serde_json::Value,
+    change: impl FnOnce(&mut AccessOptions),
+    open: impl FnOnce(&RegistryName, &AccessOptions) -> Result<T, RegistryError>,
+) -> T {
     let dir = tempfile::tempdir().unwrap();
     let auth_file = dir.path().join("config.json");
     std::fs::write(&auth_file, json!({ "auths": auths }).to_string()).unwrap();
@@ -67,10 +102,8 @@ pub(super) fn source_with(
         ..AccessOptions::default()
     };
     change(&mut options);
-    let clock = TestClock::new();
     let name = format!("{}/team/app:1", server.host()).parse().unwrap();
-    let shared: Arc<dyn Clock> = clock.clone();
-    (RegistrySource::open(&name, &options, &shared).unwrap(), clock)
+    open(&name, &options).unwrap()
 }
 
 pub(super) fn layer(content: &[u8]) -> Descriptor {

@@ -8,19 +8,28 @@ use std::fs;
 use std::future::Future;
 use std::io::{self, Read};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
 
 use hyper::body::Bytes;
 use reqwest::header::HeaderMap;
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, Method, Request, Response, StatusCode, Url};
+use reqwest::{Body, Certificate, Client, Method, Request, Response, StatusCode, Url};
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{Notify, mpsc};
 
+use super::clock::Stop;
 use super::error::{RegistryError, TransportError};
 use super::name::is_loopback;
+use super::payload::{PIECE_BYTES, Payload, Taken};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// What a request may take that tidies up.
+const PARTING_DEADLINE: Duration = Duration::from_secs(3);
+/// What the request that is under way may take when nothing is waited for any more.
+const LAST_PIECE_DEADLINE: Duration = Duration::from_secs(2);
 const USER_AGENT: &str = concat!("nydusbox/", env!("CARGO_PKG_VERSION"));
 
 /// The thread that moves bytes for all connections to one registry and its mirrors.
@@ -59,22 +68,43 @@ pub(super) struct Trust {
     pub(super) skip_verify: bool,
 }
 
+/// How long a server is waited for.
+#[derive(Debug, Clone)]
+pub(super) struct Patience {
+    /// How long it may say nothing at all.
+    pub(super) silence: Duration,
+    pub(super) stop: Stop,
+}
+
+impl Patience {
+    /// Ends when nothing is waited for any more. A request with content may come to its end first: of an upload that
+    /// is broken off in the middle of a piece, Docker's registry knows nothing any more, and so can't cancel it.
+    async fn stopped(&self, has_content: bool) {
+        while !self.stop.is_set() {
+            tokio::time::sleep(Stop::NOTICED_WITHIN).await;
+        }
+        if has_content {
+            tokio::time::sleep(LAST_PIECE_DEADLINE).await;
+        }
+    }
+}
+
 /// Connections to a server, and to those it sends to.
 pub(super) struct Transport {
     mover: Handle,
     trust: Trust,
-    silence: Duration,
+    patience: Patience,
     /// Made when needed: reading the system's certificates takes longer than a request.
     direct: OnceLock<Client>,
     proxied: OnceLock<Client>,
 }
 
 impl Transport {
-    pub(super) fn new(mover: &Mover, trust: Trust, silence: Duration) -> Self {
+    pub(super) fn new(mover: &Mover, trust: Trust, patience: Patience) -> Self {
         Self {
             mover: mover.handle(),
             trust,
-            silence,
+            patience,
             direct: OnceLock::new(),
             proxied: OnceLock::new(),
         }
@@ -92,7 +122,7 @@ impl Transport {
             .redirect(Policy::none())
             .referer(false)
             .user_agent(USER_AGENT)
-            .connect_timeout(CONNECT_DEADLINE.min(self.silence))
+            .connect_timeout(CONNECT_DEADLINE.min(self.patience.silence))
             .danger_accept_invalid_certs(self.trust.skip_verify);
         if here {
             builder = builder.no_proxy();
@@ -124,18 +154,80 @@ impl Transport {
         method: Method,
         url: Url,
         headers: HeaderMap,
-        body: Option<reqwest::Body>,
+        body: Option<Bytes>,
     ) -> Result<Result<Answer, TransportError>, RegistryError> {
+        let body = body.map(|bytes| {
+            let taken = Taken::default();
+            (Body::wrap(Payload::new(bytes, taken.clone())), taken)
+        });
+        self.exchange_with((method, url, headers), body, &self.patience)
+    }
+
+    /// The same also when the caller wants to wait no longer, but not for long: to tidy up.
+    pub(super) fn part(
+        &self,
+        method: Method,
+        url: Url,
+        headers: HeaderMap,
+    ) -> Result<Result<Answer, TransportError>, RegistryError> {
+        let patience = Patience {
+            silence: PARTING_DEADLINE.min(self.patience.silence),
+            stop: Stop::default(),
+        };
+        self.exchange_with((method, url, headers), None, &patience)
+    }
+
+    /// Sends a request with `size` bytes of `content`, which are read here meanwhile. `Err` inside is the content's.
+    pub(super) fn stream(
+        &self,
+        (method, url, headers): (Method, Url, HeaderMap),
+        size: u64,
+        content: &mut (dyn Read + Send),
+    ) -> Result<io::Result<Result<Answer, TransportError>>, RegistryError> {
+        let taken = Taken::default();
+        let (sender, pieces) = mpsc::channel(1);
+        let body = Body::wrap(Payload::of_pieces(pieces, size, taken.clone()));
+        let (mover, answered) = (&self.mover, &Notify::new());
+        thread::scope(|scope| {
+            let pump = thread::Builder::new()
+                .name("content".to_owned())
+                .spawn_scoped(scope, move || {
+                    let pumped = pump(content, &sender, mover, answered);
+                    // What is missing then breaks the request.
+                    drop(sender);
+                    pumped
+                })
+                .map_err(|source| RegistryError::NoThread { source })?;
+            let body = Some((body, taken));
+            let answer = self.exchange_with((method, url, headers), body, &self.patience);
+            // Whatever the server answered: it wants no more.
+            answered.notify_one();
+            let pumped = pump.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()));
+            Ok(match pumped {
+                Ok(()) => Ok(answer?),
+                Err(error) => Err(error),
+            })
+        })
+    }
+
+    fn exchange_with(
+        &self,
+        (method, url, headers): (Method, Url, HeaderMap),
+        body: Option<(Body, Taken)>,
+        patience: &Patience,
+    ) -> Result<Result<Answer, TransportError>, RegistryError> {
+        if patience.stop.is_set() {
+            return Ok(Err(TransportError::stopped()));
+        }
         let client = self.client(&url)?;
         let mut request = Request::new(method, url);
         *request.headers_mut() = headers;
-        *request.body_mut() = body;
-        let answered = self.within_silence(client.execute(request));
-        Ok(answered.map(|response| self.answer(response)))
-    }
-
-    pub(super) fn answer(&self, response: Response) -> Answer {
-        Answer {
+        let taken = body.map(|(body, taken)| {
+            *request.body_mut() = Some(body);
+            taken
+        });
+        let answered = within(&self.mover, patience, taken.as_ref(), client.execute(request));
+        Ok(answered.map(|response| Answer {
             status: response.status(),
             url: response.url().clone(),
             headers: response.headers().clone(),
@@ -143,16 +235,34 @@ impl Transport {
                 response,
                 piece: Bytes::new(),
                 mover: self.mover.clone(),
-                silence: self.silence,
+                patience: patience.clone(),
             },
-        }
+        }))
     }
+}
 
-    fn within_silence<T>(
-        &self,
-        future: impl Future<Output = reqwest::Result<T>>,
-    ) -> Result<T, TransportError> {
-        within(&self.mover, self.silence, future)
+/// Reads `content` into `pieces` until nobody takes them, or there is an answer.
+fn pump(
+    content: &mut (dyn Read + Send),
+    pieces: &mpsc::Sender<Bytes>,
+    mover: &Handle,
+    answered: &Notify,
+) -> io::Result<()> {
+    loop {
+        let mut piece = Vec::new();
+        content.take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
+        if piece.is_empty() {
+            return Ok(());
+        }
+        let is_taken = mover.block_on(async {
+            tokio::select! {
+                sent = pieces.send(piece.into()) => sent.is_ok(),
+                () = answered.notified() => false,
+            }
+        });
+        if !is_taken {
+            return Ok(());
+        }
     }
 }
 
@@ -164,15 +274,32 @@ impl fmt::Debug for Transport {
     }
 }
 
+/// Waits for `future` until it is silent for too long: until nothing more of a request's content is `taken`, if it has
+/// some.
 fn within<T>(
     mover: &Handle,
-    silence: Duration,
+    patience: &Patience,
+    taken: Option<&Taken>,
     future: impl Future<Output = reqwest::Result<T>>,
 ) -> Result<T, TransportError> {
+    let silence = patience.silence;
+    let done = async {
+        let mut future = pin!(future);
+        let taken_bytes = || taken.map_or(0, Taken::bytes);
+        let mut before = taken_bytes();
+        loop {
+            match tokio::time::timeout(silence, &mut future).await {
+                Ok(done) => return done.map_err(TransportError::from),
+                Err(_) if taken_bytes() == before => return Err(TransportError::silent(silence)),
+                Err(_) => before = taken_bytes(),
+            }
+        }
+    };
     mover.block_on(async {
-        match tokio::time::timeout(silence, future).await {
-            Ok(done) => done.map_err(TransportError::from),
-            Err(_) => Err(TransportError::silent(silence)),
+        tokio::select! {
+            biased;
+            () = patience.stopped(taken.is_some()) => Err(TransportError::stopped()),
+            done = done => done,
         }
     })
 }
@@ -199,13 +326,15 @@ pub(super) struct Content {
     response: Response,
     piece: Bytes,
     mover: Handle,
-    silence: Duration,
+    patience: Patience,
 }
 
 impl Read for Content {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() {
-            match within(&self.mover, self.silence, self.response.chunk()).map_err(io::Error::other)? {
+            match within(&self.mover, &self.patience, None, self.response.chunk())
+                .map_err(io::Error::other)?
+            {
                 Some(piece) => self.piece = piece,
                 None => return Ok(0),
             }
