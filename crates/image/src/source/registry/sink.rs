@@ -177,7 +177,7 @@ impl RegistrySink {
         let answer = loop {
             match self.endpoint().call(&ask, &statuses) {
                 Err(error) if is_of_two_at_once(&error) && self.endpoint().wait(attempt, None) => {
-                    attempt += 1
+                    attempt += 1;
                 }
                 answer => break answer.map_err(|error| self.refused(error))?,
             }
