@@ -68,6 +68,11 @@ impl Daemon {
         self.output.last_lines()
     }
 
+    /// A call begins: what it prints meanwhile can wait.
+    pub(crate) fn leave_output(&mut self) {
+        self.output.leave();
+    }
+
     /// Waits for the daemon's end and reads its output meanwhile; resolves when the process is reaped and its
     /// output read to the end. Cancel safe; resolves again at once when called again.
     pub(crate) async fn exited(&mut self) -> Exit {

@@ -4,11 +4,12 @@
 //! If the task is aborted (its runtime shuts down), dropping the fields kills and reaps the daemon and removes
 //! the directory, in the order they are declared.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use nydusbox_protocol::{FsType, LogLevel, MountCommand, MountPoint};
@@ -69,6 +70,8 @@ pub(crate) struct Driver {
     launch: Option<UnderWay<Result<Running, StartError>>>,
     /// `None` while a call has it.
     client: Option<ApiClient>,
+    /// The configuration in the call that was begun, whose credentials are not known yet.
+    unlearned: Option<String>,
     /// The last one; it may have ended.
     daemon: Daemon,
     /// The last daemon's.
@@ -139,6 +142,7 @@ impl Driver {
             call: None,
             launch: None,
             client: Some(client),
+            unlearned: None,
             daemon,
             frontend,
             binds,
@@ -186,6 +190,7 @@ impl Driver {
                 }
                 () = tokio::task::yield_now(), if self.unrecorded => {
                     self.record();
+                    self.journal.prepare();
                     continue;
                 }
             };
@@ -216,10 +221,11 @@ impl Driver {
             for action in actions {
                 end = self.perform(action).or(end);
             }
-            match end {
-                Some(step) => return self.finish(step),
-                None => self.publish(),
+            if let Some(step) = end {
+                return self.finish(step);
             }
+            self.send().await;
+            self.publish();
         }
     }
 
@@ -484,9 +490,10 @@ impl Driver {
 
     fn begin(&mut self, call: Call) {
         if let Call::Mount(_, command) | Call::Remount(_, command) | Call::Restore(_, command) = &call {
-            self.config.secrets().learn_config(&command.config);
+            self.unlearned = Some(command.config.clone());
         }
         let prepared = self.prepare(&call);
+        self.daemon.leave_output();
         let nothing = self.dir.nothing();
         let mut client = self.client.take().unwrap_or_else(|| {
             ApiClient::new(self.config.api_socket().clone(), self.config.call_deadline())
@@ -511,6 +518,19 @@ impl Driver {
             };
             (client, answer)
         }));
+    }
+
+    /// Has a call that was begun send its request: the rest of this turn is done while the daemon works on it.
+    async fn send(&mut self) {
+        let Some(mut call) = self.call.take() else { return };
+        self.call = Some(match poll_once(call.as_mut()).await {
+            Some(answered) => Box::pin(std::future::ready(answered)),
+            None => call,
+        });
+        // Nothing the daemon says of it has been read yet.
+        if let Some(config) = self.unlearned.take() {
+            self.config.secrets().learn_config(&config);
+        }
     }
 
     /// A receiver that is gone was dropped by its caller, who does not want the reply.
@@ -587,6 +607,17 @@ impl Driver {
             leftovers,
         }
     }
+}
+
+/// What a future yields if it does so at once. Whoever polls it next is woken for it.
+async fn poll_once<T>(mut future: Pin<&mut (dyn Future<Output = T> + Send)>) -> Option<T> {
+    poll_fn(|context| {
+        Poll::Ready(match future.as_mut().poll(context) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        })
+    })
+    .await
 }
 
 /// Waits for what is under way, for ever if nothing is.

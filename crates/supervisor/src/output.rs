@@ -26,14 +26,23 @@ pub(crate) const LAST_LINES: usize = 20;
 /// How much of one line is kept, in bytes; the file has all of it.
 const LINE_KEPT_BYTES: usize = 4096;
 const CHUNK_BYTES: usize = 64 << 10;
-/// How long what a daemon begins to print is left in the pipe, which holds 64 KiB at the least. A daemon prints while it
-/// answers a call; reading its lines one by one, in between, would cost the call as much as everything else about it.
+/// How long what a daemon begins to print, or prints during a call, is left in the pipe, which holds 64 KiB at the
+/// least. To be woken by its lines one by one would cost a call as much as everything else about it.
 const GATHERED: Duration = Duration::from_millis(2);
+
+#[derive(Debug)]
+enum Pipe {
+    /// The runtime says when there is something.
+    Watched(Receiver),
+    /// What is written wakes nobody.
+    Left(OwnedFd),
+    Ended,
+}
 
 /// The reading end of a daemon's standard output and error.
 #[derive(Debug)]
 pub(crate) struct Output {
-    pipe: Option<Receiver>,
+    pipe: Pipe,
     /// When to read; `None` while nothing is there, as far as is known.
     due: Option<Instant>,
     chunk: Box<[u8]>,
@@ -47,7 +56,7 @@ impl Output {
     /// Takes the reading end of a pipe. Must be called within a runtime.
     pub(crate) fn new(pipe: OwnedFd, log: LogFile, sandbox: SandboxId, secrets: Secrets) -> io::Result<Self> {
         Ok(Self {
-            pipe: Some(Receiver::from_owned_fd(pipe)?),
+            pipe: Pipe::Watched(Receiver::from_owned_fd(pipe)?),
             due: None,
             chunk: vec![0; CHUNK_BYTES].into_boxed_slice(),
             tail: Tail::default(),
@@ -72,7 +81,29 @@ impl Output {
 
     /// Whether every writer has closed its end.
     pub(crate) fn ended(&self) -> bool {
-        self.pipe.is_none()
+        matches!(self.pipe, Pipe::Ended)
+    }
+
+    /// A call begins: what is printed for the moment is left where it is, and wakes nobody.
+    pub(crate) fn leave(&mut self) {
+        self.pipe = match std::mem::replace(&mut self.pipe, Pipe::Ended) {
+            Pipe::Watched(pipe) => match pipe.into_nonblocking_fd() {
+                Ok(pipe) => Pipe::Left(pipe),
+                Err(error) => self.lost(&error),
+            },
+            pipe @ (Pipe::Left(_) | Pipe::Ended) => pipe,
+        };
+        self.due.get_or_insert_with(|| Instant::now() + GATHERED);
+    }
+
+    fn watch(&mut self) {
+        self.pipe = match std::mem::replace(&mut self.pipe, Pipe::Ended) {
+            Pipe::Left(pipe) => match Receiver::from_owned_fd(pipe) {
+                Ok(pipe) => Pipe::Watched(pipe),
+                Err(error) => self.lost(&error),
+            },
+            pipe @ (Pipe::Watched(_) | Pipe::Ended) => pipe,
+        };
     }
 
     /// Reads what has gathered, at most one chunk; waits when there is nothing, for ever once it has ended.
@@ -87,10 +118,14 @@ impl Output {
         };
         sleep_until(due).await;
         self.due = self.read().then_some(due);
+        if self.due.is_none() {
+            self.watch();
+        }
     }
 
     /// The same without leaving it to gather.
     pub(crate) async fn pump_at_once(&mut self) {
+        self.watch();
         self.wait().await;
         self.read();
     }
@@ -98,8 +133,8 @@ impl Output {
     /// Until there may be something.
     async fn wait(&self) {
         let readable = match &self.pipe {
-            Some(pipe) => pipe.readable().await.is_ok(),
-            None => false,
+            Pipe::Watched(pipe) => pipe.readable().await.is_ok(),
+            Pipe::Left(_) | Pipe::Ended => false,
         };
         if !readable {
             std::future::pending::<()>().await;
@@ -108,9 +143,13 @@ impl Output {
 
     /// Whether there may be more than was read.
     fn read(&mut self) -> bool {
-        let Some(pipe) = &self.pipe else { return false };
-        match pipe.try_read(&mut self.chunk) {
-            Ok(0) => self.end(),
+        let read = match &self.pipe {
+            Pipe::Watched(pipe) => pipe.try_read(&mut self.chunk),
+            Pipe::Left(pipe) => rustix::io::read(pipe, &mut *self.chunk).map_err(io::Error::from),
+            Pipe::Ended => return false,
+        };
+        match read {
+            Ok(0) => self.pipe = self.end(),
             Ok(n) => {
                 let bytes = &self.chunk[..n];
                 // A plain write: the file is in the sandbox directory, by default in memory, and handing every
@@ -121,17 +160,19 @@ impl Output {
                 return true;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                tracing::warn!(sandbox = %self.sandbox, %error, "cannot read the daemon's output");
-                self.end();
-            }
+            Err(error) => self.pipe = self.lost(&error),
         }
         false
     }
 
-    fn end(&mut self) {
-        self.pipe = None;
+    fn lost(&mut self, error: &io::Error) -> Pipe {
+        tracing::warn!(sandbox = %self.sandbox, %error, "cannot read the daemon's output");
+        self.end()
+    }
+
+    fn end(&mut self) -> Pipe {
         self.log.finish(&self.secrets);
+        Pipe::Ended
     }
 
     /// The last lines so far, oldest first, an unfinished one included.

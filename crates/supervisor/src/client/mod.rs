@@ -2,7 +2,7 @@
 //!
 //! One call at a time (`&mut self`); each has one deadline over connecting, headers and body. Whether a failure
 //! means "refused" or "unknown whether it happened" is in the error ([`CallError::is_definite`]). The bytes are in
-//! [`transport`], the meaning of refusals in [`classify`].
+//! [`transport`] (below it [`socket`]), the meaning of refusals in [`classify`].
 
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 pub(crate) mod classify;
 mod error;
+mod socket;
 mod transport;
 
 pub use error::CallError;

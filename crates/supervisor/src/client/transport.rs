@@ -12,11 +12,11 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use nydusbox_protocol::SocketPath;
-use tokio::net::UnixStream;
 
+use super::socket::Socket;
 use super::{BODY_LIMIT_BYTES, CallError};
 
-type Driver = Pin<Box<http1::Connection<TokioIo<UnixStream>, Full<Bytes>>>>;
+type Driver = Pin<Box<http1::Connection<TokioIo<Socket>, Full<Bytes>>>>;
 
 /// Why no connection could be made.
 #[derive(Debug)]
@@ -46,10 +46,8 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) async fn open(socket: &SocketPath) -> Result<Self, ConnectFailure> {
-        let stream = UnixStream::connect(socket.as_path())
-            .await
-            .map_err(ConnectFailure)?;
-        let (sender, driver) = http1::handshake(TokioIo::new(stream))
+        let socket = Socket::connect(socket).await.map_err(ConnectFailure)?;
+        let (sender, driver) = http1::handshake(TokioIo::new(socket))
             .await
             .map_err(|error| ConnectFailure(io::Error::other(error)))?;
         Ok(Self {

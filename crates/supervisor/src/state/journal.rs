@@ -1,5 +1,6 @@
 //! The document of a sandbox that this process supervises, and the file it goes to.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -14,6 +15,8 @@ pub(crate) struct Journal {
     dir: OwnedFd,
     document: StateDocument,
     written: Vec<u8>,
+    /// For the next document, if it is made already.
+    next: Option<File>,
 }
 
 impl Journal {
@@ -23,6 +26,7 @@ impl Journal {
             dir: dir.as_fd().try_clone_to_owned()?,
             document,
             written: Vec::new(),
+            next: None,
         })
     }
 
@@ -32,10 +36,22 @@ impl Journal {
         change(&mut self.document);
         let bytes = self.document.encode().map_err(io::Error::other)?;
         if bytes != self.written {
-            store::replace(&self.dir, &bytes)?;
+            let prepared = self.next.take();
+            let replaced = prepared.map(|next| store::replace(&self.dir, next, &bytes));
+            // What was prepared may have been removed since.
+            if !matches!(replaced, Some(Ok(()))) {
+                store::replace(&self.dir, store::next(&self.dir)?, &bytes)?;
+            }
             self.written = bytes;
         }
         Ok(())
+    }
+
+    /// Does what can be done of the next write, when nobody waits. What fails is tried, and told, then.
+    pub(crate) fn prepare(&mut self) {
+        if self.next.is_none() {
+            self.next = store::next(&self.dir).ok();
+        }
     }
 }
 
@@ -53,5 +69,38 @@ impl StateDocument {
             bind: bind.clone(),
         });
         self.binds = binds.collect();
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use nydusbox_protocol::SandboxId;
+
+    use super::*;
+    use crate::config::SandboxConfig;
+    use crate::program::Program;
+    use crate::state::{STATE_NEW, read};
+
+    #[test]
+    fn what_was_prepared_is_used_and_not_relied_upon() {
+        let dir = tempfile::tempdir().unwrap();
+        let (id, program) = (SandboxId::new("s1").unwrap(), Program::stock("/bin/sh").unwrap());
+        let config = SandboxConfig::new(id.clone(), dir.path(), program.clone()).unwrap();
+        let document = StateDocument::new(id, program.record(), config.settings());
+        let open = || File::open(dir.path()).unwrap();
+        let mut journal = Journal::new(open(), document).unwrap();
+        for (version, removed) in [("1", false), ("2", true), ("3", false)] {
+            journal.prepare();
+            if removed {
+                std::fs::remove_file(dir.path().join(STATE_NEW)).unwrap();
+            }
+            journal
+                .write(|document| version.clone_into(&mut document.program.version))
+                .unwrap();
+            let written = read(open()).unwrap().unwrap();
+            assert_eq!(StateDocument::parse(&written).unwrap().program.version, version);
+            assert!(!dir.path().join(STATE_NEW).exists());
+        }
     }
 }

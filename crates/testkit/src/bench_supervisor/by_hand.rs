@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use super::{BenchError, ms};
 use crate::http::{percent_encode, read_response, request};
 use crate::image::{mount_body, passthrough_body};
@@ -66,6 +68,50 @@ pub(super) fn start(exe: &Path, dir: &Path, share: &Path) -> Result<(f64, f64), 
     Ok((answers, shares))
 }
 
+fn request_text(method: &str, at: &str, body: &str) -> String {
+    format!(
+        "{method} /api/v1/mount?mountpoint={} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        percent_encode(at),
+        body.len()
+    )
+}
+
+/// One kept connection to a daemon's API, waited for by the library's runtime: the least that a library on it costs.
+#[derive(Debug)]
+pub(super) struct AsyncConnection(tokio::net::UnixStream);
+
+impl AsyncConnection {
+    pub(super) async fn open(api: &Path) -> Result<Self, BenchError> {
+        Ok(Self(tokio::net::UnixStream::connect(api).await?))
+    }
+
+    /// Mounts an image; the call's time in ms.
+    pub(super) async fn mount(
+        &mut self,
+        at: &str,
+        bootstrap: &Path,
+        config: &str,
+    ) -> Result<f64, BenchError> {
+        let body = mount_body("rafs", bootstrap, config);
+        let begun = Instant::now();
+        self.0
+            .write_all(request_text("POST", at, &body).as_bytes())
+            .await?;
+        let mut answer = Vec::new();
+        // An answer without content ends with its headers.
+        while !answer.ends_with(b"\r\n\r\n") {
+            if self.0.read_buf(&mut answer).await? == 0 {
+                return Err("the daemon has closed the connection".into());
+            }
+        }
+        match answer.starts_with(b"HTTP/1.1 204") {
+            true => Ok(ms(begun)),
+            false => Err(String::from_utf8_lossy(&answer).into_owned().into()),
+        }
+    }
+}
+
 /// One kept connection to a daemon's API.
 #[derive(Debug)]
 pub(super) struct Connection(BufReader<UnixStream>);
@@ -87,13 +133,9 @@ impl Connection {
 
     fn call(&mut self, method: &str, at: &str, body: &str) -> Result<f64, BenchError> {
         let begun = Instant::now();
-        let text = format!(
-            "{method} /api/v1/mount?mountpoint={} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{body}",
-            percent_encode(at),
-            body.len()
-        );
-        self.0.get_mut().write_all(text.as_bytes())?;
+        self.0
+            .get_mut()
+            .write_all(request_text(method, at, body).as_bytes())?;
         let response = read_response(&mut self.0)?;
         match response.status {
             204 => Ok(ms(begun)),

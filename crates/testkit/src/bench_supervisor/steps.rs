@@ -62,6 +62,10 @@ pub(super) async fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
             bare,
             start.at_most(limit),
             mount_bare,
+            row(
+                "mount on the runtime",
+                "by hand on the library's runtime: mount of an image",
+            ),
             row("mount", "library: mount of an image").at_most(mount_limit),
             row("stop", "library: stop").at_most(STOP_MS),
             row("notice", "library: daemon killed, until the status says so").at_most(NOTICE_MS),
@@ -83,28 +87,39 @@ async fn one_round(
     let sandbox = Sandbox::start(place.config("s1", &contender.program)?).await?;
     let start = ms(begun);
 
-    // The two ways take turns, on a daemon that has had the image mounted before.
+    // The ways take turns, on a daemon that has had the image mounted before.
     let request = image.request("c1")?;
     let at = request.at().clone();
     sandbox.mount(request.clone()).await?;
     sandbox.unmount(at.clone()).await?;
     let mut connection = by_hand::Connection::open(sandbox.api_socket().as_path())?;
+    let mut waited = by_hand::AsyncConnection::open(sandbox.api_socket().as_path()).await?;
     let mut measured = Vec::new();
     for turn in round..round + MOUNTS {
-        for way in [turn % 2, (turn + 1) % 2] {
-            if way == 0 {
-                let mount = connection.mount(at.as_str(), &image.bootstrap, &image.config)?;
-                measured.push(("mount by hand", mount));
-                connection.unmount(at.as_str())?;
-            } else {
-                let begun = Instant::now();
-                sandbox.mount(request.clone()).await?;
-                measured.push(("mount", ms(begun)));
-                sandbox.unmount(at.clone()).await?;
+        for way in (turn..turn + 3).map(|way| way % 3) {
+            let (what, took) = match way {
+                0 => {
+                    let took = connection.mount(at.as_str(), &image.bootstrap, &image.config)?;
+                    ("mount by hand", took)
+                }
+                1 => {
+                    let mount = waited.mount(at.as_str(), &image.bootstrap, &image.config);
+                    ("mount on the runtime", mount.await?)
+                }
+                _ => {
+                    let begun = Instant::now();
+                    sandbox.mount(request.clone()).await?;
+                    ("mount", ms(begun))
+                }
+            };
+            measured.push((what, took));
+            match way {
+                2 => drop(sandbox.unmount(at.clone()).await?),
+                _ => drop(connection.unmount(at.as_str())?),
             }
         }
     }
-    drop(connection);
+    drop((connection, waited));
     let begun = Instant::now();
     let _ = sandbox.stop().await;
     let stop = ms(begun);
