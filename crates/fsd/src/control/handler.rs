@@ -138,7 +138,7 @@ async fn mount(
     };
     let namespace = Arc::clone(&context.namespace);
     let answer = off_thread(move || operation(&namespace, &at, &command)).await;
-    context.device.pool().tidy();
+    tidy_afterwards(context);
     answer
 }
 
@@ -158,8 +158,14 @@ async fn umount(context: &Arc<Context>, query: &str) -> Answer {
     };
     let namespace = Arc::clone(&context.namespace);
     let answer = off_thread(move || namespace.umount(&at)).await;
-    context.device.pool().tidy();
+    tidy_afterwards(context);
     answer
+}
+
+/// Has memory given back once the answer is out: waking the thread that does it would come before.
+fn tidy_afterwards(context: &Arc<Context>) {
+    let device = Arc::clone(&context.device);
+    tokio::spawn(async move { device.pool().tidy() });
 }
 
 async fn off_thread(operation: impl FnOnce() -> Result<(), MountError> + Send + 'static) -> Answer {

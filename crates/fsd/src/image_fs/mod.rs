@@ -28,6 +28,7 @@ mod index;
 mod inodes;
 mod kept;
 mod layout;
+mod memory;
 mod operations;
 mod origin;
 mod prefetch;

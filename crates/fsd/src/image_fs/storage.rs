@@ -73,7 +73,7 @@ impl Storage {
         gate: &Arc<Gate>,
         fetches: &Arc<FetchCounters>,
     ) -> io::Result<Self> {
-        Self::open_in(config, infos, gate, fetches, WorkDir::create)
+        Self::open_in(config, infos, gate, fetches, WorkDir::small)
     }
 
     fn open_in(
@@ -92,7 +92,7 @@ impl Storage {
         };
         // What nydus unpacks is given back in a way that two mounts must not share.
         let work = if infos.iter().any(|info| is_unpacked(info)) {
-            WorkDir::create(&dir)?
+            WorkDir::roomy(&dir)?
         } else {
             work_dir(&dir)?
         };
@@ -224,7 +224,7 @@ fn origin(nydus: Nydus, config: &Arc<ConfigV2>, dir: &Path, info: &Arc<BlobInfo>
     if is_unpacked(info) {
         let (config, dir, info) = (Arc::clone(config), dir.to_owned(), Arc::clone(info));
         let renew = move || {
-            let work = WorkDir::create(&dir)?;
+            let work = WorkDir::roomy(&dir)?;
             Nydus::open(&work.configure(&config), &work, &info)
         };
         Box::new(UnpackedOrigin::new(nydus, Box::new(renew)))

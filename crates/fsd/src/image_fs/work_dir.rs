@@ -1,12 +1,14 @@
-//! A directory for what nydus keeps of the caches of mounted images, within the cache directory.
+//! A directory for what nydus keeps of the caches of mounted images, in memory or within the cache directory.
 //!
 //! nydus makes a data file longer that is too short, and believes its map all the same; it maps the chunk map and
 //! the table of chunks, and dies when they are truncated or the disk is full. With files that are nobody else's none
 //! of this can happen: nydus gets a sparse data file it does not fill, a map and a table that have their space, and
 //! what it has fetched of the blobs' tables is copied from and to the cache directory, where it is shared.
 //!
-//! The directory is under [`PLACE`] in the cache directory and goes away with its owner. One whose owner was killed
-//! is found unlocked, and removed, by the next. Next: `storage.rs` opens nydus' side in it.
+//! What it is for is a few KiB, and making it would be most of a mount on a disk: so it is in [`memory`] where that is
+//! to be had. Where nydus keeps data, or it isn't, the directory is under [`PLACE`] in the cache directory, and goes away
+//! with its owner. One whose owner was killed is found unlocked, and removed, by the next. Next: `storage.rs` opens
+//! nydus' side in it.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -23,6 +25,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::cache_files::{CacheFiles, is_at};
 use super::events::report;
+use super::memory;
 use super::sealed::{self, Seal};
 
 /// Where such directories are within a cache directory.
@@ -47,19 +50,33 @@ struct DamagedTable {
 pub(super) struct WorkDir {
     path: PathBuf,
     cache: PathBuf,
-    /// Locked: somebody lives here.
-    _lock: File,
+    /// Locked, in the cache directory: somebody lives here. In memory nobody else can.
+    lock: Option<File>,
     /// One mount at a time makes files, so that no other takes those that are not complete.
     admitting: Mutex<()>,
 }
 
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
 impl WorkDir {
-    /// Makes one, and removes those of processes that were killed.
+    /// Makes one for tables only.
     ///
     /// # Errors
     /// What the file system said.
-    pub(super) fn create(cache: &Path) -> io::Result<Arc<Self>> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
+    pub(super) fn small(cache: &Path) -> io::Result<Arc<Self>> {
+        let Some(memory) = memory::dir() else {
+            return Self::roomy(cache);
+        };
+        let path = memory.join(COUNT.fetch_add(1, Ordering::Relaxed).to_string());
+        fs::create_dir(&path)?;
+        Ok(Self::at(path, cache, None))
+    }
+
+    /// Makes one that nydus may keep data in, and removes those of processes that were killed.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn roomy(cache: &Path) -> io::Result<Arc<Self>> {
         let place = cache.join(PLACE);
         sweep(&place);
         for _ in 0..ATTEMPTS {
@@ -77,12 +94,7 @@ impl WorkDir {
             // Gone, or taken, if it was swept before it was locked.
             let Ok(lock) = File::open(&path) else { continue };
             if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && is_at(&lock, &path)? {
-                return Ok(Arc::new(Self {
-                    path,
-                    cache: cache.to_owned(),
-                    _lock: lock,
-                    admitting: Mutex::new(()),
-                }));
+                return Ok(Self::at(path, cache, Some(lock)));
             }
         }
         Err(io::Error::other(format!(
@@ -91,7 +103,16 @@ impl WorkDir {
         )))
     }
 
-    /// One that all mounts of this process with that cache directory share: with the same configuration nydus then
+    fn at(path: PathBuf, cache: &Path, lock: Option<File>) -> Arc<Self> {
+        Arc::new(Self {
+            path,
+            cache: cache.to_owned(),
+            lock,
+            admitting: Mutex::new(()),
+        })
+    }
+
+    /// A small one that all mounts of this process with that cache directory share: with the same configuration nydus then
     /// gives them the same connections.
     ///
     /// # Errors
@@ -103,7 +124,7 @@ impl WorkDir {
         if let Some(work) = by_cache.get(cache).and_then(Weak::upgrade) {
             return Ok(work);
         }
-        let work = Self::create(cache)?;
+        let work = Self::small(cache)?;
         by_cache.insert(cache.to_owned(), Arc::downgrade(&work));
         Ok(work)
     }
@@ -181,14 +202,19 @@ impl WorkDir {
     /// What the file system said.
     pub(super) fn share_tables(&self, blob: &str) -> io::Result<()> {
         let _alone = self.admitting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut beside: Option<Arc<Self>> = None;
         for table in TABLES {
             let name = format!("{blob}.{table}");
             let (ours, shared) = (self.path.join(&name), self.cache.join(&name));
             if shared.exists() || !ours.exists() {
                 continue;
             }
-            // Complete before it has its name.
-            let copy = self.path.join(format!("{name}.copy"));
+            // Complete before it has its name, which takes the same file system.
+            if self.lock.is_none() && beside.is_none() {
+                beside = Some(Self::roomy(&self.cache)?);
+            }
+            let dir = beside.as_ref().map_or(&self.path, |beside| &beside.path);
+            let copy = dir.join(format!("{name}.copy"));
             let done = fs::read(&ours)
                 .and_then(|mut content| {
                     if table == TABLES[0] {
@@ -209,8 +235,10 @@ impl WorkDir {
 impl Drop for WorkDir {
     fn drop(&mut self) {
         remove(&self.path);
-        // Others may still be in it.
-        let _kept = fs::remove_dir(self.cache.join(PLACE));
+        if self.lock.is_some() {
+            // Others may still be in it.
+            let _kept = fs::remove_dir(self.cache.join(PLACE));
+        }
     }
 }
 
@@ -261,9 +289,8 @@ mod tests {
     #[test]
     fn a_directory_lasts_as_long_as_its_owner() {
         let cache = tempfile::tempdir().unwrap();
-        let one = WorkDir::create(cache.path()).unwrap();
-        let other = WorkDir::shared(cache.path()).unwrap();
-        assert!(Arc::ptr_eq(&other, &WorkDir::shared(cache.path()).unwrap()));
+        let one = WorkDir::roomy(cache.path()).unwrap();
+        let other = WorkDir::roomy(cache.path()).unwrap();
         assert!(
             one.path != other.path && one.path.is_dir(),
             "the other has not swept it"
@@ -275,27 +302,43 @@ mod tests {
     }
 
     #[test]
+    fn a_small_one_is_shared_and_goes_with_its_last_user() {
+        let cache = tempfile::tempdir().unwrap();
+        let one = WorkDir::shared(cache.path()).unwrap();
+        assert!(Arc::ptr_eq(&one, &WorkDir::shared(cache.path()).unwrap()));
+        let path = one.path.clone();
+        assert!(path.is_dir());
+        drop(one);
+        assert!(!path.exists());
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn what_a_killed_owner_left_is_removed_by_the_next() {
         let cache = tempfile::tempdir().unwrap();
         let left = cache.path().join(PLACE).join("1-0");
         fs::create_dir_all(&left).unwrap();
         fs::write(left.join("b.blob.meta"), "x").unwrap();
-        let _next = WorkDir::create(cache.path()).unwrap();
+        let _next = WorkDir::roomy(cache.path()).unwrap();
         assert!(!left.exists());
         assert_eq!(places(cache.path()), 1);
     }
 
     #[test]
     fn tables_are_shared_complete_and_never_replaced() {
-        let cache = tempfile::tempdir().unwrap();
-        let work = WorkDir::create(cache.path()).unwrap();
-        let shared = cache.path().join("b.blob.meta");
-        fs::write(work.path.join("b.blob.meta"), [7; 8192]).unwrap();
-        work.share_tables("b").unwrap();
-        let first = fs::read(&shared).unwrap();
-        assert!(first.starts_with(&[7; 8000]) && matches!(sealed::look(&first), Seal::Intact));
-        fs::write(work.path.join("b.blob.meta"), [8; 8192]).unwrap();
-        work.share_tables("b").unwrap();
-        assert!(fs::read(&shared).unwrap() == first);
+        for make in [WorkDir::small, WorkDir::roomy] {
+            let cache = tempfile::tempdir().unwrap();
+            let work = make(cache.path()).unwrap();
+            let shared = cache.path().join("b.blob.meta");
+            fs::write(work.path.join("b.blob.meta"), [7; 8192]).unwrap();
+            work.share_tables("b").unwrap();
+            let first = fs::read(&shared).unwrap();
+            assert!(first.starts_with(&[7; 8000]) && matches!(sealed::look(&first), Seal::Intact));
+            fs::write(work.path.join("b.blob.meta"), [8; 8192]).unwrap();
+            work.share_tables("b").unwrap();
+            assert!(fs::read(&shared).unwrap() == first);
+            drop(work);
+            assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1);
+        }
     }
 }

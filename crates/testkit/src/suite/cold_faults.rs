@@ -285,7 +285,7 @@ fn drop_after_reading(cold: &Cold, home: &Fixture, config: &str) {
     done(&daemon.umount("/image").unwrap());
 }
 
-pub(super) fn mount_on_a_full_disk_is_refused_and_the_others_go_on(fx: &Fixture) -> Outcome {
+pub(super) fn mount_that_needs_room_on_a_full_disk_is_refused_and_the_others_go_on(fx: &Fixture) -> Outcome {
     let cold = cold::cold(fx, RafsVersion::V6)?;
     let Some(disk) = SmallDisk::mount(fx.path("small"), "40m") else {
         return Ok(());
@@ -294,16 +294,24 @@ pub(super) fn mount_on_a_full_disk_is_refused_and_the_others_go_on(fx: &Fixture)
     let daemon = cold.daemon(fx, &config);
     let (mut fs, _) = cold.guest(&daemon);
     let filler = disk.fill();
-    let body = mount_body("rafs", &cold.image.bootstrap, &config);
     let home = Fixture::new(fx.program());
     let newcomer = home.daemon(&[]);
-    let message = refused(&newcomer.mount("/image", &body).unwrap(), 500);
-    assert!(message.contains("No space left"), "{message}");
-    cold.assert_reads_right(&mut fs);
-    fs::remove_file(filler).unwrap();
+    // What is in the cache needs no room for itself.
+    let body = mount_body("rafs", &cold.image.bootstrap, &config);
     done(&newcomer.mount("/image", &body).unwrap());
     let mut other = guest(&newcomer);
     cold.assert_reads_right(&mut other);
+    let another = home.image(&home.data_source(1, 100_000), RafsVersion::V6)?;
+    let body = mount_body(
+        "rafs",
+        &another.bootstrap,
+        &image::rafs_config_localfs(&another.blobs, disk.path()),
+    );
+    let message = refused(&newcomer.mount("/another", &body).unwrap(), 500);
+    assert!(message.contains("No space left"), "{message}");
+    cold.assert_reads_right(&mut fs);
+    fs::remove_file(filler).unwrap();
+    done(&newcomer.mount("/another", &body).unwrap());
     drop((other, newcomer, fs, daemon));
     Ok(())
 }

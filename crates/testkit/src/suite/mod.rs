@@ -359,9 +359,9 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         cold_faults::table_damaged_in_the_cache_is_fetched_again,
     ),
     ours(
-        "cold_mount_on_a_full_disk_is_refused_and_the_others_go_on",
+        "cold_mount_that_needs_room_on_a_full_disk_is_refused_and_the_others_go_on",
         "it does not say that the disk is full",
-        cold_faults::mount_on_a_full_disk_is_refused_and_the_others_go_on,
+        cold_faults::mount_that_needs_room_on_a_full_disk_is_refused_and_the_others_go_on,
     ),
     ours(
         "prefetch_takes_the_files_that_the_mount_names",
