@@ -2,14 +2,14 @@
 //!
 //! Pure. It never opens, binds or starts anything; [`crate::launch`] does.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use nydusbox_protocol::LogLevel;
 
 use crate::config::SandboxConfig;
 use crate::environment::OnSupervisorDeath;
 use crate::preflight::Fitted;
-use crate::program::ProgramKind;
+use crate::program::{Program, ProgramKind};
 
 /// Descriptor the embedded daemon finds the listening vhost-user socket at.
 pub(crate) const VHOST_FD: i32 = 3;
@@ -65,6 +65,26 @@ pub(crate) fn arguments(config: &SandboxConfig, extra: &Fitted, nofile_hard: Opt
     args
 }
 
+/// How glibc allocates for the embedded daemon. Its threads each keeping what they free, and a heap of their own, would
+/// cost more than all it has in use, and grow with every mount until all of them have had one.
+const ALLOCATOR: (&str, &str) = (
+    "GLIBC_TUNABLES",
+    "glibc.malloc.arena_max=2:glibc.malloc.tcache_count=0",
+);
+
+/// What the program finds in its environment besides what the caller gives it, and what this process has.
+/// `is_set` says of a variable whether this process has it.
+pub(crate) fn environment(
+    program: &Program,
+    is_set: impl Fn(&OsStr) -> bool,
+) -> Option<(&'static str, &'static str)> {
+    let theirs = is_set(ALLOCATOR.0.as_ref()) || program.env().any(|(name, _)| name == ALLOCATOR.0);
+    match program.kind() {
+        ProgramKind::Embedded if !theirs => Some(ALLOCATOR),
+        ProgramKind::Embedded | ProgramKind::Stock => None,
+    }
+}
+
 /// A stock nydusd has no level `off`.
 fn log_level(kind: ProgramKind, level: LogLevel) -> &'static str {
     match (kind, level) {
@@ -77,7 +97,6 @@ fn log_level(kind: ProgramKind, level: LogLevel) -> &'static str {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::program::Program;
     use nydusbox_protocol::SandboxId;
 
     fn line(program: Program, extra: &Fitted, nofile: Option<u64>, level: LogLevel) -> String {
@@ -103,6 +122,16 @@ mod tests {
             "virtiofs --sock /run/nb/s1/vhost.sock --apisock /run/nb/s1/api.sock --log-level off \
              --sock-fd 3 --apisock-fd 4 --id s1 --exit-with-stdin"
         );
+    }
+
+    #[test]
+    fn the_embedded_daemons_allocator_is_the_callers_to_tune_first() {
+        let embedded = || Program::embedded("/bin/sh").unwrap();
+        let set = |program: &Program, inherited| environment(program, |_| inherited).map(|(name, _)| name);
+        assert_eq!(set(&embedded(), false), Some("GLIBC_TUNABLES"));
+        assert_eq!(set(&embedded(), true), None);
+        assert_eq!(set(&embedded().with_env("GLIBC_TUNABLES", ""), false), None);
+        assert_eq!(set(&Program::stock("/bin/sh").unwrap(), false), None);
     }
 
     #[test]

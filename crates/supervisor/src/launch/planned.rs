@@ -187,6 +187,9 @@ impl Invocation<'_> {
         };
         let mut command = environment.command(program.exe(), args).map_err(failed)?;
         command
+            .envs(command::environment(program, |name| {
+                std::env::var_os(name).is_some()
+            }))
             .envs(program.env())
             .stdout(writer.try_clone().map_err(failed)?)
             .stderr(writer);

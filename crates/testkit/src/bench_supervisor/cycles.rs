@@ -7,8 +7,8 @@ use super::proc::{Memory, memory, open_files};
 use super::{BenchError, Plan, Row};
 
 const KB: f64 = 1e3;
-/// An allocator keeps a little here and there; a leak of 100 bytes a cycle would be twice this.
-const GROWTH_KB: f64 = 512.0;
+/// A few pages here and there; a leak of 10 bytes a cycle would be more.
+const GROWTH_KB: f64 = 64.0;
 
 /// Sizes at one time.
 struct Sizes {
@@ -37,11 +37,13 @@ pub(super) async fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
         let mut before = None;
         for cycle in 0..plan.cycles {
             if cycle == plan.cycles / 10 {
+                tokio::time::sleep(plan.rest).await;
                 before = Some((Sizes::of(own)?, Sizes::of(daemon)?));
             }
             sandbox.mount(request.clone()).await?;
             sandbox.unmount(request.at().clone()).await?;
         }
+        tokio::time::sleep(plan.rest).await;
         let after = (Sizes::of(own)?, Sizes::of(daemon)?);
         let _ = sandbox.stop().await;
         let before = before.ok_or("no cycles")?;

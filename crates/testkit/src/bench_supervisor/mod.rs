@@ -13,6 +13,7 @@ mod proc;
 mod steps;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -39,6 +40,9 @@ pub struct Plan {
     pub crowd: usize,
     /// How many cycles of mount and unmount; a tenth of them comes before the growth is looked at.
     pub cycles: usize,
+    /// How long after cycles sizes are looked at: threads that wait for work differ in number, and leave after ten
+    /// seconds.
+    pub rest: Duration,
     /// The only part that is measured, if not all are.
     pub only: Option<Part>,
 }
@@ -79,6 +83,7 @@ impl Plan {
             rounds: 50,
             crowd: 200,
             cycles: 10_000,
+            rest: Duration::from_secs(12),
             only: None,
         }
     }
@@ -90,6 +95,7 @@ impl Plan {
             rounds: 2,
             crowd: 4,
             cycles: 20,
+            rest: Duration::ZERO,
             ..Self::full(nydusbox, work_dir)
         }
     }
