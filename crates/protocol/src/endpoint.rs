@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use percent_encoding::utf8_percent_encode;
+
+use crate::mount_point::QUERY_VALUE;
+
 /// HTTP methods the API uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names are HTTP's own")]
@@ -121,6 +125,18 @@ endpoints! {
     DeleteBlob = Delete "/api/v2/blobs",
 }
 
+impl Endpoint {
+    /// The path with one parameter, percent-encoded.
+    #[must_use]
+    pub fn with(self, parameter: &str, value: &str) -> String {
+        format!(
+            "{}?{parameter}={}",
+            self.path(),
+            utf8_percent_encode(value, QUERY_VALUE)
+        )
+    }
+}
+
 /// What a request line leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -158,6 +174,12 @@ mod tests {
         for &e in Endpoint::ALL {
             assert_eq!(route(e.method().as_str(), e.path()), Route::Found(e));
         }
+    }
+
+    #[test]
+    fn a_parameter_is_encoded() {
+        let target = Endpoint::MetricsBackend.with("id", "/rafs/c 1&x=%");
+        assert_eq!(target, "/api/v1/metrics/backend?id=/rafs/c%201%26x%3D%25");
     }
 
     #[test]

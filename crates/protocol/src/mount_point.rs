@@ -16,7 +16,7 @@ use crate::id::ContainerId;
 pub const MAX_MOUNT_POINT_LEN: usize = 320;
 
 /// What may stand unencoded in a query value (RFC 3986 unreserved, and `/`, which needs no encoding there).
-const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
+pub(crate) const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')

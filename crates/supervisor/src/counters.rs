@@ -27,8 +27,10 @@ struct BackendCounters {
 }
 
 pub(crate) async fn read(mut client: ApiClient, at: &MountPoint) -> Result<ImageCounters, CallError> {
-    let fs: FsCounters = client.counters(Endpoint::Metrics, at).await?;
-    let backend: BackendCounters = client.counters(Endpoint::MetricsBackend, at).await?;
+    let fs: FsCounters = client.counters(Endpoint::Metrics, Some(at.as_str())).await?;
+    let backend: BackendCounters = client
+        .counters(Endpoint::MetricsBackend, Some(at.as_str()))
+        .await?;
     Ok(ImageCounters {
         guest_bytes: fs.data_read,
         backend_bytes: backend.read_amount_total,

@@ -78,12 +78,16 @@ pub enum SandboxEvent {
         /// How long, in milliseconds.
         in_flight_ms: u64,
     },
-    /// An image's blobs could not be read.
+    /// Blobs could not be read.
     BackendErrors {
-        /// Where the image is mounted.
-        at: MountPoint,
+        /// Where their image is mounted; a stock nydusd may not tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<MountPoint>,
         /// How many reads failed since the last such event.
         count: u64,
+        /// The daemon's words for the last of them, where it doesn't tell whose they were.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        newest: Option<String>,
     },
     /// A limit or an argument that was asked for could not be applied as it was; the sandbox runs without it.
     Degraded {

@@ -30,7 +30,12 @@ pub(crate) fn snapshot(generation: u64, lifecycle: &Lifecycle, binds: &BindBook,
         cgroup: daemon.cgroup().map(Path::to_owned),
         program_version: daemon.version().to_owned(),
         vmm_attached: lifecycle.vmm(),
-        health: HealthReport::unknown("not observed yet"),
+        health: HealthReport::unknown(match lifecycle.phase() {
+            Phase::Serving => "not observed yet",
+            Phase::Waiting(_) | Phase::Launching(_) | Phase::Restoring(_) => "the daemon is being replaced",
+            Phase::Unmounting { .. } | Phase::Terminating | Phase::Killing => "the sandbox is being stopped",
+            Phase::Exited(_) | Phase::Ended(_) => "the daemon is gone",
+        }),
         mounts: mounts.collect(),
     }
 }

@@ -26,6 +26,18 @@ use crate::secrets::Secrets;
 /// The largest answer that is read. `GET /api/v1/daemon` with 255 mounts and long configurations stays below 1 MiB.
 pub(crate) const BODY_LIMIT_BYTES: usize = 4 << 20;
 
+/// How much of what a daemon says of a failed read is kept, in characters.
+const WORDS_KEPT: usize = 300;
+
+/// What a daemon remembers of reads of blobs that failed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct FailedReads {
+    /// How many; older ones are forgotten.
+    pub(crate) remembered: usize,
+    /// When, and what happened.
+    pub(crate) newest: Option<String>,
+}
+
 /// A client of one daemon.
 #[derive(Debug)]
 pub(crate) struct ApiClient {
@@ -84,23 +96,37 @@ impl ApiClient {
         serde_json::from_slice(&body).map_err(|_| classify::unexpected(status, &self.masked(&body)))
     }
 
-    /// The counters an endpoint keeps for a mount.
+    /// The counters an endpoint keeps under an id; without one its only ones, where there are no others.
     pub(crate) async fn counters<T: serde::de::DeserializeOwned>(
         &mut self,
         endpoint: Endpoint,
-        at: &MountPoint,
+        id: Option<&str>,
     ) -> Result<T, CallError> {
-        // nydusd calls the mount point `id` here.
-        let target = format!(
-            "{}?{}",
-            endpoint.path(),
-            at.query().replacen("mountpoint=", "id=", 1)
-        );
+        let target = id.map_or_else(|| endpoint.path().to_owned(), |id| endpoint.with("id", id));
         let (status, body) = self.call(endpoint, &target, Bytes::new()).await?;
         if status != 200 {
             return Err(classify::refusal(status, &self.masked(&body)));
         }
         serde_json::from_slice(&body).map_err(|_| classify::unexpected(status, &self.masked(&body)))
+    }
+
+    /// What has gone wrong in reading blobs, as far as the daemon remembers it; of the newest its words.
+    pub(crate) async fn failed_reads(&mut self) -> Result<FailedReads, CallError> {
+        #[derive(serde::Deserialize)]
+        struct Events {
+            errors: Vec<String>,
+        }
+        let Events { errors } = self.counters(Endpoint::Events, None).await?;
+        let newest = errors.last().map(|words| {
+            let words = self.secrets.mask(words);
+            // A registry's own words may be in it.
+            let shown = words.chars().take(WORDS_KEPT);
+            shown.map(|c| if c.is_control() { ' ' } else { c }).collect()
+        });
+        Ok(FailedReads {
+            remembered: errors.len(),
+            newest,
+        })
     }
 
     /// The requests being served now; empty as nydusd says it, without content.

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use nydusbox_protocol::{DaemonState, MountPoint};
 
+use super::blobs::Blobs;
 use super::{Health, HealthReport};
+use crate::client::FailedReads;
 use crate::events::SandboxEvent;
 
 /// A request that takes so long is slow.
@@ -41,8 +43,7 @@ pub(crate) struct Observed {
     pub(crate) busy: bool,
     /// Whether a VMM is connected, where that is known.
     pub(crate) vmm: Option<bool>,
-    /// Each image with its reads; `None` where they cannot be had.
-    pub(crate) backends: BTreeMap<MountPoint, Option<Reads>>,
+    pub(super) blobs: Blobs,
     pub(crate) in_flight: InFlight,
 }
 
@@ -50,6 +51,7 @@ pub(crate) struct Observed {
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
     images: BTreeMap<MountPoint, (Reads, Health)>,
+    failed: FailedReads,
     slow: bool,
 }
 
@@ -68,7 +70,7 @@ impl Judge {
                 None => unanswered(),
             },
             backend: match answered {
-                true => self.backends(&observed.backends, &mut events),
+                true => self.blobs(&observed.blobs, &mut events),
                 false => unanswered(),
             },
             in_flight: match answered {
@@ -79,23 +81,43 @@ impl Judge {
         (report, events)
     }
 
-    fn backends(
-        &mut self,
-        observed: &BTreeMap<MountPoint, Option<Reads>>,
-        events: &mut Vec<SandboxEvent>,
-    ) -> Health {
-        self.images.retain(|at, _| observed.contains_key(at));
+    fn blobs(&mut self, observed: &Blobs, events: &mut Vec<SandboxEvent>) -> Health {
+        self.images.retain(|at, _| observed.reads.contains_key(at));
         let mut worst = Health::Ok;
-        for (at, reads) in observed {
-            let health = match reads {
-                None => Health::unknown(format!("the image at {at} has no counters")),
-                Some(reads) => self.image(at, *reads, events),
-            };
+        let mut found = |health: Health| {
             if rank(&health) > rank(&worst) {
                 worst = health;
             }
+        };
+        for (at, reads) in &observed.reads {
+            found(match (reads, &observed.failed) {
+                (Some(reads), _) => self.image(at, *reads, events),
+                (None, failed) => uncounted(at, failed.as_ref()),
+            });
+        }
+        if let Some(failed) = &observed.failed {
+            found(self.failed(failed, events));
         }
         worst
+    }
+
+    /// What has failed since, of any image. That it goes well again is not told.
+    fn failed(&mut self, now: &FailedReads, events: &mut Vec<SandboxEvent>) -> Health {
+        let before = std::mem::replace(&mut self.failed, now.clone());
+        let Some(newest) = &now.newest else {
+            return Health::Ok;
+        };
+        if *now == before {
+            return Health::Ok;
+        }
+        // Of a list that is full the oldest goes for each that comes.
+        let count = now.remembered.saturating_sub(before.remembered).max(1);
+        events.push(SandboxEvent::BackendErrors {
+            at: None,
+            count: u64::try_from(count).unwrap_or(u64::MAX),
+            newest: Some(newest.clone()),
+        });
+        Health::degraded(format!("a read of a blob failed: {newest}"))
     }
 
     fn image(&mut self, at: &MountPoint, now: Reads, events: &mut Vec<SandboxEvent>) -> Health {
@@ -118,8 +140,9 @@ impl Judge {
         };
         if failed > 0 {
             events.push(SandboxEvent::BackendErrors {
-                at: at.clone(),
+                at: Some(at.clone()),
                 count: failed,
+                newest: None,
             });
         }
         self.images.insert(at.clone(), (now, health.clone()));
@@ -145,6 +168,13 @@ impl Judge {
             _ => Health::Ok,
         }
     }
+}
+
+fn uncounted(at: &MountPoint, failed: Option<&FailedReads>) -> Health {
+    Health::unknown(match failed.and_then(|failed| failed.newest.as_ref()) {
+        Some(newest) => format!("the image at {at} has no counters; what failed last, of any: {newest}"),
+        None => format!("the image at {at} has no counters"),
+    })
 }
 
 fn api(observed: &Observed) -> Health {
@@ -181,16 +211,27 @@ mod tests {
             api: Ok(DaemonState::Running),
             busy: false,
             vmm: Some(true),
-            backends: BTreeMap::new(),
+            blobs: Blobs::default(),
             in_flight: InFlight::None,
         }
     }
 
     fn reading(all: u64, failed: u64) -> Observed {
-        Observed {
-            backends: BTreeMap::from([(at("/rafs/c/lowerdir"), Some(Reads { all, failed }))]),
-            ..well()
-        }
+        let reads = BTreeMap::from([(at("/rafs/c/lowerdir"), Some(Reads { all, failed }))]);
+        let blobs = Blobs { reads, failed: None };
+        Observed { blobs, ..well() }
+    }
+
+    /// A daemon that does not count, and remembers what has failed.
+    fn remembering(remembered: usize, newest: &str) -> Observed {
+        let blobs = Blobs {
+            reads: BTreeMap::from([(at("/r"), None)]),
+            failed: Some(FailedReads {
+                remembered,
+                newest: (remembered > 0).then(|| newest.to_owned()),
+            }),
+        };
+        Observed { blobs, ..well() }
     }
 
     fn state(health: &Health) -> &'static str {
@@ -241,13 +282,8 @@ mod tests {
             (reading(10, 0), ["ok", "ok", "ok", "ok"]),
             (reading(10, 1), ["ok", "ok", "degraded", "ok"]),
             (reading(10, 10), ["ok", "ok", "failed", "ok"]),
-            (
-                Observed {
-                    backends: BTreeMap::from([(at("/r"), None)]),
-                    ..well()
-                },
-                ["ok", "ok", "unknown", "ok"],
-            ),
+            (remembering(0, ""), ["ok", "ok", "unknown", "ok"]),
+            (remembering(2, "refused"), ["ok", "ok", "degraded", "ok"]),
             (
                 Observed {
                     in_flight: InFlight::Untold,
@@ -294,6 +330,33 @@ mod tests {
         assert_eq!(next(&reading(2, 2)), ("failed", 2));
         assert_eq!(next(&well()), ("ok", 0));
         assert_eq!(next(&reading(2, 2)), ("failed", 2));
+    }
+
+    #[test]
+    fn a_failed_read_of_nobody_knows_which_image_is_told_once_with_the_daemons_words() {
+        let mut judge = Judge::default();
+        let mut next = |observed: &Observed| {
+            let (report, events) = judge.judge(observed);
+            let told = events.into_iter().map(|event| match event {
+                SandboxEvent::BackendErrors {
+                    at: None,
+                    count,
+                    newest: Some(newest),
+                } => (count, newest),
+                other => panic!("{other:?}"),
+            });
+            (state(&report.backend), told.collect::<Vec<_>>())
+        };
+        let told = |count, newest: &str| vec![(count, newest.to_owned())];
+        assert_eq!(next(&remembering(0, "")), ("unknown", vec![]));
+        assert_eq!(next(&remembering(3, "9:00 a")), ("degraded", told(3, "9:00 a")));
+        assert_eq!(next(&remembering(3, "9:00 a")), ("unknown", vec![]));
+        assert_eq!(next(&remembering(4, "9:00 a")), ("degraded", told(1, "9:00 a")));
+        // The list is full.
+        assert_eq!(next(&remembering(4, "9:01 a")), ("degraded", told(1, "9:01 a")));
+        // Another daemon has nothing to remember yet.
+        assert_eq!(next(&remembering(0, "")), ("unknown", vec![]));
+        assert_eq!(next(&remembering(1, "9:02 b")), ("degraded", told(1, "9:02 b")));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! A daemon whose state is RUNNING may have no VMM, blobs it cannot reach, and a request that hangs; so each is
 //! judged by itself. The judgement is pure (`judge`); what it judges is observed on a connection of its own
-//! (`probe`), beside the requests of the sandbox and never in their way. Driven by [`crate::driver`].
+//! (`probe`, of images `blobs`), beside the requests of the sandbox and never in their way. Driven by [`crate::driver`].
 
+mod blobs;
 mod judge;
 mod probe;
 

@@ -3,18 +3,18 @@
 //! Every call has a short deadline and only reads; a round that is dropped leaves nothing but a closed connection.
 //! What it finds is judged in [`super::judge`].
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nydusbox_protocol::{Endpoint, FsType, MountPoint, SocketPath};
+use nydusbox_protocol::{FsType, MountPoint, SocketPath};
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::HealthReport;
-use super::judge::{InFlight, Judge, Observed, Reads};
+use super::blobs::{Blobs, Finder};
+use super::judge::{InFlight, Judge, Observed};
 use crate::client::{ApiClient, CallError};
 use crate::config::SandboxConfig;
 use crate::events::SandboxEvent;
@@ -25,7 +25,7 @@ use crate::status::{Status, StatusPhase};
 const CALL: Duration = Duration::from_secs(1);
 
 /// What a round finds.
-type Round = Pin<Box<dyn Future<Output = Observed> + Send>>;
+type Round = Pin<Box<dyn Future<Output = (Observed, Finder)> + Send>>;
 
 /// Observes one sandbox for as long as it serves.
 pub(crate) struct Watch {
@@ -36,7 +36,10 @@ pub(crate) struct Watch {
     /// Says what is mounted, and whether the daemon serves.
     status: watch::Receiver<Status>,
     due: Instant,
+    /// The daemon that was looked at last.
+    last: Option<u32>,
     round: Option<Round>,
+    finder: Finder,
     judge: Judge,
 }
 
@@ -49,7 +52,9 @@ impl Watch {
             secrets: config.secrets().clone(),
             status,
             due: Instant::now(),
+            last: None,
             round: None,
+            finder: Finder::default(),
             judge: Judge::default(),
         }
     }
@@ -61,19 +66,26 @@ impl Watch {
             return std::future::pending().await;
         };
         if self.round.is_none() {
-            sleep_until(self.due).await;
+            let last = self.last;
+            tokio::select! {
+                () = sleep_until(self.due) => {}
+                // Of another daemon than was looked at nothing is known.
+                Ok(_) = self.status.wait_for(|status| last.is_some_and(|pid| pid != status.pid)) => {}
+            }
             let serving = |status: &Status| status.phase == StatusPhase::Serving;
-            let Ok(images) = self.status.wait_for(serving).await.map(|status| images(&status)) else {
+            let found = self.status.wait_for(serving).await;
+            let Ok((pid, images)) = found.map(|status| (status.pid, images(&status))) else {
                 return std::future::pending().await;
             };
+            self.last = Some(pid);
             let client = ApiClient::new(self.socket.clone(), CALL).with_secrets(&self.secrets);
-            self.round = Some(Box::pin(round(client, images)));
+            self.round = Some(Box::pin(round(client, images, self.finder.clone())));
         }
         let Some(round) = &mut self.round else {
             return std::future::pending().await;
         };
-        let mut observed = round.await;
-        self.round = None;
+        let (mut observed, finder) = round.await;
+        (self.round, self.finder) = (None, finder);
         self.due = Instant::now() + interval;
         {
             let status = self.status.borrow();
@@ -91,12 +103,12 @@ fn images(status: &Status) -> Vec<MountPoint> {
     images.map(|mount| mount.at.clone()).collect()
 }
 
-async fn round(mut client: ApiClient, images: Vec<MountPoint>) -> Observed {
+async fn round(mut client: ApiClient, images: Vec<MountPoint>, mut finder: Finder) -> (Observed, Finder) {
     let mut observed = Observed {
         api: Err(String::new()),
         busy: false,
         vmm: None,
-        backends: BTreeMap::new(),
+        blobs: Blobs::default(),
         in_flight: InFlight::Untold,
     };
     match client.daemon_info().await {
@@ -106,28 +118,16 @@ async fn round(mut client: ApiClient, images: Vec<MountPoint>) -> Observed {
         }
         Err(error) => {
             observed.api = Err(reason(&error));
-            return observed;
+            return (observed, finder);
         }
     }
-    for at in images {
-        let counters = client.counters(Endpoint::MetricsBackend, &at).await;
-        let reads = counters.ok().map(|counters: BackendCounters| Reads {
-            all: counters.read_count,
-            failed: counters.read_errors,
-        });
-        observed.backends.insert(at, reads);
-    }
+    // One that has stopped answering meanwhile is found out by the next round.
+    let _ = finder.look(&mut client, images, &mut observed.blobs).await;
     observed.in_flight = match client.in_flight::<Request>().await {
         Err(_) => InFlight::Untold,
         Ok(requests) => longest(&requests, SystemTime::now()),
     };
-    observed
-}
-
-#[derive(Debug, Deserialize)]
-struct BackendCounters {
-    read_count: u64,
-    read_errors: u64,
+    (observed, finder)
 }
 
 #[derive(Debug, Deserialize)]

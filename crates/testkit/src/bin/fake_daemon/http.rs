@@ -44,6 +44,8 @@ pub(crate) enum Conduct {
     RefuseMount,
     /// `refuse-image`: mounts directories, and no image.
     RefuseImage,
+    /// `uncounted`: has no counters, and remembers one more failed read of a blob each time it is asked, up to three.
+    Uncounted,
     /// `die-after-image`: as `die-after-mount`, after an image's.
     DieAfterImage,
 }
@@ -67,6 +69,7 @@ impl Conduct {
             "wedge-later" => Self::WedgeLater,
             "refuse-mount" => Self::RefuseMount,
             "refuse-image" => Self::RefuseImage,
+            "uncounted" => Self::Uncounted,
             "die-after-image" => Self::DieAfterImage,
             _ => return None,
         })
@@ -162,6 +165,22 @@ fn other(text: &str) -> String {
     format!(r#"{{"code":"UNDEFINED","message":"Mount(MountFilesystem(Other(\"{text}\")))"}}"#)
 }
 
+/// Up to three reads that failed, one more each time; the set of mounts remembers.
+fn failures(mounts: &Mounts) -> String {
+    let mut held = mounts.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = held.iter().filter(|place| place.starts_with("failed ")).count();
+    held.insert(format!("failed {before}"));
+    let count = (before + 1).min(3);
+    let errors: Vec<String> = ["one", "two", "three"][..count]
+        .iter()
+        .map(|n| format!("\"Tue, 24 Nov 2026 05:15:17 GMT - Request({n})\""))
+        .collect();
+    let errors = errors.join(",");
+    format!(
+        r#"{{"max_errors":500,"total_errors":{count},"max_size":51200,"total_size":99,"errors":[{errors}]}}"#
+    )
+}
+
 /// Whether this is the first time; the set of mounts remembers.
 fn first_of(mounts: &Mounts) -> bool {
     let mut held = mounts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -226,6 +245,13 @@ fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Re
             Conduct::RefuseImage if is_mount && is_image => {
                 let text = "RAFS failed to handle request, FillSuperblock(invalid RAFS superblock)";
                 answer(&mut stream, 500, &other(text))?;
+            }
+            Conduct::Uncounted if request.target.contains("/metrics/") => {
+                let body = r#"{"code":"UNDEFINED","message":"BackendMetrics(Metrics(Stats(NoCounter)))"}"#;
+                answer(&mut stream, 404, body)?;
+            }
+            Conduct::Uncounted if request.target.ends_with("/events") => {
+                answer(&mut stream, 200, &failures(mounts))?;
             }
             Conduct::Init if request.method == "GET" => answer(&mut stream, 200, &info("INIT", "null"))?,
             _ => {
