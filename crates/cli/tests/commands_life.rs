@@ -167,7 +167,8 @@ fn the_same_is_said_as_text() {
         s.ok(&["stop", "s1"]),
         "sandbox s1 is stopped: the daemon ended in order\n"
     );
-    assert_eq!(s.ok(&["status"]), "\n");
+    let none = format!("no sandbox in {}\n", s.state_dir().display());
+    assert_eq!(s.ok(&["status"]), none);
     assert_eq!(s.ok(&["stop", "--all"]), "nothing to stop\n");
     s.assert_nothing_left();
 }

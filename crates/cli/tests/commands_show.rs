@@ -233,7 +233,13 @@ fn arguments_are_those_of_the_sandbox() {
         "--config",
         &config,
     ]);
-    let storages = s.json(&["emit", "s1", "kata-storage", "c1"]);
+    let (code, storages, warning) = s.run(&["emit", "s1", "kata-storage", "c1"]);
+    assert_eq!(code, 0, "{warning}");
+    assert!(
+        warning.starts_with("warning: c1 was mounted without --snapshotdir"),
+        "{warning}"
+    );
+    let storages: serde_json::Value = serde_json::from_str(&storages).unwrap();
     assert_eq!(
         storages[1]["mount_point"],
         "/run/kata-containers/shared/containers/c1/rootfs"

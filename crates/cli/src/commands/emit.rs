@@ -157,6 +157,16 @@ fn overlay(info: &SandboxInfo, container: &ContainerId) -> Result<OverlayPlan, F
             info.id
         ))
     })?;
+    if !info
+        .mounts
+        .iter()
+        .any(|m| m.at.is_layer_of(container) && m.snapshotdir.is_some())
+    {
+        eprintln!(
+            "warning: {container} was mounted without --snapshotdir: the agent finds no directory for its writes \
+             unless you have put one into the share"
+        );
+    }
     let container = nydusbox_rootfs::ContainerId::new(container.as_str())
         .map_err(|e| Failure::new("name the container", &e))?;
     Ok(OverlayPlan::for_layers(&container, layers))

@@ -43,7 +43,7 @@ pub(crate) struct ImageArgs {
     #[arg(long, value_name = "FILE|-", requires = "bootstrap")]
     config: Option<PathBuf>,
     /// File of the image to fetch ahead, an absolute path inside it (may be repeated)
-    #[arg(long, value_name = "PATH", conflicts_with = "mount_option")]
+    #[arg(long, value_name = "PATH", conflicts_with = "mount_option", value_parser = inside_an_image)]
     prefetch_file: Vec<String>,
     /// Option of a snapshotter's mount, `extraoption=…` or `io.katacontainers.volume=…` (may be repeated); `-` reads
     /// options from standard input, one a line, which keeps their credentials off the command line
@@ -59,6 +59,13 @@ pub(super) struct ImageToMount {
     /// Until the sandbox has it, which is then what tells that it is in use: nobody removes the image, nor what is
     /// cached of it.
     _held: Option<(Served, CacheGuard)>,
+}
+
+fn inside_an_image(path: &str) -> Result<String, &'static str> {
+    match path.starts_with('/') {
+        true => Ok(path.to_owned()),
+        false => Err("a path inside an image is absolute"),
+    }
 }
 
 impl ImageArgs {

@@ -37,8 +37,10 @@ pub(crate) fn run(args: &StatusArgs, state_dir: &StateDir) -> Result<(), Failure
         match &args.id {
             None => {
                 let all = all(state_dir).await?;
-                args.output
-                    .print(&all, || all.iter().map(text).collect::<Vec<_>>().join("\n\n"))
+                args.output.print(&all, || match all.is_empty() {
+                    true => format!("no sandbox in {}", state_dir.path().display()),
+                    false => all.iter().map(text).collect::<Vec<_>>().join("\n\n"),
+                })
             }
             Some(id) if args.watch => watch(args, state_dir, id).await,
             Some(id) => one(args, state_dir, id).await,
@@ -179,6 +181,9 @@ fn text(info: &SandboxInfo) -> String {
         };
         let doubt = if mount.confirmed { "" } else { " (not confirmed)" };
         row("mount", &format!("{} {kind} {}{doubt}", mount.at, mount.source));
+        if let Some(dir) = &mount.snapshotdir {
+            row("", &format!("with the snapshot directory {}", dir.display()));
+        }
     }
     if let Some(exit) = &info.exit {
         row("exit", &format!("the daemon {}", exit.reason));

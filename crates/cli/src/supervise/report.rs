@@ -108,7 +108,16 @@ pub(super) fn mount_error(error: &MountError) -> ControlError {
         MountError::Stopping { .. } => Code::Stopping,
         _ => Code::Internal,
     };
-    ControlError::of(code, Failure::of(error))
+    let failure = Failure::of(error);
+    ControlError::of(
+        code,
+        match error {
+            MountError::Conflict { .. } => failure.hint(
+                "`nydusbox remount` gives it another image or configuration, `nydusbox umount` takes it away",
+            ),
+            _ => failure,
+        },
+    )
 }
 
 /// Why a remount failed.
@@ -143,11 +152,9 @@ pub(super) fn call_error(what: &str, error: &CallError) -> ControlError {
 
 fn exited(cause: ExitCause, error: &(dyn std::error::Error + 'static)) -> ControlError {
     let failure = Failure::of(error);
-    let failure = match remedy(cause) {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    };
-    ControlError::of(Code::Exited, failure)
+    let hint =
+        remedy(cause).unwrap_or("`nydusbox status` shows its last lines, `nydusbox stop` ends the sandbox");
+    ControlError::of(Code::Exited, failure.hint(hint))
 }
 
 fn call_code(error: &CallError) -> Code {

@@ -1,7 +1,8 @@
 //! What a refusal means: from the embedded daemon's codes, or from the Debug strings a stock nydusd sends.
 //!
 //! Pure. nydusd says `UNDEFINED` for everything, so its text decides; the wording below was read off nydusd 2.2.0
-//! and 2.4.4. A text that is not recognised becomes [`CallError::Refused`] with all of it.
+//! and 2.4.4. Of a text that is recognised people are shown what it is about; one that is not becomes
+//! [`CallError::Refused`] with all of it.
 
 use nydusbox_protocol::{ApiError, ErrorCode};
 
@@ -50,18 +51,50 @@ fn stock(status: u16, message: String) -> CallError {
     } else if says("vfs maximum mountpoints reached") {
         CallError::SlotsExhausted
     } else if says("FillSuperblock") || says("Failed to fill superBlock") {
-        CallError::BadImage { message }
+        CallError::BadImage {
+            message: plain(&message),
+        }
     } else if says("LoadConfig") || says("Failed to load config") || says("CreateDevice") {
-        CallError::BadConfig { message }
+        CallError::BadConfig {
+            message: plain(&message),
+        }
     } else if says("passthroughfs failed to handle request") || says("VFS failed to handle request, Mount(Os")
     {
-        CallError::BadSource { message }
+        CallError::BadSource {
+            message: plain(&message),
+        }
     } else {
         CallError::Refused {
             status,
             code: ErrorCode::Undefined,
             message,
         }
+    }
+}
+
+/// What nydusd's Debug text is about: the step that failed and the text of the error in it, if they are where they are
+/// known to be, and otherwise all of it.
+fn plain(debug: &str) -> String {
+    let within = |text: &str, begins: &str, ends: &str| {
+        let (_, rest) = text.split_once(begins)?;
+        Some(rest.rsplit_once(ends)?.0.to_owned())
+    };
+    let Some(quoted) = within(debug, "Other(\"", "\")") else {
+        return debug.to_owned();
+    };
+    let said = quoted.replace("\\\"", "\"");
+    let said = said
+        .split_once("failed to handle request, ")
+        .map_or(said.as_str(), |(_, what)| what);
+    let step = said
+        .split_once('(')
+        .filter(|(step, _)| step.chars().all(char::is_alphanumeric));
+    let detail = ["message: \"", "error: \""]
+        .iter()
+        .find_map(|begins| within(said, begins, "\""));
+    match (step, detail) {
+        (Some((step, _)), Some(detail)) => format!("{step}: {detail}"),
+        _ => said.to_owned(),
     }
 }
 
@@ -140,6 +173,36 @@ mod tests {
             let body = format!(r#"{{"code":"UNDEFINED","message":"{message}"}}"#);
             assert_eq!(&kind(&refusal(*status, body.as_bytes())), expected, "{message}");
         }
+    }
+
+    #[test]
+    fn what_is_understood_is_shown_without_its_wrapping() {
+        let shown = |message: &str| {
+            let body = format!(r#"{{"code":"UNDEFINED","message":"{message}"}}"#);
+            match refusal(500, body.as_bytes()) {
+                CallError::BadImage { message }
+                | CallError::BadConfig { message }
+                | CallError::BadSource { message } => message,
+                other => panic!("{other:?}"),
+            }
+        };
+        let shown: Vec<String> = STOCK[3..10]
+            .iter()
+            .map(|(_, message, _)| shown(message))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "FillSuperblock: No such file or directory",
+                "FillSuperblock: invalid RAFS superblock",
+                "FillSuperblock: failed to fill whole buffer",
+                "LoadConfig: Invalid argument",
+                "CreateDevice: Input/output error",
+                "No such file or directory (os error 2)",
+                "Mount: Not a directory",
+            ]
+        );
+        assert_eq!(plain("Load(FillSuperblock"), "Load(FillSuperblock");
     }
 
     #[test]
