@@ -113,6 +113,21 @@ async fn all_output_arrives_although_the_reader_is_slow() {
     );
 }
 
+/// Both are names of busybox', of which the container has the one.
+#[tokio::test]
+async fn a_command_is_the_containers_own_program() {
+    let Some(host) = Host::new() else { return };
+    let own = host.dir("rootfs").join("bin/uname");
+    fs::write(&own, "#!/bin/sh\necho \"$0\" of the container\n").unwrap();
+    fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let (outcome, stdout, stderr) = host.run(host.spec(&["uname", "-r"])).await;
+    assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{stderr}");
+    assert_eq!(stdout, "/bin/uname of the container\n");
+    let Some(host) = Host::new() else { return };
+    let (outcome, ..) = host.run(host.spec(&["dmesg"])).await;
+    assert_eq!(outcome, VmOutcome::CommandExited { status: 127 }, "{outcome}");
+}
+
 #[tokio::test]
 async fn a_status_that_is_not_the_commands_own_is_a_shells() {
     for (command, status) in [

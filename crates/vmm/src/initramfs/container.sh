@@ -100,3 +100,30 @@ find_user() {
         are_numbers "$gid" || return 1
     fi
 }
+
+# Sets program to the path by which the container's PATH ($2) finds $1, with $3 as the directory it is in. Busybox has
+# to be given a path: for a name that it knows itself, it runs itself, whatever the container has there.
+find_program() {
+    program=$1
+    case $1 in
+    */* | '') return ;;
+    esac
+    search=$2:
+    while [ -n "$search" ]; do
+        dir=${search%%:*}
+        search=${search#*:}
+        case $dir in
+        /*) at=$(inside "$dir/$1") ;;
+        *) at=$(inside "$3/$dir/$1") ;;
+        esac || continue
+        if [ -f "$at" ] && [ -x "$at" ]; then
+            program=${dir:-.}/$1
+            return
+        fi
+    done
+    # It isn't there under this path either, and that is what will be said.
+    if [ -e "/bin/$1" ]; then
+        dir=${2%%:*}
+        program=${dir:-.}/$1
+    fi
+}

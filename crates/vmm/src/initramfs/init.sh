@@ -149,6 +149,7 @@ ifconfig lo 127.0.0.1 2>/dev/null
 locate workdir "$NB_WORKDIR"
 try workdir mkdir -p "$at"
 workdir=$at
+find_program "$NB_PROGRAM" "$NB_PATH" "$NB_WORKDIR"
 find_user "$NB_USER" "$NB_GROUP" || fail user "$missing"
 # No applet sets supplementary groups, a group and a user by number. But `su` sets what our own files say of nb: a
 # user 0 with the command's groups, who may still enter the root, and `nsenter` then sets the user.

@@ -2,13 +2,16 @@
 //!
 //! Pure. Every value is single-quoted, so none can be anything but a value; bytes stay as they are.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use crate::qemu::{UpperDir, VmSpec};
 
 /// Where the guest's own memory is the upper directory. `init.sh` mounts a tmpfs there.
 pub(crate) const MEMORY_UPPER: (&str, &str) = ("/run/nydusbox/upper/fs", "/run/nydusbox/upper/work");
+
+/// Where programs are looked for without a `PATH`: as execvp(3) does.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// Writes the parameters. `marker` is what ends the command's two output streams.
 pub(crate) fn write(spec: &VmSpec, marker: &str) -> Vec<u8> {
@@ -32,6 +35,13 @@ pub(crate) fn write(spec: &VmSpec, marker: &str) -> Vec<u8> {
     out.variable("NB_USER", spec.user.user());
     out.variable("NB_GROUP", spec.user.group().unwrap_or_default());
     out.variable("NB_MARKER", marker);
+    let path = spec.env.iter().rfind(|(name, _)| name == "PATH");
+    out.variable(
+        "NB_PATH",
+        path.map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value),
+    );
+    let (program, arguments) = spec.command.split_first().unzip();
+    out.variable("NB_PROGRAM", program.map_or(OsStr::new(""), OsString::as_os_str));
 
     out.raw(b"nb_shares() {\n:\n");
     for share in &spec.shares {
@@ -53,8 +63,8 @@ pub(crate) fn write(spec: &VmSpec, marker: &str) -> Vec<u8> {
         pair.push(value);
         out.word(pair);
     }
-    out.raw(b" /bin/busybox nsenter -r\"$NB_ROOT\" -w\"$workdir\" -S \"$uid\" --");
-    for argument in &spec.command {
+    out.raw(b" /bin/busybox nsenter -r\"$NB_ROOT\" -w\"$workdir\" -S \"$uid\" -- \"$program\"");
+    for argument in arguments.unwrap_or_default() {
         out.word(argument);
     }
     out.raw(b"\n}\n");
@@ -99,7 +109,6 @@ impl Shell {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::ffi::OsString;
     use std::os::unix::ffi::OsStringExt;
     use std::process::Command;
 

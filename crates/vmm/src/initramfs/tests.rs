@@ -5,7 +5,7 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -100,6 +100,39 @@ fn the_containers_files_are_not_looked_for_outside() {
     fs::write(root.path().join("usr/etc/passwd.real"), "app:x:7:8::/home:\n").unwrap();
     let (_, told) = shell(root.path(), r#"find_user app "" && echo "$uid:$gid""#, &[]);
     assert_eq!(told, "7:8");
+}
+
+#[test]
+fn a_program_is_the_containers_own_by_its_search_path() {
+    let root = tempfile::tempdir().unwrap();
+    let file = |path: &str, mode| {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    file("usr/bin/cat", 0o755);
+    file("usr/bin/tool", 0o644);
+    file("opt/tool", 0o755);
+    file("work/here/own", 0o711);
+    fs::create_dir_all(root.path().join("opt/cat")).unwrap();
+    symlink("usr/bin", root.path().join("bin")).unwrap();
+    symlink("/opt/tool", root.path().join("usr/bin/absolute")).unwrap();
+    for (name, path, expected) in [
+        ("cat", "/opt:/bin:/usr/bin", "/bin/cat"),
+        ("tool", "/usr/bin:/opt", "/opt/tool"),
+        ("absolute", "/usr/bin", "/usr/bin/absolute"),
+        ("own", "/usr/bin:here", "here/own"),
+        ("own", "", "own"),
+        ("./cat", "/usr/bin", "./cat"),
+        ("nothing-of-this-name", "/usr/bin", "nothing-of-this-name"),
+        // Busybox would have one.
+        ("ls", "/opt:/usr/bin", "/opt/ls"),
+    ] {
+        let script = r#"find_program "$1" "$2" /work; echo "$program""#;
+        let (_, told) = shell(root.path(), script, &[name, path]);
+        assert_eq!(told, expected, "{name} in {path}");
+    }
 }
 
 /// A tree of few names, so that links meet.
