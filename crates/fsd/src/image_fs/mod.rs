@@ -41,6 +41,7 @@ mod retry;
 mod runs;
 mod sealed;
 mod storage;
+mod thrift;
 mod trace;
 mod unpacked;
 mod wholeness;
@@ -66,6 +67,7 @@ use self::layout::Layouts;
 use self::readahead::Streams;
 use self::renewal::Renewals;
 use self::storage::Storage;
+use self::thrift::Thrift;
 use self::trace::Tracer;
 use self::wholeness::Wholeness;
 pub(crate) use self::workers::Workers;
@@ -88,6 +90,7 @@ struct Image {
     layouts: Layouts,
     index: Index,
     streams: Streams,
+    thrift: Thrift,
     workers: Arc<Workers>,
     gate: Arc<Gate>,
     /// What nydus records of single files, where the configuration asks for it.
@@ -170,6 +173,7 @@ impl ImageFs {
             layouts: Layouts::default(),
             index: Index::default(),
             streams: Streams::default(),
+            thrift: Thrift::default(),
             workers,
             gate,
             recorder,

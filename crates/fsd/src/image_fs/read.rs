@@ -17,6 +17,7 @@ use super::layout::{Piece, Segment};
 use super::readahead;
 use super::runs::follows;
 use super::storage::{ImageBlob, Storage};
+use super::thrift::Amount;
 use crate::sys::volatile;
 
 /// How often a read starts over because the cache lost what it had.
@@ -46,10 +47,11 @@ impl Image {
         if size == 0 {
             return Ok(0);
         }
-        if !storage.is_complete()
-            && let Some(range) = self.streams.note(ino, offset..end, segment.file_size)
-        {
-            self.fetch_ahead(&storage, ino, range);
+        if !storage.is_complete() {
+            self.thrift.read(size);
+            if let Some(range) = self.streams.note(ino, offset..end, segment.file_size) {
+                self.fetch_ahead(&storage, ino, range);
+            }
         }
         let mut at = offset;
         let mut fetched = 0;
@@ -101,6 +103,7 @@ impl Image {
             let Some(last) = pieces[..until].last() else { break };
             at = last.end();
             for request in requests(storage, &pieces[..until]) {
+                self.thrift.fetch_ahead(Amount::of(&request.1));
                 let (image, storage) = (Arc::clone(self), Arc::clone(storage));
                 self.workers.submit(move || {
                     if !image.gate.is_closed()
@@ -252,21 +255,32 @@ impl SegmentRead<'_> {
             .collect();
         wanted.sort_unstable_by_key(|c| c.id);
         wanted.dedup_by_key(|c| c.id);
-        self.widen(source, generation, pieces, &mut wanted);
+        let needed = Amount::of(&wanted);
+        let most = self.image.settings.batch.saturating_sub(needed.stored);
+        let beside = self.image.thrift.fetch(needed, most);
+        let came = self.widen(source, generation, pieces, &mut wanted, beside);
+        self.image.thrift.give_back(beside - came);
         wanted
     }
 
     /// Small files lie beside each other in the blob, and who reads one reads the next: nydus, too, asks for up to
-    /// `rafs.batch_size` at once.
-    fn widen(&self, source: &ImageBlob, generation: &Generation, pieces: &[Piece], wanted: &mut Vec<Chunk>) {
-        let mut size: u64 = wanted.iter().map(|c| u64::from(c.blob_size)).sum();
-        let batch = self.image.settings.batch;
+    /// `rafs.batch_size` at once. Here as much comes along as is worth it (`thrift.rs`), `most`; gives how much came.
+    fn widen(
+        &self,
+        source: &ImageBlob,
+        generation: &Generation,
+        pieces: &[Piece],
+        wanted: &mut Vec<Chunk>,
+        most: Amount,
+    ) -> Amount {
+        let mut came = Amount::default();
         let mut push = |next: &Chunk| {
+            let with = came + Amount::of_one(next);
             let fits = wanted.last().is_some_and(|last| follows(last, next))
                 && !generation.has(next.id)
-                && size + u64::from(next.blob_size) <= batch;
+                && with.fits(most);
             if fits {
-                size += u64::from(next.blob_size);
+                came = with;
                 wanted.push(next.clone());
             }
             fits
@@ -280,15 +294,15 @@ impl SegmentRead<'_> {
                 .skip(1)
             {
                 if !push(next) {
-                    return;
+                    return came;
                 }
             }
-            return;
+            return came;
         }
         // RAFS v5 has no table of a blob's chunks, but files in the order of their chunks.
         for piece in pieces.iter().skip_while(|p| p.at < self.end) {
             if !push(&piece.chunk) {
-                return;
+                return came;
             }
         }
         for ino in self.ino + 1..=self.ino + NEXT_FILES {
@@ -298,10 +312,11 @@ impl SegmentRead<'_> {
             };
             for piece in &segment.pieces {
                 if !push(&piece.chunk) {
-                    return;
+                    return came;
                 }
             }
         }
+        came
     }
 
     /// Copies as much as lies together in the cache; false if some of it is not there after all.
