@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use nydus_utils::compress;
+use zstd::bulk::Compressor;
 
 /// A chunk to be compressed.
 #[derive(Debug)]
@@ -119,15 +120,63 @@ impl Drop for Compressors {
 }
 
 fn work(waiting: &Mutex<Receiver<Job>>) {
+    let mut zstd = None;
     loop {
         let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(mut job) = job else { return };
-        let compressed = compress::compress(&job.data, job.compressor)
-            .map(|(data, is_compressed)| is_compressed.then(|| data.into_owned()));
-        match compressed {
+        match compressed(&job, &mut zstd) {
             Ok(Some(smaller)) => job.answer.send(Ok(smaller), true),
             Ok(None) => job.answer.send(Ok(job.data), false),
             Err(error) => job.answer.send(Err(error), false),
         }
+    }
+}
+
+/// The chunk compressed; `None` if that doesn't make it smaller. `zstd` is kept between chunks: nydus makes a context
+/// for each, which takes longer than compressing a small one.
+fn compressed(job: &Job, zstd: &mut Option<Compressor<'static>>) -> io::Result<Option<Vec<u8>>> {
+    if job.compressor != compress::Algorithm::Zstd {
+        let (data, is_compressed) = compress::compress(&job.data, job.compressor)?;
+        return Ok(is_compressed.then(|| data.into_owned()));
+    }
+    let compressor = match zstd {
+        Some(compressor) => compressor,
+        None => zstd.insert(Compressor::new(zstd::DEFAULT_COMPRESSION_LEVEL)?),
+    };
+    let data = compressor.compress(&job.data)?;
+    Ok((data.len() < job.data.len()).then_some(data))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_compressed_as_nydus_compresses_them() {
+        let mut zstd = None;
+        let text: Vec<u8> = (0..60_000_u32)
+            .flat_map(|n| (n * n).to_string().into_bytes())
+            .collect();
+        let noise = blake3_noise(5000);
+        for data in [&text[..], &noise, b"x", &text[..300], &[0; 1 << 20]] {
+            let (to, _answers) = mpsc::channel();
+            let job = Job::new(0, data.to_vec(), compress::Algorithm::Zstd, to);
+            let ours = compressed(&job, &mut zstd).unwrap();
+            let (theirs, smaller) = compress::compress(data, compress::Algorithm::Zstd).unwrap();
+            assert!(
+                ours.as_deref() == smaller.then_some(&*theirs),
+                "{} bytes",
+                data.len()
+            );
+        }
+    }
+
+    /// What can't be compressed.
+    fn blake3_noise(bytes: usize) -> Vec<u8> {
+        use nydus_utils::digest::{Algorithm, RafsDigest};
+        (0..bytes.div_ceil(32))
+            .flat_map(|n| RafsDigest::from_buf(&n.to_le_bytes(), Algorithm::Blake3).data)
+            .collect()
     }
 }
