@@ -66,6 +66,7 @@ pub(crate) const TESTS: &[Package] = &[
     package("openssl", "makes the certificate of a registry that speaks TLS"),
     SKOPEO,
     UMOCI,
+    package("time", "says how much memory a program took at its peak"),
     package("strace", "kills a supervisor at every system call it makes"),
 ];
 

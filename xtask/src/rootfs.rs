@@ -1,7 +1,7 @@
-//! A Debian 12 root file system, made once: as an archive for the demo, and unpacked for the tests that
-//! compare what a guest sees with what the host has.
+//! A Debian 12 root file system, made once: as an archive for the demo, unpacked for the tests that compare what a
+//! guest sees with what the host has, and with more and more packages for the benchmark of images.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::command::Cmd;
 use crate::debian;
@@ -9,15 +9,37 @@ use crate::error::TaskError;
 use crate::workspace::{Workspace, make_dir, remove, replace};
 
 const SUITE: &str = "bookworm";
+/// What the benchmark's layers bring, one above the other: about 100 MB with the root file system below, gzipped.
+const LAYERS: [(&str, &str); 2] = [
+    ("python", "python3"),
+    ("tools", "python3,git,perl,curl,ca-certificates"),
+];
 
 /// The archive's path; it is made when it isn't there.
 pub(crate) fn ensure_archive(workspace: &Workspace) -> Result<PathBuf, TaskError> {
     let archive = workspace.rootfs();
+    make(&archive, None)?;
+    Ok(archive)
+}
+
+/// The archive's path, and those of archives that each have more than the one before.
+pub(crate) fn ensure_layered(workspace: &Workspace) -> Result<Vec<PathBuf>, TaskError> {
+    let mut archives = vec![ensure_archive(workspace)?];
+    for (name, packages) in LAYERS {
+        let archive = workspace.rootfs_with(name);
+        make(&archive, Some(packages))?;
+        archives.push(archive);
+    }
+    Ok(archives)
+}
+
+fn make(archive: &Path, packages: Option<&str>) -> Result<(), TaskError> {
     if archive.exists() {
-        return Ok(archive);
+        return Ok(());
     }
     debian::ensure(&[debian::ROOTFS])?;
-    eprintln!("xtask: making a Debian 12 root file system (once)");
+    let with = packages.map_or(String::new(), |packages| format!(" with {packages}"));
+    eprintln!("xtask: making a Debian 12 root file system{with} (once)");
     // Without sources of the machine's own, mmdebstrap knows where Debian is.
     let sources: Vec<_> = debian::sources()?
         .into_iter()
@@ -26,12 +48,13 @@ pub(crate) fn ensure_archive(workspace: &Workspace) -> Result<PathBuf, TaskError
     let partial = archive.with_extension("partial.tar");
     remove(&partial)?;
     Cmd::new("mmdebstrap")
-        .args(["--variant=minbase", SUITE])
+        .arg("--variant=minbase")
+        .args(packages.map(|packages| format!("--include={packages}")))
+        .arg(SUITE)
         .arg(&partial)
         .args(sources)
         .shown()?;
-    replace(&partial, &archive)?;
-    Ok(archive)
+    replace(&partial, archive)
 }
 
 /// The unpacked directory's path; it is made when it isn't there.

@@ -61,7 +61,12 @@ impl Workspace {
         self.target.join("rootfs.tar")
     }
 
-    /// The same, unpacked. The tests also look there by themselves.
+    /// One that has more in it.
+    pub(crate) fn rootfs_with(&self, what: &str) -> PathBuf {
+        self.target.join(format!("rootfs-{what}.tar"))
+    }
+
+    /// The first, unpacked. The tests also look there by themselves.
     pub(crate) fn test_rootfs(&self) -> PathBuf {
         self.target.join("test-rootfs/rootfs")
     }

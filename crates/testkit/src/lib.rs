@@ -7,6 +7,7 @@
 //! - [`registry`], [`registry_proxy`]: a genuine registry, and what makes it slow, picky or wrong;
 //! - [`machine`]: real machines under QEMU;
 //! - [`mod@bench`]: daemons side by side under load, measured;
+//! - [`bench_image`]: what conversions of images and starts from them cost;
 //! - [`bench_supervisor`]: what starts, mounts, stops and sandboxes cost;
 //! - [`chaos`]: everything that can happen to a cold image, at once;
 //! - [`leak`]: what a test must not leave behind;
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod bench_image;
 pub mod bench_supervisor;
 pub mod blob_server;
 pub mod caching_proxy;

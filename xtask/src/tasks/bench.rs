@@ -3,6 +3,7 @@
 //! This file builds, runs and writes; `report.rs` reads the figures, `judge.rs` says what they must reach,
 //! `table.rs` and `plot.rs` show them. How they are measured is in the testkit's `bench`.
 
+mod image;
 mod judge;
 mod plot;
 mod report;
@@ -26,6 +27,8 @@ use crate::workspace::{Workspace, make_dir};
 pub(crate) enum Bench {
     /// The data path: our daemon, nydusd and virtiofsd under the load of one simulated guest
     Data(DataArgs),
+    /// Images: conversions beside nydus-image, starts from a registry beside pulling first, prefetch that was learned
+    Image(image::ImageArgs),
     /// The supervisor: starts, mounts, stops and memory, with our daemon and nydusd, beside the same by hand
     Supervisor(supervisor::SupervisorArgs),
 }
@@ -55,6 +58,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<(), TaskError>
         .shown()?;
     match bench {
         Bench::Data(args) => data(workspace, &peers, args),
+        Bench::Image(args) => image::run(workspace, &peers, args),
         Bench::Supervisor(args) => supervisor::run(workspace, &peers, args),
     }
 }
