@@ -239,7 +239,7 @@ fn arguments_are_those_of_the_sandbox() {
         warning.starts_with("warning: c1 was mounted without --snapshotdir"),
         "{warning}"
     );
-    let storages: serde_json::Value = serde_json::from_str(&storages).unwrap();
+    let storages: Value = serde_json::from_str(&storages).unwrap();
     assert_eq!(
         storages[1]["mount_point"],
         "/run/kata-containers/shared/containers/c1/rootfs"
