@@ -130,6 +130,7 @@ fn what_a_registry_refuses_is_said_with_what_can_be_done() {
     let Some(site) = Site::new() else { return };
     let host = site.proxy.host();
     let forever = 100;
+    // In the order in which less and less is left to be sent.
     for (part, fault, words) in [
         (
             Part::BeginUpload,
@@ -158,14 +159,14 @@ fn what_a_registry_refuses_is_said_with_what_can_be_done() {
             &["limits how often it is asked", "3600 s", "try again later"],
         ),
         (
-            Part::PutManifest,
-            status(403),
-            &["gives no permission to push to"],
-        ),
-        (
             Part::EndUpload,
             Fault::WrongDigest,
             &["says that it has stored sha256:000"],
+        ),
+        (
+            Part::PutManifest,
+            status(403),
+            &["gives no permission to push to"],
         ),
         (
             Part::PutManifest,

@@ -77,13 +77,14 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// Ends when nothing is waited for any more. A request with content may come to its end first: of an upload that
-    /// is broken off in the middle of a piece, Docker's registry knows nothing any more, and so can't cancel it.
-    async fn stopped(&self, has_content: bool) {
+    /// Ends when nothing is waited for any more. A request that changes something may come to its end first: of an upload
+    /// that is broken off in the middle of a piece, Docker's registry knows nothing any more, and so can't cancel it;
+    /// nor can anybody cancel one whose name was not heard.
+    async fn stopped(&self, changes_something: bool) {
         while !self.stop.is_set() {
             tokio::time::sleep(Stop::NOTICED_WITHIN).await;
         }
-        if has_content {
+        if changes_something {
             tokio::time::sleep(LAST_PIECE_DEADLINE).await;
         }
     }
@@ -220,12 +221,14 @@ impl Transport {
             return Ok(Err(TransportError::stopped()));
         }
         let client = self.client(&url)?;
+        let reads = matches!(method, Method::GET | Method::HEAD);
         let mut request = Request::new(method, url);
         *request.headers_mut() = headers;
-        let taken = body.map(|(body, taken)| {
+        let mut taken = (!reads).then(Taken::default);
+        if let Some((body, of_body)) = body {
             *request.body_mut() = Some(body);
-            taken
-        });
+            taken = Some(of_body);
+        }
         let answered = within(&self.mover, patience, taken.as_ref(), client.execute(request));
         Ok(answered.map(|response| Answer {
             status: response.status(),
@@ -274,8 +277,8 @@ impl fmt::Debug for Transport {
     }
 }
 
-/// Waits for `future` until it is silent for too long: until nothing more of a request's content is `taken`, if it has
-/// some.
+/// Waits for `future` until it is silent for too long: until nothing more of a request's content is `taken`, which is
+/// counted for those that change something.
 fn within<T>(
     mover: &Handle,
     patience: &Patience,
