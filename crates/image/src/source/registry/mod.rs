@@ -72,4 +72,8 @@ mod test_server;
 #[cfg(test)]
 mod test_support;
 #[cfg(test)]
+mod test_taker;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod upload_tests;
