@@ -64,7 +64,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), TaskError> {
     };
 
     let since = Instant::now();
-    let converted = image::convert(runner.nydusbox, &demo.join("converted"), &registry)?;
+    let converted = image::convert(runner.nydusbox, &registry)?;
     let convert = since.elapsed();
 
     let (share, report) = (demo.join("share"), demo.join("report.json"));

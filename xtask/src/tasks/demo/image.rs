@@ -50,22 +50,14 @@ pub(super) fn push(archive: &Path, layout: &Path, registry: &Registry) -> Result
     remove(layout)
 }
 
-/// Converts the image, and has that in the registry, too; its name there. `layout` is where it is on the way, and
-/// stays: what was converted before is not again.
-pub(super) fn convert(nydusbox: &Path, layout: &Path, registry: &Registry) -> Result<String, TaskError> {
-    let made = format!("oci:{}:{NYDUS_TAG}", layout.display());
-    let (original, there) = (registry.reference(TAG), registry.reference(NYDUS_TAG));
+/// Converts the image and pushes it; its name in the registry. What was converted before is not again.
+pub(super) fn convert(nydusbox: &Path, registry: &Registry) -> Result<String, TaskError> {
+    let there = registry.reference(NYDUS_TAG);
     Cmd::new(nydusbox)
         .words("image convert")
-        .args([&original, &made])
-        .shown_as(&format!(
-            "nydusbox image convert {original} oci:target/demo/converted:{NYDUS_TAG}"
-        ))?;
-    skopeo("copy --quiet --dest-tls-verify=false")
-        .args([&made, &there])
-        .shown_as(&format!(
-            "skopeo copy oci:target/demo/converted:{NYDUS_TAG} {there}"
-        ))?;
+        .arg(registry.reference(TAG))
+        .arg(&there)
+        .shown()?;
     Ok(there)
 }
 
