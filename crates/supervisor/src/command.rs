@@ -65,11 +65,12 @@ pub(crate) fn arguments(config: &SandboxConfig, extra: &Fitted, nofile_hard: Opt
     args
 }
 
-/// How glibc allocates for the embedded daemon. Its threads each keeping what they free, and a heap of their own, would
-/// cost more than all it has in use, and grow with every mount until all of them have had one.
+/// What glibc keeps for the embedded daemon. Its threads each keeping what they free, and a heap of their own, and their
+/// stacks being kept when they are gone, would cost more than all it has in use, and grow with every mount until all of
+/// them have had one.
 const ALLOCATOR: (&str, &str) = (
     "GLIBC_TUNABLES",
-    "glibc.malloc.arena_max=2:glibc.malloc.tcache_count=0",
+    "glibc.malloc.arena_max=2:glibc.malloc.tcache_count=0:glibc.pthread.stack_cache_size=0",
 );
 
 /// What the program finds in its environment besides what the caller gives it, and what this process has.
