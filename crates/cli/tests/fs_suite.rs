@@ -100,8 +100,8 @@ behaviours! {
         guest_reuses_closed_handles
         guest_cannot_close_descriptors_of_the_daemon
         cold_reader_here_and_there_costs_its_chunks
-        cold_cache_replaced_while_it_is_read_gives_no_wrong_byte
         cold_killed_daemon_holds_nobody_up
+        cold_cache_replaced_while_it_is_read_gives_no_wrong_byte
         cold_cache_with_wrong_bytes_is_found_out_and_filled_again
         cold_content_that_is_not_the_images_fails_the_read
         cold_cache_of_v6_with_wrong_bytes_is_found_out_and_filled_again
