@@ -120,6 +120,8 @@ behaviours! {
         metrics_show_what_is_held
         metrics_go_with_their_mount
         image_v5_reads_small_and_widened
+        image_with_a_blob_elsewhere_is_not_mounted
+        image_whose_bootstrap_is_truncated_fails_and_no_other_does
         image_mounts_end_at_255_with_a_clear_message
         guest_reboots_without_destroy
         guest_reboots_with_requests_in_flight
