@@ -171,6 +171,56 @@ fn of_an_image_in_a_registry_only_what_mounting_takes_is_pulled() {
     assert!(!dir.join("data/images/blobs/sha256").join(hex).exists());
 }
 
+#[test]
+fn data_that_is_here_stays_for_its_other_name_though_a_registry_has_the_same_image() {
+    let (Ok(registry), Ok(skopeo)) = (
+        Registry::start(RegistryOptions::default()),
+        require_program("skopeo"),
+    ) else {
+        return;
+    };
+    let dir = Dir::new();
+    let layout = dir.join("layout");
+    let of = make_layout(&layout, "of", &[&[("a", &[1; 90_000])]]).to_string();
+    let nydus = format!("oci:{}:nydus", layout.display());
+    ok(&dir, &["convert", &of, &nydus, "--platform", "linux/amd64"]);
+    let other = make_layout(&layout, "other", &[&[("a", &[1; 90_000])]]).to_string();
+    let there = |tag: &str| format!("docker://{}/{tag}", registry.host());
+    let platform = ["--platform", "linux/amd64"];
+    // Several, so that whichever is looked at last is one of those.
+    for tag in ["a", "b", "c", "d", "e", "f", "g"] {
+        let copied = Command::new(&skopeo)
+            .args(["copy", "--insecure-policy", "--dest-tls-verify=false"])
+            .args([&nydus, &there(tag)])
+            .output()
+            .unwrap();
+        assert!(copied.status.success(), "{:?}", told(&copied));
+        ok(&dir, &["pull", &there(tag), platform[0], platform[1]]);
+    }
+    for name in [&of, &other] {
+        ok(&dir, &["pull", name, platform[0], platform[1]]);
+    }
+    let images = json(&dir, &["ls"]);
+    let digests: std::collections::BTreeSet<_> = images
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|image| image["digest"].as_str().unwrap())
+        .collect();
+    assert_eq!((images.as_array().unwrap().len(), digests.len()), (9, 1));
+    let blobs = || {
+        std::fs::read_dir(dir.join("data/images/blobs/sha256"))
+            .unwrap()
+            .count()
+    };
+    let before = blobs();
+    ok(&dir, &["rm", &of]);
+    assert_eq!(blobs(), before);
+    assert_sound(&dir.join("data/images"));
+    ok(&dir, &["rm", &other]);
+    assert_eq!(blobs(), before - 2, "the data and the bootstrap's layer");
+}
+
 /// Blobs in the cache, by the start of their names.
 fn cached(dir: &Dir) -> Vec<String> {
     let names = std::fs::read_dir(dir.join("data/cache")).unwrap();

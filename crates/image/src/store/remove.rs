@@ -233,21 +233,25 @@ impl Store {
     }
 
     fn inventory(&self, found: &Found, going: &[Record]) -> Inventory {
-        let mut needed = BTreeMap::new();
+        let mut needed: BTreeMap<String, Option<BTreeSet<String>>> = BTreeMap::new();
+        // One image may have its data here under one name, and in a registry under another.
+        let mut need = |image: &str, needs: Option<BTreeSet<String>>| {
+            let known = needed.remove(image).unwrap_or_else(|| Some(BTreeSet::new()));
+            let both = known.zip(needs).map(|(known, needs)| &known | &needs);
+            needed.insert(image.to_owned(), both);
+        };
         for (record, _) in &found.records {
             if !going.contains(record) {
-                let image = record.digest.digest().to_owned();
                 let needs = self.needs(&record.digest, &record.media_type, self.has_data(record));
-                needed.insert(image, needs);
+                need(record.digest.digest(), needs);
             }
         }
         for image in found.users.keys() {
-            if !needed.contains_key(image) {
-                // Nothing says any more which of the types its manifest has; what matters is written alike in all.
-                let digest = format!("sha256:{image}").parse().ok();
-                let needs = digest.and_then(|digest| self.needs(&digest, &MediaType::ImageManifest, true));
-                needed.insert(image.clone(), needs);
-            }
+            // Nothing says by which name it is used, nor which of the types its manifest has; what matters is written
+            // alike in all.
+            let digest = format!("sha256:{image}").parse().ok();
+            let needs = digest.and_then(|digest| self.needs(&digest, &MediaType::ImageManifest, true));
+            need(image, needs);
         }
         Inventory {
             blobs: found.blobs.keys().cloned().collect(),
