@@ -95,6 +95,7 @@ impl CacheFiles {
                 None => {
                     // A map that is still there is of a file that is gone; the new one must not get it.
                     remove(&map_path)?;
+                    remove(&old_map(dir, blob))?;
                     create(&data_path, size, &[])?
                 }
             };
@@ -119,6 +120,7 @@ impl CacheFiles {
                 tracing::warn!(cache = %data_path.display(), "cache file is damaged and is replaced");
                 remove(&data_path)?;
                 remove(&map_path)?;
+                remove(&old_map(dir, blob))?;
             } else if is_at(&files.data, &data_path)? && is_at(&files.map, &map_path)? {
                 return Ok(files);
             }
@@ -258,6 +260,11 @@ fn paths(dir: &Path, blob: &str) -> (PathBuf, PathBuf) {
         dir.join(format!("{blob}.blob.data")),
         dir.join(format!("{blob}.blob.data.chunk_map")),
     )
+}
+
+/// The map that nydusd has up to 2.2, for the same data. Nothing else of it is known here.
+fn old_map(dir: &Path, blob: &str) -> PathBuf {
+    dir.join(format!("{blob}.chunk_map"))
 }
 
 fn map_size(chunks: u32) -> u64 {
@@ -400,6 +407,23 @@ mod tests {
             true,
         );
         assert!(map.is_ok(), "nydus opens it");
+    }
+
+    #[test]
+    fn a_new_file_gets_no_map_of_the_one_that_was_there_before_whoever_made_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, old) = (dir.path().join("b.blob.data"), dir.path().join("b.chunk_map"));
+        let files = open(dir.path());
+        std::fs::write(&old, "of nydusd 2.2").unwrap();
+        drop(open(dir.path()));
+        assert!(old.exists(), "it is of this file");
+        files.data().set_len(SIZE - 1).unwrap();
+        drop(open(dir.path()));
+        assert!(!old.exists());
+        std::fs::write(&old, "of nydusd 2.2").unwrap();
+        std::fs::remove_file(&data).unwrap();
+        drop(open(dir.path()));
+        assert!(!old.exists());
     }
 
     #[test]

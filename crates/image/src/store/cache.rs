@@ -1,6 +1,6 @@
 //! The daemons' blob cache, kept within a quota.
 //!
-//! Its files are the daemons': `<blob>.blob.data`, its chunk map, and tables. A blob goes as a whole, and only if
+//! Its files are the daemons': `<blob>.blob.data`, its chunk maps, and tables. A blob goes as a whole, and only if
 //! nobody uses it:
 //!
 //! - nydusbox' daemon has a lock on the data file of every blob it has mounted (`image_fs/cache_files.rs`), and looks,
@@ -30,8 +30,10 @@ use super::leftovers::{entries, remove};
 use super::{StoreError, lock};
 use crate::progress::Progress;
 
-/// What the names of a blob's files end with. The map goes before the data: without it, the data counts as not there.
+/// What the names of a blob's files end with. The maps go before the data: without them, the data counts as not there.
 const MAP: &str = "blob.data.chunk_map";
+/// The map that nydusd has up to 2.2.
+const OLD_MAP: &str = "chunk_map";
 const DATA: &str = "blob.data";
 const OTHERS: [&str; 3] = ["blob.meta", "blob.digest", "blob.toc"];
 /// The byte of a data file that its users have locked: behind any chunk, the last one that can be.
@@ -126,7 +128,7 @@ impl BlobCache {
         let going = plan(&blobs, quota_bytes);
         if !dry_run {
             for blob in &going {
-                for suffix in [MAP, DATA].iter().chain(&OTHERS) {
+                for suffix in [MAP, OLD_MAP, DATA].iter().chain(&OTHERS) {
                     remove(&self.file(&blob.id, suffix))?;
                 }
             }
@@ -156,7 +158,7 @@ impl BlobCache {
             let Some((id, suffix)) = name.to_str().and_then(|name| name.split_once('.')) else {
                 continue;
             };
-            let known = suffix == MAP || suffix == DATA || OTHERS.contains(&suffix);
+            let known = [MAP, OLD_MAP, DATA].contains(&suffix) || OTHERS.contains(&suffix);
             let meta = match entry.metadata() {
                 Ok(meta) if known && !id.is_empty() && meta.is_file() => meta,
                 Ok(_) => continue,
