@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use nydusbox_fsd::fuzzing::mount_and_walk;
-use nydusbox_protocol::{FsType, MountCommand};
+use nydusbox_protocol::MountCommand;
 use serde_json::json;
 
 use crate::calm::calm;
@@ -41,12 +41,7 @@ pub fn mount(data: &[u8]) {
         "cache": {"type": "blobcache", "filecache": {"work_dir": cache}},
         "rafs": {"mode": "direct", "enable_xattr": true},
     });
-    let command = MountCommand {
-        fs_type: FsType::Rafs,
-        source: path.display().to_string(),
-        config: config.to_string(),
-        prefetch_files: None,
-    };
+    let command = MountCommand::rafs(path.display().to_string(), config.to_string());
     if let Err(error) = mount_and_walk(&command, has_blobs) {
         assert!(!error.to_string().contains('\n'), "one sentence: {error}");
     }

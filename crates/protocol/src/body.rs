@@ -118,6 +118,22 @@ pub struct MountCommand {
     /// Files to fetch ahead, absolute paths inside the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefetch_files: Option<Vec<String>>,
+    /// Parts of files to fetch ahead, after those. nydusd does not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefetch_parts: Option<Vec<FilePart>>,
+}
+
+/// A part of a file in an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePart {
+    /// As in [`TracedRead`].
+    pub path: String,
+    /// Where it begins, in bytes.
+    #[serde(default)]
+    pub offset: u64,
+    /// In bytes; to the end of the file if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
 }
 
 impl fmt::Debug for MountCommand {
@@ -127,6 +143,7 @@ impl fmt::Debug for MountCommand {
             .field("source", &self.source)
             .field("config", &format_args!("<{} bytes>", self.config.len()))
             .field("prefetch_files", &self.prefetch_files)
+            .field("prefetch_parts", &self.prefetch_parts.as_ref().map(Vec::len))
             .finish()
     }
 }
@@ -140,6 +157,7 @@ impl MountCommand {
             source: source.into(),
             config: String::new(),
             prefetch_files: None,
+            prefetch_parts: None,
         }
     }
 
@@ -158,6 +176,7 @@ impl MountCommand {
             source: bootstrap.into(),
             config: config.into(),
             prefetch_files: None,
+            prefetch_parts: None,
         }
     }
 

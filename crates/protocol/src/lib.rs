@@ -17,7 +17,7 @@ pub mod socket_path;
 
 pub use body::{
     ApiError, BackendCollection, BackendEntry, BuildVersion, ConfigureCommand, DaemonInfo, DaemonState,
-    FsType, LogLevel, LogLevelError, MountCommand, ReadTrace, TracedRead,
+    FilePart, FsType, LogLevel, LogLevelError, MountCommand, ReadTrace, TracedRead,
 };
 pub use endpoint::{Endpoint, Method};
 pub use error::ErrorCode;

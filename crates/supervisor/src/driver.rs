@@ -304,11 +304,11 @@ impl Driver {
                 Event::Request(match envelope {
                     Envelope::Mount(request, reply) => {
                         self.reply_to = Some(ReplyTo::Mount(reply));
-                        Request::Mount(request)
+                        Request::Mount(request.fitted(self.config.program().kind()))
                     }
                     Envelope::Remount(request, reply) => {
                         self.reply_to = Some(ReplyTo::Remount(reply));
-                        Request::Remount(request)
+                        Request::Remount(request.fitted(self.config.program().kind()))
                     }
                     Envelope::Unmount(at, reply) => {
                         self.reply_to = Some(ReplyTo::Unmount(reply));

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use nydusbox_protocol::{ContainerId, MountCommand, MountPoint, ShareConfig};
+use nydusbox_protocol::{ContainerId, FilePart, MountCommand, MountPoint, ShareConfig};
+
+use crate::program::ProgramKind;
 
 /// Why a request cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +24,9 @@ pub enum MountRequestError {
         path: PathBuf,
     },
 }
+
+/// How much of a request to a stock nydusd, which takes 51200 bytes, may be names of files out of parts.
+const MOST_STOCK_PREFETCH_BYTES: usize = 32 << 10;
 
 /// A mount to be made.
 #[derive(Clone, PartialEq, Eq)]
@@ -136,6 +141,39 @@ impl MountRequest {
         self
     }
 
+    /// Parts of files of the image to fetch ahead, after those of [`MountRequest::with_prefetch`]. A stock nydusd is
+    /// given the files they are of, as far as their names are plain text.
+    #[must_use]
+    pub fn with_prefetch_parts(mut self, parts: impl IntoIterator<Item = FilePart>) -> Self {
+        let parts: Vec<FilePart> = parts.into_iter().collect();
+        self.command.prefetch_parts = Some(parts).filter(|p| !p.is_empty());
+        self
+    }
+
+    /// As a program of this kind understands it.
+    pub(crate) fn fitted(mut self, kind: ProgramKind) -> Self {
+        if kind == ProgramKind::Embedded {
+            return self;
+        }
+        let Some(parts) = self.command.prefetch_parts.take() else {
+            return self;
+        };
+        let mut files = self.command.prefetch_files.take().unwrap_or_default();
+        let mut bytes = 0;
+        for FilePart { path, .. } in parts {
+            if path.contains(['%', '"', '\\']) || files.contains(&path) {
+                continue;
+            }
+            // With quotes and a comma. The rest is fetched when it is read.
+            bytes += path.len() + 3;
+            if bytes > MOST_STOCK_PREFETCH_BYTES {
+                break;
+            }
+            files.push(path);
+        }
+        self.with_prefetch(files)
+    }
+
     /// Where it goes.
     #[must_use]
     pub fn at(&self) -> &MountPoint {
@@ -173,4 +211,49 @@ fn text(path: &Path) -> Result<String, MountRequestError> {
         .ok_or_else(|| MountRequestError::NotUtf8 {
             path: path.to_owned(),
         })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn part(path: &str, offset: u64) -> FilePart {
+        FilePart {
+            path: path.into(),
+            offset,
+            length: Some(7),
+        }
+    }
+
+    #[test]
+    fn a_stock_nydusd_is_given_files_for_the_parts_it_does_not_know() {
+        let request = |parts: Vec<FilePart>| {
+            MountRequest::rafs(&ContainerId::new("c").unwrap(), "/boot", "{}")
+                .unwrap()
+                .with_prefetch(["/first"])
+                .with_prefetch_parts(parts)
+        };
+        let parts = vec![
+            part("/b", 9),
+            part("/first", 0),
+            part("/b", 0),
+            part("/%ff", 0),
+            part("/a", 1),
+        ];
+        let ours = request(parts.clone()).fitted(ProgramKind::Embedded);
+        assert_eq!(ours, request(parts.clone()));
+        let stock = request(parts).fitted(ProgramKind::Stock);
+        assert_eq!(stock.command.prefetch_parts, None);
+        assert_eq!(stock.command.prefetch_files.unwrap(), ["/first", "/b", "/a"]);
+        let many = (0..10_000).map(|n| part(&format!("/{n}"), 0)).collect();
+        let stock = serde_json::to_string(request(many).fitted(ProgramKind::Stock).command()).unwrap();
+        assert!(
+            stock.len() < ProgramKind::Stock.body_limit_bytes(),
+            "{}",
+            stock.len()
+        );
+        let nothing = MountRequest::rafs(&ContainerId::new("c").unwrap(), "/boot", "{}").unwrap();
+        assert_eq!(nothing.clone().fitted(ProgramKind::Stock), nothing);
+    }
 }

@@ -49,7 +49,7 @@ mod work_dir;
 mod workers;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -64,6 +64,7 @@ pub(crate) use self::factory::drop_unused;
 use self::gate::Gate;
 use self::index::Index;
 use self::layout::Layouts;
+pub(crate) use self::prefetch::Named;
 use self::readahead::Streams;
 use self::renewal::Renewals;
 use self::storage::Storage;
@@ -198,11 +199,11 @@ impl ImageFs {
     }
 
     /// Begins to prefetch what the configuration, the mount or the image ask for.
-    pub(crate) fn start_prefetch(&self, config: &ConfigV2, reader: RafsIoReader, files: Option<&[PathBuf]>) {
+    pub(crate) fn start_prefetch(&self, config: &ConfigV2, reader: RafsIoReader, named: Named) {
         if let Ok(rafs) = config.get_rafs_config()
             && rafs.prefetch.enable
         {
-            prefetch::start(&self.image, &rafs.prefetch, reader, files);
+            prefetch::start(&self.image, &rafs.prefetch, reader, named);
         }
     }
 

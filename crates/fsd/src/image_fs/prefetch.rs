@@ -1,7 +1,8 @@
 //! Prefetching: what the mount, the configuration or the image name, when no guest waits for anything.
 //!
-//! What has been put in front for it comes first, then what is named, in its order. Chunks that follow each other in
-//! a blob are one request, whichever files they are of, and as many requests are under way as there are threads.
+//! What has been put in front for it comes first, then what is named, in its order: files, then parts of files. Chunks
+//! that follow each other in a blob are one request, whichever files they are of, and as many requests are under way as
+//! there are threads.
 
 use std::collections::{HashSet, VecDeque};
 use std::path::PathBuf;
@@ -30,19 +31,23 @@ const MOST_THREADS: usize = 16;
 enum Work {
     /// A file, or everything in a directory.
     Inode(u64),
-    /// A file from one of its segments on, by that one's first byte.
-    Segment(u64, u64),
+    /// What a segment of a file has of a part of it: the part's first byte, and the first one after it.
+    Part(u64, u64, u64),
     /// The part of a blob that has been put in front for this, in bytes.
     Front(usize, u64),
 }
 
+/// What a mount names.
+#[derive(Debug, Default)]
+pub(crate) struct Named {
+    /// Files, and directories with all that is in them.
+    pub(crate) files: Option<Vec<PathBuf>>,
+    /// Parts of files: the first byte, and the first one after it.
+    pub(crate) parts: Vec<(PathBuf, u64, u64)>,
+}
+
 /// Starts as many threads as the configuration says; they end with the work, or with the mount.
-pub(super) fn start(
-    image: &Arc<Image>,
-    config: &PrefetchConfigV2,
-    mut reader: RafsIoReader,
-    files: Option<&[PathBuf]>,
-) {
+pub(super) fn start(image: &Arc<Image>, config: &PrefetchConfigV2, mut reader: RafsIoReader, names: Named) {
     let mut work = VecDeque::new();
     for (index, info) in image.sb.superblock.get_blob_infos().iter().enumerate() {
         if info.prefetch_size() > 0 {
@@ -50,13 +55,14 @@ pub(super) fn start(
         }
     }
     let root = image.sb.superblock.root_ino();
-    let named: Vec<u64> = match files {
+    let named: Vec<u64> = match names.files {
         // What a mount names takes the place of what the image names.
         Some(files) => files
             .iter()
             .filter_map(|f| image.sb.ino_from_path(f).ok())
             .collect(),
-        None if image.sb.meta.prefetch_table_entries > 0 => {
+        // So do parts of files.
+        None if names.parts.is_empty() && image.sb.meta.prefetch_table_entries > 0 => {
             let table = image.sb.get_prefetched_inos(&mut reader).unwrap_or_default();
             table.into_iter().map(u64::from).filter(|ino| *ino != 0).collect()
         }
@@ -64,15 +70,16 @@ pub(super) fn start(
     };
     let everything = config.prefetch_all && !named.contains(&root);
     work.extend(named.into_iter().map(Work::Inode));
-    if everything {
-        work.push_back(Work::Inode(root));
-    }
-    if work.is_empty() || image.storage().blobs.is_empty() {
+    let last = everything.then_some(Work::Inode(root));
+    let nothing = work.is_empty() && names.parts.is_empty() && last.is_none();
+    if nothing || image.storage().blobs.is_empty() {
         return;
     }
     let queue = Arc::new(Mutex::new(Queue {
         work,
         seen: HashSet::new(),
+        parts: names.parts.into(),
+        last,
         found: VecDeque::new(),
     }));
     let threads = config.threads_count.clamp(1, MOST_THREADS);
@@ -91,6 +98,10 @@ struct Queue {
     work: VecDeque<Work>,
     /// Files and directories that were begun: a hostile image has a directory inside itself.
     seen: HashSet<u64>,
+    /// What there is after that. Mounting does not wait until they are found in the image.
+    parts: VecDeque<(PathBuf, u64, u64)>,
+    /// And then.
+    last: Option<Work>,
     /// Missing chunks with their blob's place, in order, that have not been asked for.
     found: VecDeque<(usize, Chunk)>,
 }
@@ -111,15 +122,32 @@ impl Queue {
                 self.found.pop_front();
             }
             let length = self.request_length();
-            if length < self.found.len() || self.work.is_empty() {
-                let (blob, _) = self.found.front()?;
-                let blob = *blob;
-                return Some((blob, self.found.drain(..length).map(|(_, chunk)| chunk).collect()));
-            }
-            if let Some(work) = self.work.pop_front() {
+            // As long as there may be more that follows.
+            if length == self.found.len()
+                && let Some(work) = self.next_work(image)
+            {
                 self.expand(image, storage, work);
+                continue;
+            }
+            let (blob, _) = self.found.front()?;
+            let blob = *blob;
+            return Some((blob, self.found.drain(..length).map(|(_, chunk)| chunk).collect()));
+        }
+    }
+
+    fn next_work(&mut self, image: &Image) -> Option<Work> {
+        if let Some(work) = self.work.pop_front() {
+            return Some(work);
+        }
+        while let Some((file, from, to)) = self.parts.pop_front() {
+            let ino = image.sb.ino_from_path(&file).ok();
+            if let Some(inode) = ino.and_then(|ino| image.sb.get_inode(ino, false).ok())
+                && inode.is_reg()
+            {
+                return Some(Work::Part(inode.ino(), from, inode.size().min(to)));
             }
         }
+        self.last.take()
     }
 
     /// How many of the chunks that were found make one request.
@@ -168,21 +196,23 @@ impl Queue {
                     if walked.is_ok() {
                         children.into_iter().rev().for_each(|w| self.work.push_front(w));
                     }
-                } else if inode.is_reg() && inode.size() > 0 {
-                    self.work.push_front(Work::Segment(ino, 0));
+                } else if inode.is_reg() {
+                    self.work.push_front(Work::Part(ino, 0, inode.size()));
                 }
             }
-            Work::Segment(ino, at) => {
-                // One after the other: how many there are is the image's word.
-                if let Ok(segment) = image.layouts.segment(&image.sb, storage, ino, at) {
-                    let pieces = segment.pieces.iter();
+            Work::Part(ino, from, to) if from < to => {
+                // One segment after the other: how many there are is the image's word.
+                if let Ok(segment) = image.layouts.segment(&image.sb, storage, ino, from) {
+                    let pieces = segment.from(from).iter().take_while(|piece| piece.at < to);
                     self.found
                         .extend(pieces.map(|piece| (piece.blob, piece.chunk.clone())));
-                    if segment.file_size - at > SEGMENT {
-                        self.work.push_front(Work::Segment(ino, at + SEGMENT));
+                    let next = (from / SEGMENT + 1).saturating_mul(SEGMENT);
+                    if next < to {
+                        self.work.push_front(Work::Part(ino, next, to));
                     }
                 }
             }
+            Work::Part(..) => {}
         }
     }
 }

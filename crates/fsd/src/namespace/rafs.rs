@@ -3,7 +3,9 @@
 //! What nydus reports as one opaque error is told apart here first: a configuration that is no JSON, one that
 //! names no backend or a directory that is not there, a file that is no bootstrap. What is left is passed on.
 
+use std::ffi::OsString;
 use std::fs::File;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -14,13 +16,14 @@ use nydus_api::ConfigV2;
 use nydus_rafs::RafsError;
 use nydus_rafs::metadata::RafsSuper;
 use nydusbox_protocol::{MountCommand, MountPoint};
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::MountError;
 use super::redact::redact;
 use super::table::ImageOrigin;
-use crate::image_fs::{ImageFs, Workers};
+use crate::image_fs::{ImageFs, Named, Workers};
 
 /// `"RAFS"`, first word of a v5 superblock.
 const V5_MAGIC: u32 = 0x5241_4653;
@@ -149,7 +152,7 @@ pub(super) fn build(
         let (image, reader) = ImageFs::open(&config.config, at.as_str(), path, workers).map_err(describe)?;
         // The VFS asks for it next, and says less if there is none.
         image.root().map_err(|e| describe(RafsError::FillSuperBlock(e)))?;
-        image.start_prefetch(&config.config, reader, prefetch.as_deref());
+        image.start_prefetch(&config.config, reader, prefetch);
         Ok(image)
     })
 }
@@ -192,18 +195,28 @@ pub(super) fn first_blob(image: &ImageOrigin) -> Option<String> {
     .flatten()
 }
 
-fn prefetch_list(command: &MountCommand) -> Result<Option<Vec<PathBuf>>, MountError> {
-    let Some(files) = &command.prefetch_files else {
-        return Ok(None);
+fn prefetch_list(command: &MountCommand) -> Result<Named, MountError> {
+    let absolute = |path: PathBuf, name: &str| match path.is_absolute() {
+        true => Ok(path),
+        false => Err(MountError::BadPrefetch {
+            path: name.to_owned(),
+        }),
     };
-    files
-        .iter()
-        .map(|file| match Path::new(file) {
-            path if path.is_absolute() => Ok(path.to_owned()),
-            _ => Err(MountError::BadPrefetch { path: file.clone() }),
-        })
-        .collect::<Result<_, _>>()
-        .map(Some)
+    let files = command.prefetch_files.as_ref().map(|files| {
+        let files = files.iter().map(|file| absolute(file.into(), file));
+        files.collect::<Result<_, _>>()
+    });
+    let parts = command.prefetch_parts.iter().flatten().map(|part| {
+        let path = OsString::from_vec(percent_decode_str(&part.path).collect());
+        let end = part
+            .length
+            .map_or(u64::MAX, |length| part.offset.saturating_add(length));
+        absolute(path.into(), &part.path).map(|path| (path, part.offset, end))
+    });
+    Ok(Named {
+        files: files.transpose()?,
+        parts: parts.collect::<Result<_, _>>()?,
+    })
 }
 
 /// Looks at the magic numbers, so that a wrong file is told from a damaged one.

@@ -94,6 +94,7 @@ fn command(image: &StoredImage, cache: &Path, access: &AccessOptions) -> Result<
         source: source.to_owned(),
         config,
         prefetch_files: None,
+        prefetch_parts: None,
     })
 }
 
