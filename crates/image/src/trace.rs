@@ -154,6 +154,12 @@ impl TraceRead {
             ms: Some(ms),
         }
     }
+
+    /// The path as [`TraceRead::of_encoded`] takes it.
+    #[must_use]
+    pub fn encoded_path(&self) -> String {
+        percent_encode(self.path.as_os_str().as_bytes(), ESCAPED).to_string()
+    }
 }
 
 impl StartupTrace {
@@ -167,6 +173,17 @@ impl StartupTrace {
             complete,
             reads,
         })
+    }
+
+    /// Whether it was recorded of the image with this bootstrap, as far as it says of which.
+    ///
+    /// # Errors
+    /// If the bootstrap can't be read.
+    pub fn is_of_image(&self, bootstrap: &Path) -> Result<bool, TraceError> {
+        match &self.image {
+            Some(image) => Ok(*image == digest_of(bootstrap)?),
+            None => Ok(true),
+        }
     }
 
     /// Reads the file at `path`.
@@ -273,7 +290,7 @@ impl StartupTrace {
         text.push('\n');
         for read in &self.reads {
             text += &serde_json::to_string(&Line {
-                path: percent_encode(read.path.as_os_str().as_bytes(), ESCAPED).to_string(),
+                path: read.encoded_path(),
                 offset: read.offset,
                 length: read.length,
                 ms: read.ms,

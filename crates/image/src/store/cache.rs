@@ -40,6 +40,10 @@ const OTHERS: [&str; 3] = ["blob.meta", "blob.digest", "blob.toc"];
 const IN_USE_AT: libc::off_t = libc::off_t::MAX - 1;
 /// Held shared while a daemon that takes no locks mounts, and alone while blobs are removed.
 const LOCK: &str = ".lock";
+/// The bytes that the cache may take, as a decimal number.
+const QUOTA: &str = ".quota";
+/// The same while it is written.
+const QUOTA_NEW: &str = ".quota.new";
 /// Blocks of `stat(2)`, in bytes.
 const BLOCK_BYTES: u64 = 512;
 
@@ -62,6 +66,8 @@ pub struct CacheGuard {
 pub struct CacheReport {
     /// Whether nothing was changed.
     pub dry_run: bool,
+    /// What it may take, in bytes.
+    pub quota_bytes: u64,
     /// What it took, in bytes on the disk.
     pub before_bytes: u64,
     /// What it takes now, or would.
@@ -90,6 +96,52 @@ impl BlobCache {
         Ok(CacheGuard { _lock: lock })
     }
 
+    /// What the cache may take, in bytes, if that was said.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn quota(&self) -> Result<Option<u64>, StoreError> {
+        let path = self.path.join(QUOTA);
+        match fs::read_to_string(&path) {
+            Ok(text) => text.trim().parse().map(Some).map_err(|_| {
+                let what = io::Error::new(io::ErrorKind::InvalidData, "it is not a number of bytes");
+                StoreError::io(&path, what)
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::io(&path, source)),
+        }
+    }
+
+    /// Says what the cache may take from now on, in bytes; `None` for as much as there is.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn set_quota(&self, quota_bytes: Option<u64>) -> Result<(), StoreError> {
+        let path = self.path.join(QUOTA);
+        let set = || match quota_bytes {
+            Some(bytes) => {
+                fs::create_dir_all(&self.path)?;
+                let new = self.path.join(QUOTA_NEW);
+                fs::write(&new, format!("{bytes}\n"))?;
+                fs::rename(&new, &path)
+            }
+            None => match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed,
+            },
+        };
+        set().map_err(|source| StoreError::io(&path, source))
+    }
+
+    /// As [`BlobCache::shrink`], to what [`BlobCache::set_quota`] has said, if it has.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn keep_quota(&self, progress: &dyn Progress) -> Result<Option<CacheReport>, StoreError> {
+        let quota = self.quota()?;
+        quota.map(|bytes| self.shrink(bytes, false, progress)).transpose()
+    }
+
     /// Removes blobs that nobody uses, those first that were used the longest ago, until the cache takes no more than
     /// `quota_bytes`. What is in use may be more than that.
     ///
@@ -104,6 +156,7 @@ impl BlobCache {
         if !self.path.exists() {
             return Ok(CacheReport {
                 dry_run,
+                quota_bytes,
                 ..CacheReport::default()
             });
         }
@@ -135,6 +188,7 @@ impl BlobCache {
         }
         Ok(CacheReport {
             dry_run,
+            quota_bytes,
             before_bytes,
             after_bytes: before_bytes - going.iter().map(|blob| blob.bytes).sum::<u64>(),
             in_use_bytes: blobs
