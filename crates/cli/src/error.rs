@@ -33,6 +33,8 @@ pub(crate) struct Failure {
 pub(crate) const FAILED: u8 = 1;
 /// The code for failures of nydusbox itself in `run`, whose other codes belong to the guest.
 pub(crate) const RUN_FAILED: u8 = 125;
+/// The command line is wrong.
+pub(crate) const USAGE: u8 = 2;
 /// `image diff` has nothing to compare, as diff(1) says it.
 pub(crate) const NO_COMPARISON: u8 = 2;
 /// There is no such sandbox.

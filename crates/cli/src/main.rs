@@ -4,8 +4,10 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod cache_quota;
 mod commands;
 mod control;
+mod daemon_env;
 mod data_dir;
 mod error;
 mod logging;

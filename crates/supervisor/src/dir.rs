@@ -35,8 +35,13 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 /// That program's own log.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
 
+/// The certificates that its daemon trusts, where that program has it trust others than the system's.
+pub const CERTIFICATES: &str = "ca.pem";
+/// The same while it is written.
+pub const CERTIFICATES_NEW: &str = "ca.new";
+
 /// In the order in which they are removed: what the document promises goes before the document.
-const FILES: [&str; 11] = [
+const FILES: [&str; 13] = [
     VHOST_SOCKET,
     VHOST_SUCCESSOR,
     API_SOCKET,
@@ -45,6 +50,8 @@ const FILES: [&str; 11] = [
     LOG,
     LOG_OLD,
     SUPERVISOR_LOG,
+    CERTIFICATES_NEW,
+    CERTIFICATES,
     STATE_NEW,
     STATE,
     DAEMON_LOCK,

@@ -15,8 +15,9 @@ use super::image::bar::{cancelled_by_signals, signals_end_it_again};
 use super::image::store;
 use super::stored::{Served, StoredArgs};
 use crate::control::wire::{ImageBody, MountBody};
+use crate::daemon_env;
 use crate::data_dir::DataDirArg;
-use crate::error::Failure;
+use crate::error::{Failure, USAGE};
 
 /// The type nydus-snapshotter gives its mounts. The options are given without it, and mean nothing under another.
 const MOUNT_TYPE: &str = "fuse.nydus-overlayfs";
@@ -76,10 +77,14 @@ impl ImageArgs {
         snapshotdir: Option<&Path>,
     ) -> Result<ImageToMount, Failure> {
         let Some(reference) = self.image.take() else {
+            if let Some(option) = self.stored.option_for_references() {
+                return Err(Failure::plain(format!("{option} goes with --image")).code(USAGE));
+            }
             let body = self.body(container, snapshotdir)?;
             return Ok(ImageToMount { body, _held: None });
         };
         let data_dir = self.data_dir.resolve()?;
+        let ca_certificates = daemon_env::certificates(&self.stored.ca_files(&reference)?)?;
         let served = self
             .stored
             .obtain(&reference, &data_dir, &cancelled_by_signals()?)?;
@@ -91,12 +96,14 @@ impl ImageArgs {
             bootstrap: served.image.bootstrap.clone(),
             config: served.config.clone(),
             prefetch_files: self.prefetch_file,
+            prefetch_parts: served.prefetch.clone(),
         };
         Ok(ImageToMount {
             body: MountBody {
                 container,
                 images: vec![image],
                 snapshotdir: snapshotdir.map(absolute).transpose()?,
+                ca_certificates,
             },
             _held: Some((served, cached)),
         })
@@ -115,11 +122,13 @@ impl ImageArgs {
                 bootstrap: absolute(bootstrap)?,
                 config: read(config)?,
                 prefetch_files: self.prefetch_file,
+                prefetch_parts: Vec::new(),
             };
             return Ok(MountBody {
                 container,
                 images: vec![image],
                 snapshotdir,
+                ca_certificates: String::new(),
             });
         }
         let mut options = Vec::new();
@@ -144,11 +153,13 @@ impl ImageArgs {
             bootstrap: image.source().as_path().to_owned(),
             config: image.config().expose().to_owned(),
             prefetch_files: Vec::new(),
+            prefetch_parts: Vec::new(),
         });
         Ok(MountBody {
             container,
             images: images.collect(),
             snapshotdir: snapshotdir.or_else(|| Some(plan.snapshot_dir().as_path().to_owned())),
+            ca_certificates: String::new(),
         })
     }
 }

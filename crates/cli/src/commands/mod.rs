@@ -1,6 +1,7 @@
 //! The `nydusbox` command line; each subcommand has its file.
 
 mod adopt;
+mod blob_proxy;
 mod doctor;
 mod emit;
 mod events;

@@ -41,6 +41,28 @@ impl FromStr for Size {
     }
 }
 
+/// What a cache may take: a size, or `none` for as much as there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CacheQuota(Option<Size>);
+
+impl CacheQuota {
+    /// In bytes, if there is a limit.
+    pub(crate) fn bytes(self) -> Option<u64> {
+        self.0.map(Size::bytes)
+    }
+}
+
+impl FromStr for CacheQuota {
+    type Err = SizeError;
+
+    fn from_str(text: &str) -> Result<Self, SizeError> {
+        match text {
+            "none" => Ok(Self(None)),
+            size => size.parse().map(|size| Self(Some(size))),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,22 +1,28 @@
 //! The image that a command runs or mounts: had from the store, and described to the daemon that serves it.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, ValueEnum};
-use nydusbox_image::source::{AccessOptions, ImageRef, Platform, rafs_backend};
+use nydusbox_image::source::{AccessOptions, BlobProxy, ImageRef, Platform, rafs_backend, registry_ca_files};
 use nydusbox_image::{
-    BlobCache, BlobsAt, GetRequest, ImageData, ImageDir, PullPolicy, RafsConfig, StoreError, StoredImage,
+    BlobCache, BlobsAt, GetRequest, ImageData, ImageDir, PullPolicy, RafsConfig, StartupTrace, StoreError,
+    StoredImage,
 };
+use nydusbox_protocol::FilePart;
 
+use super::blob_proxy::BlobProxyArgs;
 use super::image::bar::Bar;
 use super::image::store;
 use super::registry::RegistryArgs;
-use super::size::Size;
+use super::size::CacheQuota;
 use crate::data_dir::DataDir;
 use crate::error::Failure;
+
+/// Parts of a trace that are fetched ahead: the first ones, which a start-up waits for.
+const MOST_PARTS: usize = 4096;
 
 /// How an image is had and served.
 #[derive(Debug, Args)]
@@ -30,12 +36,18 @@ pub(super) struct StoredArgs {
     /// Don't fetch the files that the image itself names for it before they are read
     #[arg(long)]
     no_prefetch: bool,
-    /// Have the blob cache take no more than this before the image is mounted: blobs that nobody uses go, those first
-    /// that were not used for the longest time
-    #[arg(long, value_name = "SIZE")]
-    cache_quota: Option<Size>,
+    /// Fetch what a start-up read before it is read, instead of what the image names for that: a file that
+    /// `nydusbox run --record-trace` wrote
+    #[arg(long, value_name = "FILE", requires = "image", conflicts_with = "no_prefetch")]
+    prefetch_trace: Option<PathBuf>,
+    /// Have the blob cache take no more than this from now on: blobs that nobody uses go, those first that were not
+    /// used for the longest time; `none` for as much as there is
+    #[arg(long, value_name = "SIZE|none", requires = "image")]
+    cache_quota: Option<CacheQuota>,
     #[command(flatten)]
     registry: RegistryArgs,
+    #[command(flatten)]
+    proxy: BlobProxyArgs,
 }
 
 /// `--pull`.
@@ -65,6 +77,8 @@ pub(super) struct Served {
     pub(super) image: StoredImage,
     /// For the daemon only: it may have credentials in it.
     pub(super) config: String,
+    /// What of the image is fetched ahead.
+    pub(super) prefetch: Vec<FilePart>,
 }
 
 impl fmt::Debug for Served {
@@ -87,6 +101,10 @@ impl StoredArgs {
         if let ImageRef::RootDir { path } = reference {
             check_built(path)?;
         }
+        let trace = self.prefetch_trace.as_deref().map(StartupTrace::read);
+        let trace = trace
+            .transpose()
+            .map_err(|e| Failure::new("prefetch by a trace", &e))?;
         let what = format!("get the image {reference}");
         let access = self.registry.access();
         let request = GetRequest::new(self.platform.clone().unwrap_or_default())
@@ -96,19 +114,101 @@ impl StoredArgs {
         let cache = data_dir.cache();
         let bar = Bar::new(Arc::clone(cancelled));
         let result = store.get(reference, &request, &bar);
-        let shrunk = self
+        let image = result.map_err(|e| {
+            bar.clear();
+            store::failure(&what, &e)
+        })?;
+        let blobs = BlobCache::new(&cache);
+        let set = self
             .cache_quota
-            .map(|quota| BlobCache::new(&cache).shrink(quota.bytes(), false, &bar));
+            .map_or(Ok(()), |quota| blobs.set_quota(quota.bytes()));
+        let kept = set.and_then(|()| blobs.keep_quota(&bar));
         bar.clear();
-        let image = result.map_err(|e| store::failure(&what, &e))?;
-        shrunk
-            .transpose()
-            .map_err(|e| store::failure("keep the blob cache within its quota", &e))?;
+        kept.map_err(|e| store::failure("keep the blob cache within its quota", &e))?;
         if cancelled.load(Ordering::Relaxed) {
             return Err(store::failure(&what, &StoreError::Cancelled));
         }
-        let config = rafs_config(&image, &cache, &access, !self.no_prefetch)?;
-        Ok(Served { image, config })
+        self.compare_platform(&image);
+        let proxy = self.proxy.proxy();
+        if proxy.is_some() && matches!(image.data, ImageData::Local { .. }) {
+            eprintln!(
+                "note: nothing is fetched of {reference}, neither through the proxy: its blobs are here"
+            );
+        }
+        let config = rafs_config(&image, &cache, &access, proxy, !self.no_prefetch)?;
+        let prefetch = trace.map_or_else(|| Ok(Vec::new()), |trace| self.parts(&trace, &image))?;
+        Ok(Served {
+            image,
+            config,
+            prefetch,
+        })
+    }
+
+    /// The option given, if there is one, that means nothing without a reference. The command line's parser lets them
+    /// pass beside other ways to name an image.
+    pub(super) fn option_for_references(&self) -> Option<&'static str> {
+        let given = [
+            (self.prefetch_trace.is_some(), "--prefetch-trace"),
+            (self.cache_quota.is_some(), "--cache-quota"),
+            (self.proxy.proxy().is_some(), "--blob-proxy"),
+        ];
+        given
+            .iter()
+            .find(|(is_given, _)| *is_given)
+            .map(|(_, name)| *name)
+    }
+
+    /// A place with one image only gives that, whichever was asked for.
+    fn compare_platform(&self, image: &StoredImage) {
+        let wanted = self.platform.clone().unwrap_or_default();
+        let (os, arch) = (image.config.os(), image.config.architecture());
+        let is_other = os.to_string() != wanted.os || arch.to_string() != wanted.architecture;
+        // What `image build` made says nothing of that.
+        if image.digest.is_some() && is_other {
+            eprintln!("note: {} is for {os}/{arch}, not for {wanted}", image.reference);
+        }
+    }
+
+    /// The parts of a trace, as a mount has them. Those that follow each other are one.
+    fn parts(&self, trace: &StartupTrace, image: &StoredImage) -> Result<Vec<FilePart>, Failure> {
+        let is_same = trace.is_of_image(&image.bootstrap);
+        if !is_same.map_err(|e| Failure::new("prefetch by a trace", &e))? {
+            let file = self.prefetch_trace.as_deref().unwrap_or(Path::new(""));
+            eprintln!("note: {} was recorded of another image", file.display());
+        }
+        let mut parts: Vec<FilePart> = Vec::new();
+        for read in &trace.reads {
+            let path = read.encoded_path();
+            if let (Some(last), Some(length)) = (parts.last_mut(), read.length)
+                && last.path == path
+                && last.length.and_then(|l| last.offset.checked_add(l)) == Some(read.offset)
+            {
+                last.length = last.length.map(|l| l.saturating_add(length));
+            } else if parts.len() == MOST_PARTS {
+                break;
+            } else {
+                parts.push(FilePart {
+                    path,
+                    offset: read.offset,
+                    length: read.length,
+                });
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Certificates (PEM) that a daemon needs to have trusted, beside the system's, to serve `reference`.
+    pub(super) fn ca_files(&self, reference: &ImageRef) -> Result<Vec<PathBuf>, Failure> {
+        ca_files(reference, &self.registry.access())
+    }
+}
+
+/// Certificates (PEM) that who serves `reference` has to trust, beside the system's.
+pub(super) fn ca_files(reference: &ImageRef, access: &AccessOptions) -> Result<Vec<PathBuf>, Failure> {
+    match reference {
+        ImageRef::Docker { name } => registry_ca_files(name, access)
+            .map_err(|e| Failure::new(&format!("reach the registry of {reference}"), &e)),
+        _ => Ok(Vec::new()),
     }
 }
 
@@ -127,6 +227,7 @@ pub(super) fn rafs_config(
     image: &StoredImage,
     cache: &Path,
     access: &AccessOptions,
+    proxy: Option<BlobProxy>,
     prefetch: bool,
 ) -> Result<String, Failure> {
     let config = |blobs| {
@@ -145,8 +246,12 @@ pub(super) fn rafs_config(
         ImageData::Remote {
             reference: ImageRef::Docker { name },
         } => {
-            let backend = rafs_backend(name, access)
-                .map_err(|e| Failure::new(&format!("fetch from {name} as it is read"), &e))?;
+            // A mirror has to have this very image.
+            let mut exactly = name.clone();
+            exactly.digest.clone_from(&image.digest);
+            let backend = rafs_backend(&exactly, access)
+                .map_err(|e| Failure::new(&format!("fetch from {name} as it is read"), &e))?
+                .with_proxy(proxy);
             config(BlobsAt::Registry(&backend))
         }
         other => Err(Failure::plain(format!(

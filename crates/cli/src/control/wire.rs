@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use nydusbox::HealthReport;
-use nydusbox_protocol::{ContainerId, FsType, LogLevel, MountPoint, SandboxId};
+use nydusbox_protocol::{ContainerId, FilePart, FsType, LogLevel, MountPoint, SandboxId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{FAILED, Failure, NO_SANDBOX, TAKEN};
@@ -128,6 +128,9 @@ pub(crate) struct MountBody {
     /// The snapshot's directory, to be shown in the share while the image is mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) snapshotdir: Option<PathBuf>,
+    /// Certificates (PEM) that the sandbox's daemon trusts from now on, whatever it fetches.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) ca_certificates: String,
 }
 
 /// An image.
@@ -138,6 +141,8 @@ pub(crate) struct ImageBody {
     pub(crate) config: String,
     #[serde(default)]
     pub(crate) prefetch_files: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) prefetch_parts: Vec<FilePart>,
 }
 
 impl fmt::Debug for ImageBody {

@@ -9,6 +9,7 @@ use nydusbox::{EventItem, Events, MountOutcome, MountRequest, Status, StopOutcom
 use nydusbox_protocol::{ContainerId, Endpoint, MountPoint};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::cache_keeper::CacheKeeper;
 use super::owner::{Change, Desk, Level};
 use super::report::{self, Subject};
 use crate::control::wire::{
@@ -28,11 +29,19 @@ pub(super) struct Requests {
     /// Not read itself: each reader has a clone, which begins at the beginning.
     events: Events,
     desk: Desk,
+    caches: Arc<CacheKeeper>,
 }
 
 impl Requests {
-    pub(super) fn new(subject: Subject, status: watch::Receiver<Status>, events: Events, desk: Desk) -> Self {
+    pub(super) fn new(
+        subject: Subject,
+        status: watch::Receiver<Status>,
+        events: Events,
+        desk: Desk,
+        caches: Arc<CacheKeeper>,
+    ) -> Self {
         Self {
+            caches,
             subject: Arc::new(subject),
             status,
             events,
@@ -53,10 +62,20 @@ impl Requests {
         Lines::from_source((Arc::clone(&self.subject), status), next_status)
     }
 
+    /// The body, when its certificates are trusted.
+    fn trusted(&self, body: &[u8]) -> Result<MountBody, ControlError> {
+        let body: MountBody = serde_json::from_slice(body).map_err(|e| bad_request("read the body", &e))?;
+        self.subject
+            .trust
+            .add(&body.ca_certificates)
+            .map_err(|e| ControlError::of(Code::Internal, Failure::new("trust the certificates", &e)))?;
+        Ok(body)
+    }
+
     /// Mounts layers from the lowest up, so that a container's own place appears last. What was mounted before one
     /// that is refused is unmounted again.
     async fn mount(&self, body: &[u8]) -> Result<Changed, ControlError> {
-        let requests = mount_requests(body)?;
+        let requests = mount_requests(self.trusted(body)?)?;
         let mut changed = Changed {
             at: requests.first.at().clone(),
             outcome: Outcome::AlreadyMounted,
@@ -87,7 +106,7 @@ impl Requests {
     }
 
     async fn remount(&self, body: &[u8]) -> Result<Changed, ControlError> {
-        let requests = mount_requests(body)?;
+        let requests = mount_requests(self.trusted(body)?)?;
         let at = requests.first.at().clone();
         for request in requests.upwards() {
             self.ask(|reply| Change::Remount(request, reply))
@@ -169,9 +188,12 @@ impl Requests {
 
 impl Handler for Requests {
     async fn answer(&self, method: &Method, path: &str, query: &str, body: Bytes) -> Answer {
-        let changed = |result: Result<Changed, ControlError>| match result {
-            Ok(changed) => Answer::json(&changed),
-            Err(error) => Answer::Failed(error),
+        let changed = |result: Result<Changed, ControlError>| {
+            self.caches.changed();
+            match result {
+                Ok(changed) => Answer::json(&changed),
+                Err(error) => Answer::Failed(error),
+            }
         };
         match (method, path) {
             (&Method::GET, wire::SANDBOX) if query == "watch" => Answer::Lines(self.watch()),
@@ -210,8 +232,7 @@ impl MountRequests {
     }
 }
 
-fn mount_requests(body: &[u8]) -> Result<MountRequests, ControlError> {
-    let body: MountBody = serde_json::from_slice(body).map_err(|e| bad_request("read the body", &e))?;
+fn mount_requests(body: MountBody) -> Result<MountRequests, ControlError> {
     let refused = |e| ControlError::of(Code::BadRequest, Failure::of(&e));
     let container = &body.container;
     let mut requests = Vec::with_capacity(body.images.len());
@@ -220,12 +241,14 @@ fn mount_requests(body: &[u8]) -> Result<MountRequests, ControlError> {
             bootstrap,
             config,
             prefetch_files,
+            prefetch_parts,
         } = image;
         let request = match (layer, &body.snapshotdir) {
             (0, Some(dir)) => MountRequest::rafs_with_snapshotdir(container, bootstrap, config, dir),
             (layer, _) => MountRequest::rafs_layer(container, layer, bootstrap, config),
         };
-        requests.push(request.map_err(refused)?.with_prefetch(prefetch_files));
+        let request = request.map_err(refused)?.with_prefetch(prefetch_files);
+        requests.push(request.with_prefetch_parts(prefetch_parts));
     }
     let mut requests = requests.into_iter();
     match requests.next() {

@@ -4,12 +4,15 @@
 //! `control.sock` (`handler.rs` says what each request means), and ends by itself when the sandbox is stopped
 //! (`owner.rs`). SIGTERM and SIGINT stop the sandbox; SIGKILL leaves the daemon serving, to be adopted.
 
+mod cache_keeper;
 mod handler;
 mod handover;
 mod owner;
 mod report;
 mod spawn;
+mod trust;
 
+use std::collections::BTreeSet;
 use std::fs::{File, Permissions};
 use std::io;
 use std::net::Shutdown;
@@ -33,17 +36,21 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::Instrument;
 
+use crate::cache_quota;
 use crate::control::wire::{Code, ControlError};
 use crate::control::{self};
+use crate::daemon_env;
 use crate::error::Failure;
 use crate::logging;
 use crate::otlp::{self, Traces};
+use cache_keeper::CacheKeeper;
 use handler::Requests;
 use handover::{ARRIVED, Reply};
 pub(crate) use handover::{DaemonChoice, LimitsChoice, NetnsChoice, Order, Task};
 use owner::Owner;
 use report::Subject;
 pub(crate) use spawn::{Begun, begin};
+use trust::Trust;
 
 #[derive(Debug, Args)]
 pub(crate) struct SuperviseArgs {
@@ -194,7 +201,12 @@ async fn supervise(
         Task::Adopt { .. } => false,
     };
     let (owner, desk) = Owner::new(sandbox);
-    let requests = Arc::new(Requests::new(subject, status, events, desk));
+    let api = subject.api_socket.clone();
+    let keeper = Arc::new(CacheKeeper::default());
+    if adopted {
+        keeper.changed();
+    }
+    let requests = Arc::new(Requests::new(subject, status, events, desk, Arc::clone(&keeper)));
     let asked = {
         let requests = Arc::clone(&requests);
         async move {
@@ -213,7 +225,13 @@ async fn supervise(
             }
         }
     };
-    let outcome = control::serve(listener, requests, owner.run(asked)).await;
+    let mut caches = BTreeSet::new();
+    let outcome = tokio::select! {
+        outcome = control::serve(listener, requests, owner.run(asked)) => outcome,
+        never = keeper.run(&api, &mut caches) => match never {},
+    };
+    // Once more, now that nothing is mounted any longer.
+    cache_quota::keep(&caches).await;
     match outcome.leftovers.is_empty() {
         true => Ok(()),
         false => Err(Failure::plain("the sandbox could not be removed whole")),
@@ -278,7 +296,12 @@ impl Served {
             program,
             vhost_socket: sandbox.vhost_socket().clone(),
             api_socket: sandbox.api_socket().clone(),
+            trust: Trust::in_sandbox(dir),
         };
+        subject
+            .trust
+            .begin()
+            .map_err(|e| Failure::new(&format!("make {}", subject.trust.file().display()), &e))?;
         tracing::info!(sandbox = %subject.id, "serving");
         Ok(Self {
             sandbox,
@@ -301,6 +324,8 @@ impl Served {
             .map_err(|e| refused(Failure::of(&e)))?
             .with_args(&order.extra_args);
         let exe = program.exe().to_owned();
+        let trust = Trust::in_sandbox(&order.state_dir.join(order.id.as_str()));
+        let program = daemon_env::trusting(daemon_env::beside_proxies(program), trust.file());
         let config = SandboxConfig::new(order.id.clone(), &order.state_dir, program)
             .and_then(|config| config.with_share(&order.share))
             .and_then(|config| config.with_share_config(order.share_config.clone()))

@@ -7,6 +7,7 @@ use nydusbox::{
 };
 use nydusbox_protocol::{DaemonInfo as Answer, SandboxId, SocketPath};
 
+use super::trust::Trust;
 use crate::control::wire::{
     Code, ControlError, DaemonInfo, ExitInfo, MountInfo, SandboxInfo, Sockets, State, Stopped,
     SupervisorInfo, VmmInfo,
@@ -20,6 +21,7 @@ pub(super) struct Subject {
     pub(super) program: PathBuf,
     pub(super) vhost_socket: SocketPath,
     pub(super) api_socket: SocketPath,
+    pub(super) trust: Trust,
 }
 
 /// The sandbox now. `answer` is what the daemon says of itself, if it does.

@@ -41,8 +41,13 @@ pub struct Mounted {
 
 impl Mounted {
     pub fn start(dir: &Dir, what: &str) -> Self {
+        Self::start_with(dir, what, &[])
+    }
+
+    pub fn start_with(dir: &Dir, what: &str, more: &[&str]) -> Self {
         let at = dir.mkdir("mnt");
         let mut command = image(dir, &["mount", what, at.to_str().unwrap()])
+            .args(more)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

@@ -39,8 +39,8 @@ pub use oci_sink::OciLayoutSink;
 pub use platform::{Platform, PlatformError};
 pub use reference::{ImageRef, ImageRefError};
 pub use registry::{
-    BackendError, HelperProblem, RegistryBackend, RegistryError, RegistryName, Retry, TransportError,
-    rafs_backend,
+    BackendError, BlobProxy, HelperProblem, HttpUrl, HttpUrlError, RegistryBackend, RegistryError,
+    RegistryName, Retry, TransportError, rafs_backend, registry_ca_files,
 };
 pub use verify::{BlobMismatch, Verified};
 

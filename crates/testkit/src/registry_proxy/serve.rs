@@ -184,6 +184,10 @@ async fn decide(
         _ => {}
     }
     if target.part == Part::Token {
+        // Without what OAuth2 wants in it, a POST gets no token anywhere.
+        if !gets {
+            return Ok(respond(StatusCode::METHOD_NOT_ALLOWED, &[], ""));
+        }
         return Ok(give_token(request.uri(), authorization.as_deref(), shared));
     }
     Ok(match forward(request, shared).await {

@@ -19,7 +19,8 @@ use signal_hook::iterator::Signals;
 use super::bar::{Bar, cancelled_by_signals};
 use super::store;
 use crate::commands::registry::RegistryArgs;
-use crate::commands::stored::rafs_config;
+use crate::commands::stored::{ca_files, rafs_config};
+use crate::daemon_env;
 use crate::data_dir::DataDirArg;
 use crate::error::{Failure, INTERRUPTED, TAKEN};
 
@@ -41,10 +42,11 @@ pub(crate) struct MountArgs {
 }
 
 pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
+    let access = args.registry.access();
+    daemon_env::have_here(&ca_files(&args.image, &access)?)?;
     let cancelled = cancelled_by_signals()?;
     let data_dir = args.data_dir.resolve()?;
     let store = store::open(&data_dir)?;
-    let access = args.registry.access();
     let request = GetRequest::new(args.platform.unwrap_or_default()).access(access.clone());
     let bar = Bar::new(cancelled.clone());
     let result = store.get(&args.image, &request, &bar);
@@ -84,7 +86,7 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
 }
 
 fn command(image: &StoredImage, cache: &Path, access: &AccessOptions) -> Result<MountCommand, Failure> {
-    let config = rafs_config(image, cache, access, false)?;
+    let config = rafs_config(image, cache, access, None, false)?;
     let source = image
         .bootstrap
         .to_str()

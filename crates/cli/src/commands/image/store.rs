@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use indicatif::DecimalBytes;
 use nydusbox::mounted_images;
-use nydusbox_image::source::{ImageRef, Platform};
+use nydusbox_image::source::{ImageRef, Platform, RegistryError, SourceError};
 use nydusbox_image::{
     BlobCache, CacheReport, GcConfig, GcReport, GetRequest, ImageUse, PullPolicy, Store, StoreError,
     StoredEntry, StoredKind,
@@ -73,7 +73,8 @@ pub(crate) struct GcArgs {
     /// Remove images, too, that were not used for so many days and are not in use
     #[arg(long, value_name = "DAYS")]
     unused_for: Option<u32>,
-    /// Have the blob cache take no more than this: blobs go that were not used for the longest time
+    /// Have the blob cache take no more than this: blobs go that were not used for the longest time; what
+    /// --cache-quota has said last unless given
     #[arg(long, value_name = "SIZE")]
     quota: Option<Size>,
     /// Only say what would go
@@ -171,15 +172,18 @@ pub(super) fn gc(args: GcArgs, state_dir: &StateDir) -> Result<(), Failure> {
     let bar = Bar::new(cancelled_by_signals()?);
     let collected = store.gc(config, &|| in_use(state_dir), &bar);
     let cache = BlobCache::new(&data_dir.cache());
-    let shrunk = args
-        .quota
-        .map(|quota| cache.shrink(quota.bytes(), args.dry_run, &bar));
+    let quota = match args.quota {
+        Some(quota) => Ok(Some(quota.bytes())),
+        None => cache.quota(),
+    };
+    let shrunk = quota.and_then(|quota| {
+        let shrunk = quota.map(|bytes| cache.shrink(bytes, args.dry_run, &bar));
+        shrunk.transpose()
+    });
     bar.clear();
     let report = Collected {
         images: collected.map_err(|e| failure("remove what is not needed", &e))?,
-        cache: shrunk
-            .transpose()
-            .map_err(|e| failure("keep the blob cache within its quota", &e))?,
+        cache: shrunk.map_err(|e| failure("keep the blob cache within its quota", &e))?,
     };
     args.output.print(&report, || report.text())
 }
@@ -298,6 +302,28 @@ pub(in crate::commands) fn failure(what: &str, error: &StoreError) -> Failure {
     match error {
         StoreError::Cancelled => failure.code(INTERRUPTED),
         StoreError::InUse { .. } => failure.code(TAKEN),
+        StoreError::OutOfSpace { .. } => {
+            failure.hint("`nydusbox image rm` and `image gc` make room; --data-dir names another place")
+        }
+        StoreError::NotHere { .. } => failure.hint("`nydusbox image pull` fetches it"),
+        StoreError::Source(SourceError::Registry(error)) => match registry_hint(error) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        },
         _ => failure,
+    }
+}
+
+/// What the user can do about a registry that does not give what it was asked for.
+fn registry_hint(error: &RegistryError) -> Option<String> {
+    match error {
+        RegistryError::NoCredentials { host } => Some(format!(
+            "`docker login {host}` or `skopeo login --authfile FILE {host}` writes them; --authfile FILE names \
+             another file"
+        )),
+        RegistryError::Unauthorized { host } => Some(format!(
+            "`docker login {host}` replaces them; --authfile FILE names another file"
+        )),
+        _ => None,
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! `plan.rs` turns the options into what will be done, without doing it, but for having the image (`../stored.rs`);
 //! `process.rs` says what is run in the guest. `session.rs` does it and undoes it in reverse order: VMM, daemon with
-//! its mounts, directories. `timeline.rs` keeps the times.
+//! its mounts, directories. `timeline.rs` keeps the times, `complaints.rs` says what the guest is
+//! not told.
 
+mod complaints;
 mod plan;
 mod process;
 mod session;

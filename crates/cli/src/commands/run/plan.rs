@@ -16,11 +16,15 @@ use super::RunArgs;
 use super::process::{Overrides, Process, ProcessError};
 use super::trace::Record;
 use crate::commands::stored::Served;
+use crate::daemon_env;
 use crate::data_dir::DataDir;
 use crate::error::Failure;
 
 /// Where a share appears when no guest path is given.
 const DEFAULT_SHARE_TARGET: &str = "/share";
+
+/// What the daemon trusts, in the run's directory.
+const CERTIFICATES: &str = "ca.pem";
 
 /// What `--daemon` says for ours.
 pub(super) const BUILTIN: &str = "builtin";
@@ -41,6 +45,8 @@ pub(super) struct Plan {
     /// The snapshot's two directories, for the overlay.
     pub(super) snapshot_dirs: [PathBuf; 2],
     pub(super) cache_dir: PathBuf,
+    /// What the daemon trusts, and the file where it looks for that.
+    pub(super) certificates: Option<(PathBuf, String)>,
     /// Whether the daemon is not ours.
     pub(super) is_stock: bool,
     /// Held until the run is over.
@@ -62,6 +68,7 @@ pub(super) struct Draft {
     container: ContainerId,
     name: String,
     data_dir: DataDir,
+    certificates: Option<(PathBuf, String)>,
     shares: Vec<(MountRequest, SharedDir)>,
     overrides: Overrides,
     privileged: bool,
@@ -99,12 +106,28 @@ impl Draft {
                 .collect::<Result<_, _>>()?,
             workdir: args.workdir.as_deref().map(guest_path).transpose()?,
         };
+        let data_dir = args.data_dir.clone().resolve()?;
+        let ca_files = args.stored.ca_files(&args.image)?;
+        let certificates = match ca_files.is_empty() {
+            true => None,
+            false => Some((
+                data_dir.run(&name).join(CERTIFICATES),
+                daemon_env::with_system_certificates(&ca_files)?,
+            )),
+        };
+        let mut program = daemon_env::beside_proxies(program(&args.daemon)?);
+        if let Some((file, _)) = &certificates {
+            program = daemon_env::trusting(program, file);
+        }
+        let sandbox = SandboxConfig::new(id, state_dir, program)
+            .map_err(|e| Failure::new("configure the sandbox", &e))?;
         Ok(Self {
             assets,
-            sandbox: sandbox(id, &args.daemon, state_dir)?,
+            sandbox,
             container,
             name,
-            data_dir: args.data_dir.clone().resolve()?,
+            data_dir,
+            certificates,
             shares,
             overrides,
             privileged,
@@ -116,7 +139,11 @@ impl Draft {
     pub(super) fn with_image(self, cancelled: &Arc<AtomicBool>) -> Result<Plan, Failure> {
         let args = self.args;
         let since = Instant::now();
-        let Served { image, config } = args.stored.obtain(&args.image, &self.data_dir, cancelled)?;
+        let Served {
+            image,
+            config,
+            prefetch,
+        } = args.stored.obtain(&args.image, &self.data_dir, cancelled)?;
         let image_took = since.elapsed();
         let process = Process::new(&image.config, self.overrides).map_err(|e| {
             let failure = Failure::new(&format!("run {}", image.reference), &e);
@@ -131,7 +158,8 @@ impl Draft {
             bootstrap: image.bootstrap.clone(),
         });
         let image_mount = MountRequest::rafs(&self.container, &image.bootstrap, config)
-            .map_err(|e| Failure::new("mount the image", &e))?;
+            .map_err(|e| Failure::new("mount the image", &e))?
+            .with_prefetch_parts(prefetch);
         let image_at = image_mount.at().clone();
         let (share_mounts, shares): (Vec<_>, _) = self.shares.into_iter().unzip();
         let vm = vm(&self.sandbox, self.assets, &self.container, process, |spec| {
@@ -158,6 +186,7 @@ impl Draft {
             shared_dir,
             snapshot_dirs: [snapshot_dir.join("fs"), snapshot_dir.join("work")],
             cache_dir: self.data_dir.cache(),
+            certificates: self.certificates,
             is_stock: args.daemon != BUILTIN,
             image,
             image_took,
@@ -169,15 +198,14 @@ impl Draft {
     }
 }
 
-fn sandbox(id: SandboxId, daemon: &str, state_dir: &Path) -> Result<SandboxConfig, Failure> {
+fn program(daemon: &str) -> Result<Program, Failure> {
     let failed = |e: nydusbox::ProgramError| Failure::new("use the daemon", &e);
-    let program = if daemon == BUILTIN {
+    if daemon == BUILTIN {
         let exe = std::env::current_exe().map_err(|e| Failure::new("find this executable", &e))?;
-        Program::embedded(exe).map_err(failed)?
+        Program::embedded(exe).map_err(failed)
     } else {
-        Program::stock(daemon).map_err(failed)?
-    };
-    SandboxConfig::new(id, state_dir, program).map_err(|e| Failure::new("configure the sandbox", &e))
+        Program::stock(daemon).map_err(failed)
+    }
 }
 
 fn vm(

@@ -1,6 +1,7 @@
 //! Does what was planned, and undoes it whatever happens: VMM first, then the daemon with its mounts, then the
 //! directories. Ctrl-C and SIGTERM go the same way.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -13,8 +14,10 @@ use nydusbox_vmm::{GuestEvent, GuestStdio, Vm, VmOutcome};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::complaints::Complaints;
 use super::plan::Plan;
 use super::timeline::{MountTime, Report, Timeline, ms};
+use crate::cache_quota;
 use crate::error::{Failure, INTERRUPTED};
 
 /// The VM's files, in the run's directory.
@@ -46,7 +49,12 @@ async fn supervised(plan: &Plan, cancelled: &AtomicBool) -> Result<u8, Failure> 
         ..Report::default()
     };
     let dirs = RunDirs::make(plan)?;
-    let result = in_sandbox(plan, &interrupt, &timeline, &mut report).await;
+    let result = tokio::select! {
+        result = in_sandbox(plan, &interrupt, &timeline, &mut report) => result,
+        never = cache_quota::keep_on(&plan.cache_dir) => match never {},
+    };
+    // Nothing is mounted any longer.
+    cache_quota::keep(&BTreeSet::from([plan.cache_dir.clone()])).await;
     let removed = dirs.remove(plan.keep);
     if let Some(file) = &plan.report {
         write_report(file, &report)?;
@@ -188,11 +196,16 @@ async fn in_vm(
         .await
         .map_err(|e| Failure::new("boot the VM", &e))?;
     timeline.step(&format!("VMM started ({:?})", vm.accel().accel()), booting);
+    let complaints = Complaints::default();
     let end = tokio::select! {
         outcome = follow(&mut vm, booting, timeline, report) => End::Outcome(outcome),
+        never = complaints.follow(sandbox) => match never {},
         exit = sandbox.exited() => End::DaemonDied(exit),
         () = interrupt.happened() => End::Interrupted,
     };
+    if let End::Outcome(_) = end {
+        complaints.say(sandbox).await;
+    }
     read_counters(plan, sandbox, report).await;
     let recorded = match (&plan.record, &end) {
         (Some(record), End::Outcome(_) | End::Interrupted) => record.end(sandbox, &plan.image_at).await,
@@ -308,6 +321,12 @@ impl<'a> RunDirs<'a> {
                 return Err(Failure::new(&format!("create {}", dir.display()), &e)
                     .hint("give a writable place with --data-dir"));
             }
+        }
+        if let Some((file, text)) = &plan.certificates
+            && let Err(e) = fs::write(file, text)
+        {
+            let _ = dirs.remove(false);
+            return Err(Failure::new(&format!("write {}", file.display()), &e));
         }
         Ok(dirs)
     }

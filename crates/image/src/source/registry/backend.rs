@@ -1,17 +1,23 @@
 //! What a daemon needs to fetch an image's blobs from a registry itself: nydus' `registry` backend.
 //!
-//! Only a value. Who serializes it has to keep it where only the daemon reads it: it has the password in it.
+//! Decides which of a registry's servers it is given; the rest is a value. Who serializes it has to keep it where only
+//! the daemon reads it: it has the password in it. What a proxy before it is like is in `blob_proxy.rs`.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::client::{credentials_for, servers};
+use super::blob_proxy::BlobProxy;
+use super::client::{Client, credentials_for, servers};
+use super::clock::{Clock, Stop, SystemClock};
 use super::endpoint::authority;
 use super::error::RegistryError;
+use super::hosts::Server;
 use super::name::RegistryName;
 use super::secret::Credentials;
 use crate::source::AccessOptions;
@@ -45,6 +51,11 @@ pub struct RegistryBackend {
     pub connect_timeout: u32,
     /// How often a request is made again at once.
     pub retry_limit: u8,
+    /// Through which proxy blobs come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<BlobProxy>,
+    #[serde(skip)]
+    ca_files: Vec<PathBuf>,
 }
 
 impl RegistryBackend {
@@ -52,6 +63,19 @@ impl RegistryBackend {
     #[must_use]
     pub fn has_credentials(&self) -> bool {
         self.auth.is_some()
+    }
+
+    /// Has blobs come through a proxy.
+    #[must_use]
+    pub fn with_proxy(mut self, proxy: Option<BlobProxy>) -> Self {
+        self.proxy = proxy;
+        self
+    }
+
+    /// Certificates (PEM) of authorities that the server needs beside the system's. nydus' configuration has no place
+    /// for them: a daemon has to be started with `SSL_CERT_FILE` naming a file that has these, too.
+    pub fn ca_files(&self) -> impl Iterator<Item = &Path> {
+        self.ca_files.iter().map(PathBuf::as_path)
     }
 }
 
@@ -63,6 +87,7 @@ impl fmt::Debug for RegistryBackend {
             .field("repo", &self.repo)
             .field("auth", &self.auth.as_ref().map(|_| "[redacted]"))
             .field("skip_verify", &self.skip_verify)
+            .field("proxy", &self.proxy)
             .finish_non_exhaustive()
     }
 }
@@ -74,16 +99,8 @@ pub enum BackendError {
     /// The configuration of this machine can't be used.
     #[error(transparent)]
     Registry(#[from] Box<RegistryError>),
-    /// The daemon trusts the system's certificates only.
-    #[error(
-        "a daemon cannot be given the certificates that registry {host} needs: add them to the system's, or have \
-         the daemon started with SSL_CERT_FILE"
-    )]
-    Certificates {
-        /// The registry.
-        host: String,
-    },
-    /// The daemon takes a password only.
+    /// The daemon takes a password only. What a token could be exchanged for is good for minutes, and nydus would ask
+    /// for the next one as nobody.
     #[error("a daemon cannot use the identity token for registry {host}; it needs a user and a password")]
     IdentityToken {
         /// The registry.
@@ -105,20 +122,67 @@ pub enum BackendError {
     },
 }
 
-/// What a daemon needs to fetch blobs of `name` from its registry. Mirrors are left out: nydus' backend knows
-/// one server. `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are the daemon's own, from its environment.
+/// What a daemon needs to fetch blobs of `name` from its registry, or from the first of its mirrors that has the
+/// manifest which `name` names: nydus' backend knows one server, so that a mirror is chosen now, and for good.
+/// `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are the daemon's own, from its environment.
 ///
 /// # Errors
-/// When the daemon's backend can't do what is needed: see [`BackendError`].
+/// When the daemon's backend can't do what is needed for the registry itself: see [`BackendError`]. A mirror for
+/// which it can't is left out.
 pub fn rafs_backend(name: &RegistryName, options: &AccessOptions) -> Result<RegistryBackend, BackendError> {
-    let Some(server) = servers(name, options).map_err(Box::new)?.pop() else {
+    let mut servers = servers(name, options).map_err(Box::new)?;
+    let Some(own) = servers.pop() else {
         return Err(Box::new(RegistryError::NoServer).into());
     };
-    let host = authority(&server.base);
-    let is_https = server.base.scheme() == "https";
-    if is_https && !server.skip_verify && !server.ca_files.is_empty() {
-        return Err(BackendError::Certificates { host });
+    servers.retain(|server| server.capabilities.pull);
+    let mirrors = servers.iter().filter_map(|server| {
+        let backend = backend(server, name, options);
+        backend.map(|backend| (server, backend)).ok()
+    });
+    let mut mirrors = mirrors.peekable();
+    if mirrors.peek().is_some() {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock {
+            stop: Stop::new(options.stop.clone()),
+        });
+        let client = Client::open(name, options, &clock).map_err(Box::new)?;
+        if let Some((_, chosen)) = mirrors.find(|(server, _)| client.mirror_has(server, name)) {
+            return Ok(chosen);
+        }
     }
+    backend(&own, name, options)
+}
+
+/// Certificates (PEM) of authorities that some server of `name`'s registry needs beside the system's.
+///
+/// # Errors
+/// When the configuration of this machine can't be used.
+pub fn registry_ca_files(
+    name: &RegistryName,
+    options: &AccessOptions,
+) -> Result<Vec<PathBuf>, Box<RegistryError>> {
+    let mut files = Vec::new();
+    for server in servers(name, options)? {
+        files.extend(authorities(&server).iter().cloned());
+    }
+    files.sort();
+    files.dedup();
+    Ok(files)
+}
+
+/// Those whose certificates are looked at.
+fn authorities(server: &Server) -> &[PathBuf] {
+    match server.base.scheme() == "https" && !server.skip_verify {
+        true => &server.ca_files,
+        false => &[],
+    }
+}
+
+fn backend(
+    server: &Server,
+    name: &RegistryName,
+    options: &AccessOptions,
+) -> Result<RegistryBackend, BackendError> {
+    let host = authority(&server.base);
     if !server.headers.is_empty() {
         return Err(BackendError::Headers { host });
     }
@@ -128,7 +192,7 @@ pub fn rafs_backend(name: &RegistryName, options: &AccessOptions) -> Result<Regi
             path: server.base.path().to_owned(),
         });
     }
-    let credentials = credentials_for(&server, &name.repository, options).map_err(Box::new)?;
+    let credentials = credentials_for(server, &name.repository, options).map_err(Box::new)?;
     let auth = match credentials {
         Some(Credentials::Basic { user, password }) => {
             Some(STANDARD.encode(format!("{user}:{}", password.reveal())))
@@ -145,6 +209,8 @@ pub fn rafs_backend(name: &RegistryName, options: &AccessOptions) -> Result<Regi
         timeout: TIMEOUT_SECS,
         connect_timeout: CONNECT_TIMEOUT_SECS,
         retry_limit: RETRY_LIMIT,
+        proxy: None,
+        ca_files: authorities(server).to_vec(),
     })
 }
 

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use reqwest::StatusCode;
+use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode};
 
-use super::auth::Authorizer;
+use super::auth::{Authorizer, Scope};
 use super::clock::{Clock, Stop};
 use super::credentials;
 use super::endpoint::{Ask, Endpoint};
@@ -22,6 +23,11 @@ use crate::source::AccessOptions;
 
 /// containerd's directory, then docker's; the first that says something of a host is heard.
 const HOSTS_DIRS: [&str; 2] = ["/etc/containerd/certs.d", "/etc/docker/certs.d"];
+
+/// Every kind that is understood: a registry may convert an image for who doesn't take what it is.
+pub(super) const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, \
+     application/vnd.docker.distribution.manifest.v2+json";
 
 /// The servers that stand for one registry.
 #[derive(Debug)]
@@ -161,6 +167,34 @@ impl Client {
             }
         }
         Err(refusal)
+    }
+
+    /// Whether `mirror` has the manifest that `name` names, asked as a daemon asks for blobs: without the name of the
+    /// registry for which it is one.
+    pub(super) fn mirror_has(&self, mirror: &Server, name: &RegistryName) -> bool {
+        let Some(candidate) = self.servers.iter().find(|c| c.endpoint.server == *mirror) else {
+            return false;
+        };
+        let mut url = mirror.base.clone();
+        url.set_path(&format!(
+            "{}{}/manifests/{}",
+            mirror.base.path(),
+            name.repository,
+            name.manifest()
+        ));
+        let ask = Ask {
+            method: Method::HEAD,
+            url,
+            headers: HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(MANIFEST_TYPES))]),
+            body: None,
+            scope: Scope::pull(&name.repository),
+            what: format!("manifest {} of {}", name.manifest(), name.repository),
+        };
+        let answer = candidate.endpoint.call(&ask, &[StatusCode::OK]);
+        if let Err(error) = &answer {
+            candidate.give_up(error);
+        }
+        answer.is_ok()
     }
 
     /// After `server` broke off an answer for the time of this number in a row: waits, or gives up (`false`).

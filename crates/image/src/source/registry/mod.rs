@@ -8,6 +8,7 @@
 
 mod auth;
 mod backend;
+mod blob_proxy;
 mod challenge;
 mod client;
 mod clock;
@@ -30,7 +31,8 @@ use std::sync::Arc;
 
 use super::AccessOptions;
 
-pub use backend::{BackendError, RegistryBackend, rafs_backend};
+pub use backend::{BackendError, RegistryBackend, rafs_backend, registry_ca_files};
+pub use blob_proxy::{BlobProxy, HttpUrl, HttpUrlError};
 pub use error::{HelperProblem, RegistryError, TransportError};
 pub use name::RegistryName;
 pub use retry::Retry;

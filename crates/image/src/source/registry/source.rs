@@ -12,7 +12,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
 
 use super::auth::Scope;
-use super::client::Client;
+use super::client::{Client, MANIFEST_TYPES};
 use super::clock::Clock;
 use super::download::{self, Download, Wanted};
 use super::endpoint::{Ask, Endpoint};
@@ -25,11 +25,6 @@ use crate::source::document::{
 };
 use crate::source::verify::BlobMismatch;
 use crate::source::{AccessOptions, ImageSource, Platform, SourceError, SourceImage};
-
-/// Every kind that is understood: a registry may convert an image for who doesn't take what it is.
-const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
-     application/vnd.docker.distribution.manifest.list.v2+json, \
-     application/vnd.docker.distribution.manifest.v2+json";
 
 #[derive(Debug)]
 pub(crate) struct RegistrySource {

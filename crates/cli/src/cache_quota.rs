@@ -1,0 +1,82 @@
+//! Keeps blob caches within their quotas while something that may have them grow is at work.
+//!
+//! What is in use is never removed. So there is something to do when an image has been unmounted, and when one that is
+//! mounted has grown; the one is told by who does it, the other is looked for now and then.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nydusbox_image::{BlobCache, Phase, Progress};
+use tokio::time::sleep;
+
+/// How often it is looked what the caches take.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// The same while they take more than they may.
+const INTERVAL_ABOVE: Duration = Duration::from_secs(5);
+/// How long others may be at a cache before it is left for the next time.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whether caches take what they may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    Within,
+    /// As far as they could be brought down. Who holds what is too much may be gone soon.
+    Above,
+}
+
+impl Kept {
+    /// When to look again.
+    pub(crate) fn pause(self) -> Duration {
+        match self {
+            Self::Within => INTERVAL,
+            Self::Above => INTERVAL_ABOVE,
+        }
+    }
+}
+
+/// Keeps the cache in `dir` within its quota for as long as it is polled.
+pub(crate) async fn keep_on(dir: &Path) -> Infallible {
+    let dirs = BTreeSet::from([dir.to_owned()]);
+    loop {
+        sleep(keep(&dirs).await.pause()).await;
+    }
+}
+
+/// Brings caches down to their quotas, those that have one.
+pub(crate) async fn keep(dirs: &BTreeSet<PathBuf>) -> Kept {
+    let mut kept = Kept::Within;
+    for dir in dirs {
+        let cache = BlobCache::new(dir);
+        // Without one no thread is begun for it.
+        if matches!(cache.quota(), Ok(None)) {
+            continue;
+        }
+        let until = Until(Instant::now() + PATIENCE);
+        match tokio::task::spawn_blocking(move || cache.keep_quota(&until)).await {
+            Ok(Ok(Some(report))) if report.after_bytes > report.quota_bytes => kept = Kept::Above,
+            Ok(Ok(_)) | Err(_) => {}
+            Ok(Err(error)) => tracing::warn!(
+                dir = %dir.display(),
+                error = &error as &dyn std::error::Error,
+                "the blob cache is not kept within its quota"
+            ),
+        }
+    }
+    kept
+}
+
+/// Gives up at a time.
+#[derive(Debug)]
+struct Until(Instant);
+
+impl Progress for Until {
+    fn begin(&self, _phase: Phase, _total: Option<u64>) {}
+
+    fn position(&self, _position: u64) {}
+
+    fn is_cancelled(&self) -> bool {
+        Instant::now() >= self.0
+    }
+}
