@@ -8,7 +8,8 @@ mod common;
 mod layout;
 
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 
 use common::sandboxes::text;
 use common::{Dir, nydusbox, peer, told};
@@ -65,18 +66,19 @@ fn vm_runs_an_image_from_a_registry_with_an_authority_and_a_password_of_its_own(
     let auths = json!({"auths": {(registry.host()): {"username": USER, "password": PASSWORD}}});
     fs::write(&authfile, auths.to_string()).unwrap();
 
-    let run = |daemon: &str, more: &[&str]| {
-        let output = nydusbox()
+    let ca = text(ca);
+    let command = |daemon: &str| {
+        let mut command = nydusbox();
+        command
             .args(["run", &there, "--platform", "linux/amd64", "--daemon", daemon])
             .arg("--guest-root")
             .arg(&guest)
             .args(["--data-dir", &text(&dir.join("data"))])
             .args(["--state-dir", &text(&dir.join("state"))])
-            .args(["--authfile", &text(&authfile), "--tls-ca", &text(ca)])
-            .args(more)
-            .output();
-        told(&output.unwrap())
+            .args(["--authfile", &text(&authfile), "--tls-ca", &ca]);
+        command
     };
+    let run = |daemon: &str, more: &[&str]| told(&command(daemon).args(more).output().unwrap());
     let trace = text(&dir.join("trace"));
     let cat = ["--", "cat", "/etc/debian_version"];
     let recorded = run("builtin", &[&["--record-trace", &trace], &cat[..]].concat());
@@ -88,6 +90,34 @@ fn vm_runs_an_image_from_a_registry_with_an_authority_and_a_password_of_its_own(
         let again = run(daemon, &[&["--prefetch-trace", &trace], &cat[..]].concat());
         assert_eq!(again, recorded);
     }
+
+    // The registry goes while the guest runs, and the guest asks for what nobody has read yet.
+    let mut child = command("builtin")
+        .args([
+            "--",
+            "sh",
+            "-c",
+            "echo started; read go; cat /usr/bin/perl > /dev/null; echo status $?",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "started\n");
+    let host = registry.host();
+    drop(registry);
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "started\nstatus 1\n");
+    let (code, _, err) = told(&child.wait_with_output().unwrap());
+    assert!(
+        code == 0 && err.contains("warning: reads of the image fail: ") && err.contains(&host),
+        "{code} {err}"
+    );
     let left = |name: &str| fs::read_dir(dir.join(name)).map_or(0, Iterator::count);
     assert_eq!((left("data/run"), left("state")), (0, 0));
 }
