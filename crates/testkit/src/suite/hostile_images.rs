@@ -77,11 +77,14 @@ pub(super) fn blob_elsewhere(fx: &Fixture) -> Outcome {
         let elsewhere = format!("{}x", "../".repeat(21));
         assert_eq!(id.len(), elsewhere.len());
         let mut bytes = fs::read(&image.bootstrap).unwrap();
-        let at = bytes
-            .windows(id.len())
-            .position(|bytes| bytes == id.as_bytes())
-            .unwrap();
-        bytes[at..at + id.len()].copy_from_slice(elsewhere.as_bytes());
+        // RAFS v6 has it twice, and only the second is what nydus goes by.
+        let places: Vec<_> = (0..bytes.len() - id.len())
+            .filter(|at| bytes[*at..].starts_with(id.as_bytes()))
+            .collect();
+        assert!(!places.is_empty());
+        for at in places {
+            bytes[at..at + id.len()].copy_from_slice(elsewhere.as_bytes());
+        }
         let hostile = fx.path("hostile");
         fs::write(&hostile, bytes).unwrap();
 
