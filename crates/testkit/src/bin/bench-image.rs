@@ -31,6 +31,8 @@ fn measure() -> Result<(), BenchError> {
             "archive" => plan.archives.push(value.into()),
             "conversions" => plan.conversions = value.parse()?,
             "starts" => plan.starts = value.parse()?,
+            "slow-starts" => plan.slow_starts = value.parse()?,
+            "slow-link" => plan.slow_link = value.parse()?,
             "large-bytes" => plan.large_bytes = value.parse()?,
             "only" => plan.only = Some(value.parse()?),
             _ => return Err(format!("unknown argument {arg:?}").into()),
