@@ -13,7 +13,7 @@ const CALM: Duration = Duration::from_millis(300);
 const MOST_LOOKS: usize = 30;
 
 /// The proportional set size of a process that has come to rest, in bytes.
-pub(super) fn idle_pss(pid: u32) -> Result<f64, BenchError> {
+pub(crate) fn idle_pss(pid: u32) -> Result<f64, BenchError> {
     let mut before = pss(pid)?;
     for _ in 0..MOST_LOOKS {
         thread::sleep(CALM);

@@ -19,7 +19,7 @@ mod contender;
 mod dataset;
 pub mod driver;
 pub mod histogram;
-mod memory;
+pub(crate) mod memory;
 mod null;
 pub mod plan;
 pub mod report;

@@ -8,11 +8,14 @@ use serde_json::Value;
 
 use super::place::{Place, contenders};
 use super::{BenchError, Plan, Row, ms, proc};
+use crate::bench::memory::idle_pss;
 
 const START_MS: f64 = 60.0;
 const CROWD_SECONDS: f64 = 20.0;
 const SANDBOX_MB: f64 = 12.0;
 const MB: f64 = 1e6;
+/// Memory is looked at once it is at rest, which takes longer than all else and differs less.
+const MEMORY_ROUNDS: usize = 10;
 
 pub(super) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
     let mut rows = Vec::new();
@@ -21,13 +24,17 @@ pub(super) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
         let daemon = (!contender.ours).then(|| contender.program.exe());
         let (mut starts, mut stops) = (Vec::new(), Vec::new());
         let (mut both, mut supervisors, mut daemons) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..plan.rounds {
+        for round in 0..plan.rounds {
             let begun = Instant::now();
             let info = json(&output(&mut start(plan, &place, "s1", daemon))?)?;
             starts.push(ms(begun));
-            supervisors.push(process_mb(&info, "supervisor")?);
-            daemons.push(process_mb(&info, "daemon")?);
-            both.push(pss_mb(&info)?);
+            if round < MEMORY_ROUNDS {
+                let [supervisor, daemon] = processes(&info)?;
+                let [supervisor, daemon] = [idle_pss(supervisor)? / MB, idle_pss(daemon)? / MB];
+                supervisors.push(supervisor);
+                daemons.push(daemon);
+                both.push(supervisor + daemon);
+            }
             let begun = Instant::now();
             output(&mut command(plan, &place, &["stop", "s1"]))?;
             stops.push(ms(begun));
@@ -137,12 +144,17 @@ fn json(text: &str) -> Result<Value, BenchError> {
     Ok(serde_json::from_str(text)?)
 }
 
-/// Supervisor and daemon together.
+/// Supervisor and daemon together, as it is: among many, each is at rest before its turn comes.
 fn pss_mb(info: &Value) -> Result<f64, BenchError> {
-    Ok(process_mb(info, "supervisor")? + process_mb(info, "daemon")?)
+    let [supervisor, daemon] = processes(info)?;
+    Ok((proc::memory(supervisor)?.pss_bytes + proc::memory(daemon)?.pss_bytes) / MB)
 }
 
-fn process_mb(info: &Value, whose: &str) -> Result<f64, BenchError> {
-    let pid = info[whose]["pid"].as_u64().ok_or("no process id in the status")?;
-    Ok(proc::memory(u32::try_from(pid)?)?.pss_bytes / MB)
+/// The ids of supervisor and daemon.
+fn processes(info: &Value) -> Result<[u32; 2], BenchError> {
+    let id = |whose: &str| -> Result<u32, BenchError> {
+        let id = info[whose]["pid"].as_u64();
+        Ok(u32::try_from(id.ok_or("no process id in the status")?)?)
+    };
+    Ok([id("supervisor")?, id("daemon")?])
 }
