@@ -89,8 +89,11 @@ fn positions_rise_to_the_total() {
             })
             .collect();
         assert!(values.is_sorted() && values.last() == Some(&total), "{values:?}");
-        // The last one is always the total; one before it was measured.
-        assert!(values.len() > 1 && values[0] > 0, "{values:?} of {total}");
+        // The first may come before there is anything, and the last is always the total; one between was measured.
+        assert!(
+            values.iter().any(|value| (1..total).contains(value)),
+            "{values:?} of {total}"
+        );
     }
 }
 
