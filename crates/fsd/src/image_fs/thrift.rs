@@ -13,10 +13,13 @@ use super::chunk::Chunk;
 /// What may be fetched of blobs, in quarters of what was read.
 const STORED: u64 = 5;
 /// And of content.
-const CONTENT: u64 = 7;
+const CONTENT: u64 = 16;
 /// What of blobs may be fetched beyond that, in bytes, and twice as much of content: the first files that are read are
 /// small, and so are their neighbours.
 const ADVANCE: u64 = 64 << 10;
+/// The part of what was read that comes along with one request at the most, besides that: who has read little may not
+/// read on, and whether what came along was of use is only known later.
+const AT_ONCE: u64 = 8;
 
 /// An amount of chunks, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -92,13 +95,14 @@ impl Thrift {
     /// counts until it is given back.
     pub(super) fn fetch(&self, needed: Amount, most: u64) -> Amount {
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
-        let quarters = |share: u64| self.read.load(Ordering::Relaxed).saturating_mul(share) / 4;
+        let read = self.read.load(Ordering::Relaxed);
+        let quarters = |share: u64| read.saturating_mul(share) / 4;
         let may = Amount {
             stored: quarters(STORED).saturating_add(ADVANCE),
             content: quarters(CONTENT).saturating_add(2 * ADVANCE),
         };
         let mut beside = may - (*fetched + needed);
-        beside.stored = beside.stored.min(most);
+        beside.stored = beside.stored.min(most).min(read / AT_ONCE + ADVANCE);
         *fetched = *fetched + needed + beside;
         beside
     }
@@ -167,8 +171,8 @@ mod tests {
                 let used = Amount { stored: beside.stored * used / 4, content: beside.content * used / 4 };
                 thrift.give_back(beside - used);
                 fetched = fetched + needed + used;
-                prop_assert!(used.stored == 0 || fetched.stored <= read * 5 / 4 + ADVANCE);
-                prop_assert!(used.content == 0 || fetched.content <= read * 7 / 4 + 2 * ADVANCE);
+                prop_assert!(used.stored == 0 || fetched.stored <= read * STORED / 4 + ADVANCE);
+                prop_assert!(used.content == 0 || fetched.content <= read * CONTENT / 4 + 2 * ADVANCE);
             }
         }
     }
