@@ -155,6 +155,8 @@ behaviours! {
         prefetch_takes_the_files_that_the_image_names
         prefetch_takes_everything_if_asked_to
         prefetch_never_goes_before_a_reader
+        startup_fetches_what_a_program_needs
+        startup_leaves_it_to_an_image_that_knows_better
         trace_has_what_is_read_first_of_v5
         trace_has_what_is_read_first_of_v6
         stops_before_a_guest_came

@@ -121,6 +121,11 @@ pub struct MountCommand {
     /// Parts of files to fetch ahead, after those. nydusd does not know it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefetch_parts: Option<Vec<FilePart>>,
+    /// Where the program may be that is to be started, absolute paths inside the image in the order in which it is
+    /// looked for. What the first one that is there needs is fetched ahead, unless the image, or another list here,
+    /// says what to fetch. nydusd does not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefetch_program: Option<Vec<String>>,
 }
 
 /// A part of a file in an image.
@@ -144,6 +149,7 @@ impl fmt::Debug for MountCommand {
             .field("config", &format_args!("<{} bytes>", self.config.len()))
             .field("prefetch_files", &self.prefetch_files)
             .field("prefetch_parts", &self.prefetch_parts.as_ref().map(Vec::len))
+            .field("prefetch_program", &self.prefetch_program)
             .finish()
     }
 }
@@ -158,6 +164,7 @@ impl MountCommand {
             config: String::new(),
             prefetch_files: None,
             prefetch_parts: None,
+            prefetch_program: None,
         }
     }
 
@@ -177,6 +184,7 @@ impl MountCommand {
             config: config.into(),
             prefetch_files: None,
             prefetch_parts: None,
+            prefetch_program: None,
         }
     }
 

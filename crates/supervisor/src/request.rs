@@ -150,11 +150,22 @@ impl MountRequest {
         self
     }
 
+    /// Where the program may be that is to be started, absolute paths inside the image in the order in which it is
+    /// looked for: our daemon fetches ahead what it needs, its libraries for one, unless the image or the request names
+    /// something else. A stock nydusd cannot be asked for that, and is not.
+    #[must_use]
+    pub fn with_prefetch_program(mut self, candidates: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let candidates: Vec<String> = candidates.into_iter().map(Into::into).collect();
+        self.command.prefetch_program = Some(candidates).filter(|c| !c.is_empty());
+        self
+    }
+
     /// As a program of this kind understands it.
     pub(crate) fn fitted(mut self, kind: ProgramKind) -> Self {
         if kind == ProgramKind::Embedded {
             return self;
         }
+        self.command.prefetch_program = None;
         let Some(parts) = self.command.prefetch_parts.take() else {
             return self;
         };
@@ -233,6 +244,7 @@ mod tests {
                 .unwrap()
                 .with_prefetch(["/first"])
                 .with_prefetch_parts(parts)
+                .with_prefetch_program(["/bin/sh"])
         };
         let parts = vec![
             part("/b", 9),
@@ -245,6 +257,7 @@ mod tests {
         assert_eq!(ours, request(parts.clone()));
         let stock = request(parts).fitted(ProgramKind::Stock);
         assert_eq!(stock.command.prefetch_parts, None);
+        assert_eq!(stock.command.prefetch_program, None);
         assert_eq!(stock.command.prefetch_files.unwrap(), ["/first", "/b", "/a"]);
         let many = (0..10_000).map(|n| part(&format!("/{n}"), 0)).collect();
         let stock = serde_json::to_string(request(many).fitted(ProgramKind::Stock).command()).unwrap();

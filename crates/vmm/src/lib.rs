@@ -35,6 +35,7 @@ mod user;
 
 pub use guest::{GuestAssets, GuestAssetsError};
 pub use initramfs::InitramfsError;
+pub use initramfs::params::DEFAULT_PATH;
 pub use qemu::{
     Accel, AccelChoice, AccelRequest, BootError, GuestEvent, GuestStdio, GuestStep, KvmFacts, KvmUnusable,
     SharedDir, UpperDir, Vm, VmConfig, VmConfigError, VmOutcome, VmSpec,

@@ -33,7 +33,8 @@ pub(super) struct StoredArgs {
     /// Which of several images: OS/ARCH[/VARIANT]; this machine's unless given
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
-    /// Don't fetch the files that the image itself names for it before they are read
+    /// Fetch nothing before it is read: neither the files that the image itself names for that, nor what `nydusbox run`
+    /// knows the command to need
     #[arg(long)]
     no_prefetch: bool,
     /// Fetch what a start-up read before it is read, instead of what the image names for that: a file that
@@ -79,6 +80,8 @@ pub(super) struct Served {
     pub(super) config: String,
     /// What of the image is fetched ahead.
     pub(super) prefetch: Vec<FilePart>,
+    /// Whether anything may be.
+    pub(super) prefetches: bool,
 }
 
 impl fmt::Debug for Served {
@@ -141,6 +144,7 @@ impl StoredArgs {
             image,
             config,
             prefetch,
+            prefetches: !self.no_prefetch,
         })
     }
 

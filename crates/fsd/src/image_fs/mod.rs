@@ -40,6 +40,7 @@ mod renewal;
 mod retry;
 mod runs;
 mod sealed;
+mod startup;
 mod storage;
 mod thrift;
 mod trace;
@@ -198,12 +199,18 @@ impl ImageFs {
         ))
     }
 
-    /// Begins to prefetch what the configuration, the mount or the image ask for.
-    pub(crate) fn start_prefetch(&self, config: &ConfigV2, reader: RafsIoReader, named: Named) {
-        if let Ok(rafs) = config.get_rafs_config()
-            && rafs.prefetch.enable
-        {
-            prefetch::start(&self.image, &rafs.prefetch, reader, named);
+    /// Begins to prefetch what the configuration, the mount or the image ask for; else what the program needs that the
+    /// mount names.
+    pub(crate) fn start_prefetch(&self, config: &ConfigV2, reader: RafsIoReader, mut named: Named) {
+        let program = std::mem::take(&mut named.program);
+        let rafs = config.get_rafs_config().ok();
+        let asked = rafs.filter(|rafs| rafs.prefetch.enable);
+        if asked.is_some_and(|rafs| prefetch::start(&self.image, &rafs.prefetch, reader, named)) {
+            return;
+        }
+        let storage = self.image.storage();
+        if !program.is_empty() && !storage.blobs.is_empty() && !storage.is_complete() {
+            startup::start(&self.image, program);
         }
     }
 

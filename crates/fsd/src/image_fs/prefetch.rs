@@ -44,10 +44,18 @@ pub(crate) struct Named {
     pub(crate) files: Option<Vec<PathBuf>>,
     /// Parts of files: the first byte, and the first one after it.
     pub(crate) parts: Vec<(PathBuf, u64, u64)>,
+    /// Where the program may be that will be started; `startup.rs` is about it.
+    pub(crate) program: Vec<PathBuf>,
 }
 
-/// Starts as many threads as the configuration says; they end with the work, or with the mount.
-pub(super) fn start(image: &Arc<Image>, config: &PrefetchConfigV2, mut reader: RafsIoReader, names: Named) {
+/// Starts as many threads as the configuration says; they end with the work, or with the mount. False if there is
+/// nothing to be done.
+pub(super) fn start(
+    image: &Arc<Image>,
+    config: &PrefetchConfigV2,
+    mut reader: RafsIoReader,
+    names: Named,
+) -> bool {
     let mut work = VecDeque::new();
     for (index, info) in image.sb.superblock.get_blob_infos().iter().enumerate() {
         if info.prefetch_size() > 0 {
@@ -73,7 +81,7 @@ pub(super) fn start(image: &Arc<Image>, config: &PrefetchConfigV2, mut reader: R
     let last = everything.then_some(Work::Inode(root));
     let nothing = work.is_empty() && names.parts.is_empty() && last.is_none();
     if nothing || image.storage().blobs.is_empty() {
-        return;
+        return false;
     }
     let queue = Arc::new(Mutex::new(Queue {
         work,
@@ -91,6 +99,7 @@ pub(super) fn start(image: &Arc<Image>, config: &PrefetchConfigV2, mut reader: R
             .name("prefetch".into())
             .spawn(move || image.prefetch(&queue, limit));
     }
+    true
 }
 
 /// What is left to do.

@@ -91,7 +91,12 @@ impl Image {
     }
 
     /// Has a part of a file fetched in the background.
-    fn fetch_ahead(self: &Arc<Self>, storage: &Arc<Storage>, ino: u64, range: std::ops::Range<u64>) {
+    pub(super) fn fetch_ahead(
+        self: &Arc<Self>,
+        storage: &Arc<Storage>,
+        ino: u64,
+        range: std::ops::Range<u64>,
+    ) {
         let mut at = range.start;
         while at < range.end {
             // What is wrong there is told to whoever reads it.

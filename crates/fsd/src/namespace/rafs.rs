@@ -213,7 +213,10 @@ fn prefetch_list(command: &MountCommand) -> Result<Named, MountError> {
             .map_or(u64::MAX, |length| part.offset.saturating_add(length));
         absolute(path.into(), &part.path).map(|path| (path, part.offset, end))
     });
+    let program = command.prefetch_program.iter().flatten();
+    let program = program.map(|file| absolute(file.into(), file));
     Ok(Named {
+        program: program.collect::<Result<_, _>>()?,
         files: files.transpose()?,
         parts: parts.collect::<Result<_, _>>()?,
     })

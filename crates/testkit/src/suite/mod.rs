@@ -20,6 +20,7 @@ mod prefetch;
 mod sessions;
 mod shares;
 pub mod small_disk;
+mod startup;
 mod trace;
 
 use crate::daemon::Program;
@@ -76,6 +77,7 @@ const TRUNCATED: &str =
     "it maps its cache files, believes its chunk map, and dies or answers with what is left";
 const RECORDS_NOTHING: &str = "it has no such record: its access pattern has neither names nor offsets";
 const PREFETCHES_ALONG: &str = "it fetches neighbours along, and some of it twice";
+const KNOWS_NO_PROGRAM: &str = "it cannot be told what will be started";
 const HANGS_AT_STOP: &str = "it hangs at SIGTERM until its VMM has left, and for ever if none came";
 
 /// Every behaviour, and the differences between the two daemons.
@@ -382,6 +384,16 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "prefetch_never_goes_before_a_reader",
         "its prefetching does not know who waits",
         prefetch::never_before_a_reader,
+    ),
+    ours(
+        "startup_fetches_what_a_program_needs",
+        KNOWS_NO_PROGRAM,
+        startup::what_a_program_needs,
+    ),
+    ours(
+        "startup_leaves_it_to_an_image_that_knows_better",
+        KNOWS_NO_PROGRAM,
+        startup::not_where_the_image_knows_better,
     ),
     ours(
         "trace_has_what_is_read_first_of_v5",

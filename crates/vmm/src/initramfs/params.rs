@@ -10,8 +10,8 @@ use crate::qemu::{UpperDir, VmSpec};
 /// Where the guest's own memory is the upper directory. `init.sh` mounts a tmpfs there.
 pub(crate) const MEMORY_UPPER: (&str, &str) = ("/run/nydusbox/upper/fs", "/run/nydusbox/upper/work");
 
-/// Where programs are looked for without a `PATH`: as execvp(3) does.
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
+/// Where a command is looked for whose environment has no `PATH`, as execvp(3) does: directories, separated by colons.
+pub const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// Writes the parameters. `marker` is what ends the command's two output streams.
 pub(crate) fn write(spec: &VmSpec, marker: &str) -> Vec<u8> {

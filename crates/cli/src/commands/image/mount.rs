@@ -97,6 +97,7 @@ fn command(image: &StoredImage, cache: &Path, access: &AccessOptions) -> Result<
         config,
         prefetch_files: None,
         prefetch_parts: None,
+        prefetch_program: None,
     })
 }
 

@@ -143,6 +143,7 @@ impl Draft {
             image,
             config,
             prefetch,
+            prefetches,
         } = args.stored.obtain(&args.image, &self.data_dir, cancelled)?;
         let image_took = since.elapsed();
         let process = Process::new(&image.config, self.overrides).map_err(|e| {
@@ -159,7 +160,8 @@ impl Draft {
         });
         let image_mount = MountRequest::rafs(&self.container, &image.bootstrap, config)
             .map_err(|e| Failure::new("mount the image", &e))?
-            .with_prefetch_parts(prefetch);
+            .with_prefetch_parts(prefetch)
+            .with_prefetch_program(prefetches.then(|| process.programs()).into_iter().flatten());
         let image_at = image_mount.at().clone();
         let (share_mounts, shares): (Vec<_>, _) = self.shares.into_iter().unzip();
         let vm = vm(&self.sandbox, self.assets, &self.container, process, |spec| {

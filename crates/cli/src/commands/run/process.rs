@@ -3,11 +3,12 @@
 //! Pure. The rules are Docker's: a command replaces the image's `Cmd` and is given to its `Entrypoint`; another
 //! entrypoint drops both.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 use nydusbox_image::source::ImageConfiguration;
 use nydusbox_rootfs::{GuestPath, GuestPathError};
-use nydusbox_vmm::{ContainerUser, ContainerUserError};
+use nydusbox_vmm::{ContainerUser, ContainerUserError, DEFAULT_PATH};
 use thiserror::Error;
 
 /// What the command line says of the process.
@@ -93,6 +94,26 @@ impl Process {
             user,
             workdir,
         })
+    }
+
+    /// Where the program may be, in the order in which the guest looks for it, as far as these are names in UTF-8.
+    pub(super) fn programs(&self) -> Vec<String> {
+        let Some(program) = self.command.first() else {
+            return Vec::new();
+        };
+        let workdir = Path::new(self.workdir.as_str());
+        let paths = if program.as_encoded_bytes().contains(&b'/') {
+            vec![workdir.join(program)]
+        } else {
+            let path = self.env.iter().rfind(|(name, _)| name == "PATH");
+            let path = path.map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value);
+            let dirs = std::env::split_paths(path);
+            dirs.map(|dir| workdir.join(dir).join(program)).collect()
+        };
+        paths
+            .into_iter()
+            .filter_map(|path| path.into_os_string().into_string().ok())
+            .collect()
     }
 }
 
@@ -202,6 +223,20 @@ mod tests {
         assert_eq!(
             (given.user, given.workdir.as_str()),
             ("7".parse().unwrap(), "/tmp")
+        );
+    }
+
+    #[test]
+    fn a_program_is_looked_for_where_the_guest_looks() {
+        let programs = |config: &Value| process(config, Overrides::default()).programs();
+        assert_eq!(programs(&json!({ "Cmd": ["/bin/x"] })), ["/bin/x"]);
+        assert_eq!(programs(&json!({ "Cmd": ["x"] })), ["/bin/x", "/usr/bin/x"]);
+        let here = json!({ "Cmd": ["./x"], "WorkingDir": "/srv" });
+        assert_eq!(programs(&here), ["/srv/./x"]);
+        let path = json!({ "Cmd": ["x"], "WorkingDir": "/srv", "Env": ["PATH=/opt/bin:tools::/bin"] });
+        assert_eq!(
+            programs(&path),
+            ["/opt/bin/x", "/srv/tools/x", "/srv/x", "/bin/x"]
         );
     }
 
