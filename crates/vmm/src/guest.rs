@@ -17,6 +17,9 @@ pub use modules::{ModuleError, ModuleFile};
 /// The modules the guest loads, besides whatever they depend on.
 pub const WANTED_MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "fuse", "virtiofs", "overlay"];
 
+/// Those of them without which init cannot speak to the host; first in the order.
+pub(crate) const PORT_MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
+
 /// Where a static busybox may be, relative to the root.
 const BUSYBOX_PLACES: [&str; 2] = ["bin/busybox", "usr/bin/busybox"];
 

@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use crate::guest::GuestAssets;
+use crate::guest::{GuestAssets, PORT_MODULES};
 use cpio::Archive;
 
 /// The guest's `/init`.
@@ -46,14 +46,19 @@ pub(crate) fn build(assets: &GuestAssets, params: &[u8]) -> Result<Vec<u8>, Init
     archive.character_device("dev/console", 0o600, 5, 1);
     archive.file("bin/busybox", 0o755, &read(assets.busybox())?);
     archive.symlink("bin/sh", "busybox");
-    let mut order = String::new();
+    // Up to those for the ports, and the others, which may need them.
+    let (mut ports, mut others) = (String::new(), String::new());
     for module in assets.modules() {
         let name = format!("{}.ko", module.name);
         archive.file(&format!("modules/{name}"), 0o644, &read(&module.path)?);
-        order.push_str(&name);
-        order.push('\n');
+        others.push_str(&name);
+        others.push('\n');
+        if PORT_MODULES.contains(&module.name.as_str()) {
+            ports.push_str(&std::mem::take(&mut others));
+        }
     }
-    archive.file("modules/order", 0o644, order.as_bytes());
+    archive.file("modules/ports", 0o644, ports.as_bytes());
+    archive.file("modules/others", 0o644, others.as_bytes());
     archive.file("init", 0o755, INIT);
     archive.file("container.sh", 0o644, CONTAINER);
     archive.file("params", 0o600, params);

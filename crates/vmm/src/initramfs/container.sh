@@ -1,7 +1,7 @@
 # What the container's own files say, found without leaving them. Read by init.sh; only looks.
 # NB_ROOT is where the container's root is for us.
 
-# Prints where the container's path $1 is for us. Links are followed from the container's root, as the container
+# Sets at to where the container's path $1 is for us; rest, links, part and target change, too. Links are followed from the container's root, as the container
 # would, so none leads out of it; what comes after something that isn't there is taken as it is.
 inside() {
     rest=$1
@@ -33,7 +33,7 @@ inside() {
         esac
         rest=$target/$rest
     done
-    echo "$at"
+    return 0
 }
 
 # Whether all arguments are numbers.
@@ -59,9 +59,7 @@ find_user() {
     groups=
     home=/
     user=
-    passwd=$(inside /etc/passwd)
-    group=$(inside /etc/group)
-    if [ -f "$passwd" ]; then
+    if inside /etc/passwd && [ -f "$at" ]; then
         while IFS=: read -r entry _ number its_group _ its_home _ || [ -n "$entry" ]; do
             are_numbers "$number" "$its_group" || continue
             if is_named "$1" "$entry" "$number"; then
@@ -71,7 +69,7 @@ find_user() {
                 home=${its_home:-/}
                 break
             fi
-        done <"$passwd"
+        done <"$at"
     fi
     if [ -z "$uid" ]; then
         uid=$1
@@ -79,7 +77,7 @@ find_user() {
         are_numbers "$uid" || return 1
     fi
     named=
-    if [ -f "$group" ]; then
+    if inside /etc/group && [ -f "$at" ]; then
         while IFS=: read -r entry _ number members || [ -n "$entry" ]; do
             are_numbers "$number" || continue
             if [ -n "$2" ]; then
@@ -92,7 +90,7 @@ find_user() {
                 *,"$user",*) groups="$groups $number" ;;
                 esac
             fi
-        done <"$group"
+        done <"$at"
     fi
     if [ -n "$2" ]; then
         gid=${named:-$2}
@@ -113,8 +111,8 @@ find_program() {
         dir=${search%%:*}
         search=${search#*:}
         case $dir in
-        /*) at=$(inside "$dir/$1") ;;
-        *) at=$(inside "$3/$dir/$1") ;;
+        /*) inside "$dir/$1" ;;
+        *) inside "$3/$dir/$1" ;;
         esac || continue
         if [ -f "$at" ] && [ -x "$at" ]; then
             program=${dir:-.}/$1

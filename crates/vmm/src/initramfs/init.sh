@@ -5,28 +5,35 @@
 # the container is in container.sh.
 # Events go to the host as lines on the control port; event.rs reads them. The host answers with one line when it
 # has everything, and closes the port when it is gone: either way the machine is then switched off.
+#
+# Under emulation a process takes 6 ms, and there are two processors: what the ports don't need is done beside them, and
+# what the shell can do itself, it does.
 
 export PATH=/bin
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-mkdir -p /dev/pts /dev/shm
-mount -t devpts -o ptmxmode=0666,gid=5,mode=0620 devpts /dev/pts
-mount -t tmpfs -o mode=1777 tmpfs /dev/shm
-mount -t tmpfs -o mode=0755 tmpfs /run
-mount -t tmpfs -o mode=1777 tmpfs /tmp
-# devtmpfs has none of these, and shells and languages expect them.
-ln -s /proc/self/fd /dev/fd
-ln -s fd/0 /dev/stdin
-ln -s fd/1 /dev/stdout
-ln -s fd/2 /dev/stderr
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+{
+    /bin/busybox --install -s /bin
+    mkdir -p /dev/pts /dev/shm
+    mount -t devpts -o ptmxmode=0666,gid=5,mode=0620 devpts /dev/pts
+    mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+    mount -t tmpfs -o mode=0755 tmpfs /run
+    mount -t tmpfs -o mode=1777 tmpfs /tmp
+    # devtmpfs has none of these, and shells and languages expect them.
+    ln -s /proc/self/fd /dev/fd
+    ln -s fd/0 /dev/stdin
+    ln -s fd/1 /dev/stdout
+    ln -s fd/2 /dev/stderr
+    ifconfig lo 127.0.0.1 2>/dev/null
+} &
+places=$!
+/bin/busybox mount -t sysfs sysfs /sys
 . /params
 . /container.sh
 
 power_off() {
-    sync
-    poweroff -f
+    /bin/busybox sync
+    /bin/busybox poweroff -f
 }
 
 # Without a control port nobody can be told but the console's reader.
@@ -35,32 +42,48 @@ without_control() {
     power_off
 }
 
-while read -r module; do
-    insmod "/modules/$module" || without_control "cannot load $module"
-done </modules/order
+# Loads the modules that the file $1 lists.
+load() {
+    while read -r module; do
+        /bin/busybox insmod "/modules/$module" || return 1
+    done <"$1"
+}
+load /modules/ports || without_control "cannot load $module"
+{
+    load /modules/others || {
+        echo "$module" >/modules/failed
+        false
+    }
+} &
+others=$!
 
-# Prints the device of the virtio port called $1.
-port() {
+# Finds the devices of the virtio ports: those whose names begin with nydusbox., as variables.
+ports() {
+    control=
     for name in /sys/class/virtio-ports/*/name; do
-        if [ "$(cat "$name" 2>/dev/null)" = "$1" ]; then
-            name=${name%/name}
-            echo "/dev/${name##*/}"
-            return 0
-        fi
+        port=${name%/name}
+        port=/dev/${port##*/}
+        read -r name 2>/dev/null <"$name" || continue
+        case $name in
+        nydusbox.stdin) stdin=$port ;;
+        nydusbox.stdout) stdout=$port ;;
+        nydusbox.stderr) stderr=$port ;;
+        nydusbox.control) control=$port ;;
+        esac
     done
-    return 1
+    [ -c "$control" ]
 }
 
 # The driver adds ports from a work queue, so they may appear a moment after it has loaded. Control is the last one:
 # when it is open for the host, the others are too (their messages share one queue), and a read of stdin can't be
 # mistaken for its end.
 tries=0
-until control=$(port nydusbox.control) && [ -c "$control" ]; do
+until ports; do
     tries=$((tries + 1))
     [ "$tries" -lt 500 ] || without_control "no control port after 5 s"
-    usleep 10000
+    /bin/busybox usleep 10000
 done
-exec 3<"$(port nydusbox.stdin)" 4>"$(port nydusbox.stdout)" 5>"$(port nydusbox.stderr)" 6<>"$control"
+exec 3<"$stdin" 4>"$stdout" 5>"$stderr" 6<>"$control"
 
 event() {
     printf '%s\n' "$*" >&6
@@ -89,9 +112,11 @@ try() {
 
 # Sets at to where the container's path $2 is for us; $1 is the step.
 locate() {
-    at=$(inside "$2") || fail "$1" "too many symbolic links in $2"
+    inside "$2" || fail "$1" "too many symbolic links in $2"
 }
 
+wait "$places"
+wait "$others" || fail modules "cannot load $(cat /modules/failed)"
 try share mkdir -p "$NB_SHARE"
 try share mount -t virtiofs "$NB_TAG" "$NB_SHARE"
 event share-mounted
@@ -113,15 +138,16 @@ mount -t overlay -o "$NB_OVERLAY" overlay "$NB_ROOT" 2>/dev/null ||
 # The container's root is the upper directory, which knows nothing of the image's. Whoever may not give it away leaves
 # it as it is.
 if [ -z "$(ls -A "$NB_UPPER")" ]; then
-    chown "$(stat -c %u:%g "$NB_LOWER")" "$NB_ROOT" 2>/dev/null
-    chmod "$(stat -c %a "$NB_LOWER")" "$NB_ROOT"
+    of_image=$(stat -c '%u:%g %a' "$NB_LOWER")
+    chown "${of_image% *}" "$NB_ROOT" 2>/dev/null
+    chmod "${of_image#* }" "$NB_ROOT"
 fi
 
 # Mounts on the container's directory $1; the rest is for mount.
 on() {
     locate rootfs "$1"
     shift
-    try rootfs mkdir -p "$at"
+    [ -d "$at" ] || try rootfs mkdir -p "$at"
     try rootfs mount "$@" "$at"
 }
 on /proc -t proc -o nosuid,noexec,nodev proc
@@ -136,7 +162,7 @@ event rootfs-mounted
 nb_share() {
     [ -d "$NB_SHARE$1" ] || fail shares "the share has no directory $1"
     locate shares "$2"
-    try shares mkdir -p "$at"
+    [ -d "$at" ] || try shares mkdir -p "$at"
     try shares mount -o bind "$NB_SHARE$1" "$at"
     if [ "$3" = ro ]; then
         try shares mount -o remount,bind,ro "$at"
@@ -144,10 +170,9 @@ nb_share() {
 }
 nb_shares
 
-hostname "$NB_HOSTNAME"
-ifconfig lo 127.0.0.1 2>/dev/null
+echo "$NB_HOSTNAME" >/proc/sys/kernel/hostname
 locate workdir "$NB_WORKDIR"
-try workdir mkdir -p "$at"
+[ -d "$at" ] || try workdir mkdir -p "$at"
 workdir=$at
 find_program "$NB_PROGRAM" "$NB_PATH" "$NB_WORKDIR"
 find_user "$NB_USER" "$NB_GROUP" || fail user "$missing"

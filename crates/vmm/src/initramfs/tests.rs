@@ -167,7 +167,7 @@ proptest! {
                 };
             }
         }
-        let (followed, told) = shell(&root, r#"inside "$1""#, &[&path]);
+        let (followed, told) = shell(&root, r#"inside "$1" && echo "$at""#, &[&path]);
         let found = openat2(CWD, &root, OFlags::PATH, Mode::empty(), ResolveFlags::empty())
             .and_then(|root| openat2(root, &path, OFlags::PATH, Mode::empty(), ResolveFlags::IN_ROOT));
         match found {

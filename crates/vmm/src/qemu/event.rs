@@ -12,6 +12,8 @@ const MAX_LINE_LEN: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GuestStep {
+    /// Loading the modules that the share and the overlay need.
+    Modules,
     /// Mounting the virtio-fs share.
     Share,
     /// Mounting the container's overlay and what belongs into it.
@@ -29,6 +31,7 @@ pub enum GuestStep {
 impl fmt::Display for GuestStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Modules => "loading the kernel's modules",
             Self::Share => "mounting the share",
             Self::Rootfs => "mounting the root file system",
             Self::Shares => "showing a shared directory",
@@ -79,6 +82,7 @@ impl GuestEvent {
             ("error", rest) => {
                 let (step, message) = rest.split_once(' ').unwrap_or((rest, ""));
                 let step = match step {
+                    "modules" => GuestStep::Modules,
                     "share" => GuestStep::Share,
                     "rootfs" => GuestStep::Rootfs,
                     "shares" => GuestStep::Shares,
