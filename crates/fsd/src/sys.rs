@@ -5,6 +5,7 @@
     reason = "descriptor numbers, guest memory and file handles can only be handed over this way"
 )]
 
+mod bus_error;
 pub(crate) mod file_handle;
 pub(crate) mod footprint;
 #[cfg_attr(not(target_arch = "x86_64"), path = "sys/guarded_elsewhere.rs")]

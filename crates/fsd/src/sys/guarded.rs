@@ -7,15 +7,12 @@
 //! and leaves `errno` alone.
 
 use std::arch::global_asm;
-use std::ffi::{c_int, c_void};
-use std::mem::{transmute, zeroed};
-use std::ptr::{null, null_mut};
+use std::ffi::c_void;
 use std::sync::OnceLock;
 
-use libc::{REG_RDX, REG_RIP, SIGBUS, sigaction, siginfo_t, ucontext_t};
+use libc::{REG_RDX, REG_RIP, ucontext_t};
 
-/// `BUS_MCEERR_AO`: memory is broken that this thread need not have used.
-const BROKEN_ELSEWHERE: c_int = 5;
+use super::bus_error;
 
 // The copy is the instruction that the kernel's own is, and treats the caches alike. `lfence`: the look comes after
 // what was copied before it, also for a processor that runs ahead.
@@ -85,7 +82,7 @@ impl Guard {
     pub(super) fn new() -> Option<Self> {
         static IN_PLACE: OnceLock<bool> = OnceLock::new();
         IN_PLACE
-            .get_or_init(|| std::is_x86_feature_detected!("ermsb") && install())
+            .get_or_init(|| std::is_x86_feature_detected!("ermsb") && bus_error::handle().is_ok())
             .then_some(Self(()))
     }
 
@@ -122,48 +119,11 @@ fn ended(end: &End) -> Result<(), Fault> {
     Err(Fault { address: end.fault })
 }
 
-/// What was done about SIGBUS before.
-static BEFORE: OnceLock<sigaction> = OnceLock::new();
-
-fn install() -> bool {
-    // SAFETY: `sigaction` consists of integers and a function that may be absent, for which all zeroes is a value.
-    let (mut before, mut ours) = unsafe { (zeroed::<sigaction>(), zeroed::<sigaction>()) };
-    // SAFETY: `before` is a live `sigaction`.
-    if unsafe { sigaction(SIGBUS, null(), &raw mut before) } != 0 {
-        return false;
-    }
-    // Before ours is in place: it may be needed at once.
-    let _first = BEFORE.set(before);
-    let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = on_bus_error;
-    ours.sa_sigaction = handler as usize;
-    ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-    // SAFETY: `ours` is complete; the handler does only what a handler may.
-    unsafe { sigaction(SIGBUS, &raw const ours, null_mut()) == 0 }
-}
-
-extern "C" fn on_bus_error(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel hands both over for the time of this call (`SA_SIGINFO`).
-    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr()) };
-    // SAFETY: as above.
-    if unsafe { end_copy(code, address, context) } {
-        return;
-    }
-    pass_on(signal, info, context, code);
-}
-
-/// Whether the thread did it itself: below 0 it was a process that sent the signal.
-fn is_fault(code: c_int) -> bool {
-    code > 0 && code != BROKEN_ELSEWHERE
-}
-
-/// Has the thread go on behind the copy, if it is in one and the signal is of that. For handlers.
+/// Has the thread go on behind the copy, if it was one that faulted. For the handler.
 ///
 /// # Safety
 /// `context` is what the kernel has handed to the handler that calls this.
-pub(super) unsafe fn end_copy(code: c_int, address: *mut c_void, context: *mut c_void) -> bool {
-    if !is_fault(code) {
-        return false;
-    }
+pub(super) unsafe fn end_copy(address: *mut c_void, context: *mut c_void) -> bool {
     // SAFETY: by this function's contract; nothing else refers to the registers while the thread is in its handler.
     let thread = unsafe { &mut *context.cast::<ucontext_t>() };
     let register = |address: usize| (address as u64).cast_signed();
@@ -184,35 +144,6 @@ pub(super) unsafe fn end_copy(code: c_int, address: *mut c_void, context: *mut c
     registers[rip] = register((&raw const nydusbox_guarded_copied).addr());
     registers[rdx] = register(address.addr());
     true
-}
-
-/// What would have been done without us.
-fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void, code: c_int) {
-    let before = BEFORE.get();
-    let handler = before.map_or(libc::SIG_DFL, |before| before.sa_sigaction);
-    if handler != libc::SIG_DFL && handler != libc::SIG_IGN {
-        if before.is_some_and(|before| before.sa_flags & libc::SA_SIGINFO != 0) {
-            // SAFETY: whoever put it there said that it is such a function.
-            let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = unsafe { transmute(handler) };
-            handler(signal, info, context);
-        } else {
-            // SAFETY: as above.
-            let handler: extern "C" fn(c_int) = unsafe { transmute(handler) };
-            handler(signal);
-        }
-        return;
-    }
-    if handler == libc::SIG_IGN && !is_fault(code) {
-        return;
-    }
-    // SAFETY: the default takes no function. Whoever returns to a fault repeats it, and dies of it where it happened;
-    // a signal that was sent has to be sent again, and arrives when this one is done with.
-    unsafe {
-        libc::signal(signal, libc::SIG_DFL);
-        if !is_fault(code) {
-            libc::raise(signal);
-        }
-    }
 }
 
 #[cfg(test)]

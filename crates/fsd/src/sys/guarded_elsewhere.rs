@@ -1,6 +1,6 @@
 //! What `guarded.rs` is on processors for which there is no such copy: nothing, and files are read.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 
 /// Where memory was found not to be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,6 @@ impl Guard {
 
 /// # Safety
 /// Needs nothing.
-pub(super) unsafe fn end_copy(_: c_int, _: *mut c_void, _: *mut c_void) -> bool {
+pub(super) unsafe fn end_copy(_: *mut c_void, _: *mut c_void) -> bool {
     false
 }

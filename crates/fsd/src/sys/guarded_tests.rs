@@ -1,10 +1,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::env;
+use std::ffi::c_int;
+use std::mem::zeroed;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
+use std::ptr::null_mut;
 
+use libc::{SIGBUS, sigaction, siginfo_t};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::*;

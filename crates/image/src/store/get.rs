@@ -196,7 +196,9 @@ impl Store {
         image: &SourceImage,
         progress: &dyn Progress,
     ) -> Result<(SourceImage, DataRecord), StoreError> {
-        // All of the image is read here once, so that leaving the data in the original layers would save nothing.
+        // All of the image is read here once, so that leaving the data in the original layers would save nothing but
+        // time now: Debian with python3 takes 1.3 s instead of 1.9 s, but then each start of python from an empty cache
+        // takes 0.7 s longer, because gzip has to be unpacked from an index point on.
         let mut config = request.convert.clone().mode(Mode::Native);
         config.work_dir.get_or_insert_with(|| self.work());
         let data = DataRecord::Converted {
