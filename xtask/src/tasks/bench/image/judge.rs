@@ -65,8 +65,9 @@ const fn row(name: &'static str, title: &'static str, unit: &'static str, goal: 
 const QUICKER: Option<Goal> = Some(Goal::Of(0.7, "nydus-image"));
 /// A conversion's memory, in MB.
 const FRUGAL: Option<Goal> = Some(Goal::AtMost(300.0));
-/// First output, against pulling first.
-const LAZY: Option<Goal> = Some(Goal::Of(1.0 / 3.0, "pull"));
+/// First output, against what is done without this project: pulling all of the image and unpacking it. Pulling and
+/// converting it, which is a row, too, is ours.
+const LAZY: Option<Goal> = Some(Goal::Of(1.0 / 3.0, "pull and unpack"));
 /// What is fetched, as a multiple of what the guest read.
 const LITTLE: Option<Goal> = Some(Goal::AtMost(1.3));
 /// First output with learned prefetch, against that without.
@@ -212,7 +213,7 @@ pub(super) mod tests {
             "rows":{
                 "convert-native-seconds":{"nydus-image":[10,11,9],"nydusbox":[7,6,8]},
                 "convert-ref-seconds":{"nydus-image":[10],"nydusbox":[7.1]},
-                "start-python-seconds":{"nydusbox":[2],"nydusd":[4],"pull and a":[7],"pull and b":[5.9]},
+                "start-python-seconds":{"nydusbox":[2],"nydusd":[4],"pull and convert first":[5],"pull and unpack first":[5.9]},
                 "start-python-fetched-of-read":{"nydusbox":[1.2],"nydusd":[9]},
                 "start-python-read":{"nydusd":[9]}}}"#;
         serde_json::from_str(json).unwrap()
@@ -227,7 +228,7 @@ pub(super) mod tests {
     fn a_median_is_held_against_the_best_of_those_it_is_held_against() {
         assert_eq!(reached("convert-native-seconds"), Some(true));
         assert_eq!(reached("convert-ref-seconds"), Some(false));
-        // A third of 7, not of 5.9; nydusd is not what it is about.
+        // Neither nydusd nor our own conversion is what it is about: a third of 5.9.
         assert_eq!(reached("start-python-seconds"), Some(false));
         assert_eq!(reached("start-python-fetched-of-read"), Some(true));
     }
