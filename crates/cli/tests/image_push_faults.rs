@@ -9,7 +9,8 @@ mod layout;
 
 use std::collections::BTreeSet;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use common::{Dir, nydusbox, told};
 use layout::make_layout;
@@ -21,6 +22,8 @@ use rustix::process::{Pid, Signal, kill_process};
 const REPOSITORY: &str = "team/app";
 /// Longer than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// A registry that says nothing is given up after 30 s, and asked again after that.
+const SOONER_THAN_SILENCE_ENDS: Duration = Duration::from_secs(20);
 
 /// A registry behind a proxy, and an image of two layers, one of them sent in several pieces.
 struct Site {
@@ -326,6 +329,49 @@ fn who_is_interrupted_leaves_no_upload_and_nothing_under_the_tag() {
         assert_eq!(site.dir.names(), ["layout"]);
     }
     site.succeeds();
+}
+
+#[test]
+fn who_interrupts_a_pull_does_not_wait_for_the_registry() {
+    let Some(site) = Site::new() else { return };
+    site.succeeds();
+    for part in [Part::Manifest, Part::Blob] {
+        site.proxy.forget();
+        site.proxy.fail_next(part, Fault::Silence, 100);
+        let data = Dir::new();
+        let mut pull = nydusbox();
+        pull.args(["image", "pull", "--platform", "linux/amd64", &site.destination()])
+            .arg("--data-dir")
+            .arg(data.path())
+            .env("DOCKER_CONFIG", site.dir.path());
+        let mut pull = pull
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let asked = site
+            .proxy
+            .wait_until(DEADLINE, |asked| asked.iter().any(|asked| asked.part == part));
+        assert!(asked);
+        kill_process(Pid::from_child(&pull), Signal::INT).unwrap();
+        let ended = ends_within(&mut pull, SOONER_THAN_SILENCE_ENDS);
+        site.proxy.fail_next(part, Fault::Silence, 0);
+        assert!(ended, "{part:?}");
+        let (code, _, err) = told(&pull.wait_with_output().unwrap());
+        assert_eq!(code, 130, "{err}");
+        assert!(err.lines().count() == 1 && err.ends_with("cancelled\n"), "{err}");
+    }
+}
+
+fn ends_within(child: &mut Child, patience: Duration) -> bool {
+    let end = Instant::now() + patience;
+    while Instant::now() < end {
+        if child.try_wait().unwrap().is_some() {
+            return true;
+        }
+        sleep(Duration::from_millis(5));
+    }
+    false
 }
 
 #[test]

@@ -32,10 +32,16 @@ pub(crate) struct RegistryArgs {
 impl RegistryArgs {
     /// For a command that reads `source` and writes what it makes of it, until it is `cancelled`.
     pub(crate) fn access_between(&self, source: &ImageRef, cancelled: &Arc<AtomicBool>) -> AccessOptions {
-        let mut access = self.access();
+        let mut access = self.access_until(cancelled);
         if let ImageRef::Docker { name } = source {
             access.mount_from = Some(name.clone());
         }
+        access
+    }
+
+    /// For a command that reads, until it is `cancelled`.
+    pub(crate) fn access_until(&self, cancelled: &Arc<AtomicBool>) -> AccessOptions {
+        let mut access = self.access();
         access.stop = Some(Arc::clone(cancelled));
         access
     }

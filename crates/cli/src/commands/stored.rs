@@ -109,7 +109,7 @@ impl StoredArgs {
             .transpose()
             .map_err(|e| Failure::new("prefetch by a trace", &e))?;
         let what = format!("get the image {reference}");
-        let access = self.registry.access();
+        let access = self.registry.access_until(cancelled);
         let request = GetRequest::new(self.platform.clone().unwrap_or_default())
             .access(access.clone())
             .policy(self.pull.into());

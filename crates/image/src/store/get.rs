@@ -44,6 +44,22 @@ impl Store {
         request: &GetRequest,
         progress: &dyn Progress,
     ) -> Result<StoredImage, StoreError> {
+        self.get_to_end(reference, request, progress).map_err(|error| {
+            // Whatever the places make of being stopped.
+            if progress.is_cancelled() {
+                StoreError::Cancelled
+            } else {
+                error
+            }
+        })
+    }
+
+    fn get_to_end(
+        &self,
+        reference: &ImageRef,
+        request: &GetRequest,
+        progress: &dyn Progress,
+    ) -> Result<StoredImage, StoreError> {
         if let ImageRef::RootDir { path } = reference
             && let Some(image) = built_image(reference, path, request)?
         {

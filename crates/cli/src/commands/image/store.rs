@@ -121,10 +121,11 @@ impl Listed {
 pub(super) fn pull(args: PullArgs) -> Result<(), Failure> {
     let what = format!("pull {}", args.image);
     let store = open(&args.data_dir.resolve()?)?;
+    let cancelled = cancelled_by_signals()?;
     let request = GetRequest::new(args.platform.unwrap_or_default())
-        .access(args.registry.access())
+        .access(args.registry.access_until(&cancelled))
         .policy(PullPolicy::Always);
-    let bar = Bar::new(cancelled_by_signals()?);
+    let bar = Bar::new(cancelled);
     let result = store.get(&args.image, &request, &bar);
     bar.clear();
     let image = result.map_err(|e| failure(&what, &e))?;
