@@ -15,7 +15,6 @@ use common::{Dir, nydusbox, told};
 use layout::{make_layout, write_layout};
 use nydusbox_image::source::{MediaType, sha256_of};
 use nydusbox_testkit::machine::prerequisites;
-use nydusbox_testkit::peers::require_program;
 use nydusbox_testkit::registry::{Registry, RegistryOptions};
 use nydusbox_testkit::registry_proxy::{Fault, Part, RegistryProxy, TokenRules};
 use nydusbox_testkit::suite::small_disk::SmallDisk;
@@ -152,16 +151,11 @@ struct Remote {
 impl Remote {
     fn new(dir: &Dir) -> Option<Self> {
         let registry = Registry::start(RegistryOptions::default()).ok()?;
-        let skopeo = require_program("skopeo").ok()?;
+        let skopeo = nydusbox_testkit::skopeo::Skopeo::find().ok()?;
         let (first, second) = (noise(1, 200_000), noise(2, 300_000));
         let of = make_layout(&dir.join("of"), "of", &[&[("a", &first)], &[("b", &second)]]);
         let there = format!("docker://{}/team/app:1", registry.host());
-        let copied = Command::new(skopeo)
-            .args(["copy", "--insecure-policy", "--dest-tls-verify=false"])
-            .args([of.to_string(), there])
-            .output()
-            .unwrap();
-        assert!(copied.status.success(), "{:?}", told(&copied));
+        skopeo.copy(&of.to_string(), &there);
         let proxy = RegistryProxy::start(registry.address()).unwrap();
         Some(Self {
             image: format!("docker://{}/team/app:1", proxy.host()),

@@ -6,15 +6,15 @@ mod common;
 #[path = "../../image/tests/image/layout.rs"]
 mod layout;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use common::{Dir, nydusbox, told};
 use layout::{archive, make_layout, write_layout};
 use nydusbox_image::source::MediaType;
-use nydusbox_testkit::peers::require_program;
 use nydusbox_testkit::registry::{PASSWORD, Registry, RegistryOptions, USER};
 use nydusbox_testkit::registry_proxy::{Part, RegistryProxy};
+use nydusbox_testkit::skopeo::Skopeo;
 use serde_json::{Value, json};
 
 const PLATFORM: [&str; 2] = ["--platform", "linux/amd64"];
@@ -34,13 +34,6 @@ fn ok(command: &mut Command) -> String {
 fn convert(args: &[&str]) -> Value {
     let mut command = image(&["convert", "--json"]);
     command.args(PLATFORM).args(args);
-    serde_json::from_str(&ok(&mut command)).unwrap()
-}
-
-/// What skopeo says of an image, with these options.
-fn inspected(skopeo: &Path, options: &[&str], of: &str) -> Value {
-    let mut command = Command::new(skopeo);
-    command.arg("inspect").args(options).arg(of);
     serde_json::from_str(&ok(&mut command)).unwrap()
 }
 
@@ -85,10 +78,7 @@ fn uploads(proxy: &RegistryProxy) -> usize {
 
 #[test]
 fn a_converted_image_is_pushed_and_read_back_with_the_same_digests() {
-    let (Ok(registry), Ok(skopeo)) = (
-        Registry::start(RegistryOptions::default()),
-        require_program("skopeo"),
-    ) else {
+    let Some((registry, skopeo)) = Skopeo::beside_registry(RegistryOptions::default()) else {
         return;
     };
     let proxy = RegistryProxy::start(registry.address()).unwrap();
@@ -96,16 +86,14 @@ fn a_converted_image_is_pushed_and_read_back_with_the_same_digests() {
     let of = an_image(&dir);
     let there = format!("docker://{}/a/b:nydus", proxy.host());
     let made = convert(&[&of, &there]);
-    let seen = inspected(&skopeo, &["--tls-verify=false"], &there);
+    let seen = skopeo.inspect(&["--tls-verify=false"], &there);
     assert_eq!(seen["Digest"], made["digest"]);
     for layer in made["layers"].as_array().unwrap() {
         assert!(seen["Layers"].as_array().unwrap().contains(&layer["blob_digest"]));
     }
     // Every blob, which skopeo verifies.
     let back = format!("oci:{}:nydus", dir.join("back").display());
-    ok(Command::new(&skopeo)
-        .args(["copy", "--quiet", "--insecure-policy", "--src-tls-verify=false"])
-        .args([&there, &back]));
+    skopeo.copy(&there, &back);
     // And every chunk.
     let checked: Value = serde_json::from_str(&ok(&mut image(&["check", "--json", &there]))).unwrap();
     assert_eq!(checked["problems"], json!([]));
@@ -141,19 +129,14 @@ fn a_converted_image_is_pushed_and_read_back_with_the_same_digests() {
 
 #[test]
 fn by_reference_the_original_layers_of_the_same_registry_are_taken_over() {
-    let (Ok(registry), Ok(skopeo)) = (
-        Registry::start(RegistryOptions::default()),
-        require_program("skopeo"),
-    ) else {
+    let Some((registry, skopeo)) = Skopeo::beside_registry(RegistryOptions::default()) else {
         return;
     };
     let proxy = RegistryProxy::start(registry.address()).unwrap();
     let dir = Dir::new();
     let of = an_image(&dir);
     let at = |name: &str| format!("docker://{}/{name}", proxy.host());
-    ok(Command::new(&skopeo)
-        .args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"])
-        .args([&of, &at("origin:1")]));
+    skopeo.copy(&of, &at("origin:1"));
     proxy.forget();
     let made = convert(&["--mode", "ref", &at("origin:1"), &at("lazy:1")]);
     let layers = made["layers"].as_array().unwrap();
@@ -183,13 +166,10 @@ fn auth_file(dir: &Dir, name: &str, host: &str, password: &str) -> PathBuf {
 
 #[test]
 fn a_registry_with_a_password_and_tls_takes_it_from_who_has_both() {
-    let (Ok(registry), Ok(skopeo)) = (
-        Registry::start(RegistryOptions {
-            password: true,
-            tls: true,
-        }),
-        require_program("skopeo"),
-    ) else {
+    let Some((registry, skopeo)) = Skopeo::beside_registry(RegistryOptions {
+        password: true,
+        tls: true,
+    }) else {
         return;
     };
     let dir = Dir::new();
@@ -230,7 +210,7 @@ fn a_registry_with_a_password_and_tls_takes_it_from_who_has_both() {
     let certs = dir.mkdir("certs");
     std::fs::copy(&ca, certs.join("ca.crt")).unwrap();
     let certs = format!("--cert-dir={}", certs.display());
-    let seen = inspected(&skopeo, &[&creds, &certs], &there);
+    let seen = skopeo.inspect(&[&creds, &certs], &there);
     assert_eq!(seen["Layers"].as_array().unwrap().len(), 2);
 }
 
@@ -242,10 +222,7 @@ fn copied(args: &[&str]) -> Value {
 
 #[test]
 fn an_image_is_copied_with_its_digest_between_layouts_and_registries() {
-    let (Ok(registry), Ok(skopeo)) = (
-        Registry::start(RegistryOptions::default()),
-        require_program("skopeo"),
-    ) else {
+    let Some((registry, skopeo)) = Skopeo::beside_registry(RegistryOptions::default()) else {
         return;
     };
     let dir = Dir::new();
@@ -253,10 +230,10 @@ fn an_image_is_copied_with_its_digest_between_layouts_and_registries() {
     let at = |name: &str| format!("docker://{}/{name}", registry.host());
     let pushed = copied(&[&of, &at("a:1")]);
     assert_eq!(
-        inspected(&skopeo, &["--tls-verify=false"], &at("a:1"))["Digest"],
+        skopeo.inspect(&["--tls-verify=false"], &at("a:1"))["Digest"],
         pushed["digest"]
     );
-    assert_eq!(inspected(&skopeo, &[], &of)["Digest"], pushed["digest"]);
+    assert_eq!(skopeo.inspect(&[], &of)["Digest"], pushed["digest"]);
     let transfer = |copied: &Value| {
         ["written_blobs", "present_blobs", "mounted_blobs"]
             .map(|name| copied["transfer"][name].as_u64().unwrap())
@@ -300,10 +277,7 @@ fn of_an_image_by_reference_the_original_layers_are_copied_too() {
 
 #[test]
 fn what_was_built_is_pushed_and_is_an_image_to_pull_and_check() {
-    let (Ok(registry), Ok(skopeo)) = (
-        Registry::start(RegistryOptions::default()),
-        require_program("skopeo"),
-    ) else {
+    let Some((registry, skopeo)) = Skopeo::beside_registry(RegistryOptions::default()) else {
         return;
     };
     let dir = Dir::new();
@@ -314,7 +288,7 @@ fn what_was_built_is_pushed_and_is_an_image_to_pull_and_check() {
     ok(&mut image(&["build", root.to_str().unwrap(), built]));
     let there = format!("docker://{}/built:1", registry.host());
     let pushed = copied(&[built, &there]);
-    let seen = inspected(&skopeo, &["--tls-verify=false"], &there);
+    let seen = skopeo.inspect(&["--tls-verify=false"], &there);
     assert_eq!(
         (&seen["Digest"], &seen["Architecture"]),
         (&pushed["digest"], &json!("amd64"))

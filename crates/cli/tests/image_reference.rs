@@ -14,25 +14,14 @@ use std::process::Command;
 use common::host_mount::{Mounted, can_mount};
 use common::{Dir, nydusbox, told};
 use nydusbox_image::source::MediaType;
-use nydusbox_testkit::peers::require_program;
-use nydusbox_testkit::registry::{Registry, RegistryOptions};
+use nydusbox_testkit::registry::RegistryOptions;
+use nydusbox_testkit::skopeo::Skopeo;
 use serde_json::Value;
 
 fn ok(command: &mut Command) -> String {
     let (code, out, err) = told(&command.output().unwrap());
     assert_eq!(code, 0, "{command:?}: {out}{err}");
     out
-}
-
-fn copy(from: &str, to: &str) {
-    ok(Command::new("skopeo").args([
-        "copy",
-        "--insecure-policy",
-        "--src-tls-verify=false",
-        "--dest-tls-verify=false",
-        from,
-        to,
-    ]));
 }
 
 /// A layer of a few files, as tar and gzip make it.
@@ -57,10 +46,7 @@ fn layer(dir: &Dir) -> Vec<u8> {
 
 #[test]
 fn an_image_by_reference_needs_nothing_of_the_registry_but_an_index_and_the_original_layers() {
-    let (Ok(registry), Ok(_)) = (
-        Registry::start(RegistryOptions::default()),
-        require_program("skopeo"),
-    ) else {
+    let Some((registry, skopeo)) = Skopeo::beside_registry(RegistryOptions::default()) else {
         return;
     };
     let dir = Dir::new();
@@ -68,7 +54,7 @@ fn an_image_by_reference_needs_nothing_of_the_registry_but_an_index_and_the_orig
     let layers = [(MediaType::ImageLayerGzip, layer.as_slice())];
     let local = layout::write_layout(&dir.join("layout"), "of", &layers).to_string();
     let there = |tag: &str| format!("docker://{}/a/b:{tag}", registry.host());
-    copy(&local, &there("of"));
+    skopeo.copy(&local, &there("of"));
 
     let out = format!("oci:{}:nydus", dir.join("out").display());
     let image = |args: &[&str]| {
@@ -89,7 +75,7 @@ fn an_image_by_reference_needs_nothing_of_the_registry_but_an_index_and_the_orig
     let made = &made["layers"][0];
     assert_eq!(made["is_index"], true);
     // What goes to the registry is the index; the layer is no layer of this image.
-    copy(&out, &there("nydus"));
+    skopeo.copy(&out, &there("nydus"));
     let index = registry.blob_file(made["blob_digest"].as_str().unwrap());
     assert!(fs::metadata(index).unwrap().len() < layer.len() as u64 / 4);
     let checked = image(&["check", &there("nydus")]);

@@ -15,7 +15,8 @@ use common::{Dir, nydusbox, peer, told};
 use layout::make_layout;
 use nydusbox_image::source::sha256_of;
 use nydusbox_testkit::peers::require_program;
-use nydusbox_testkit::registry::{Registry, RegistryOptions};
+use nydusbox_testkit::registry::RegistryOptions;
+use nydusbox_testkit::skopeo::Skopeo;
 use nydusbox_testkit::suite::small_disk::SmallDisk;
 use serde_json::Value;
 
@@ -118,10 +119,7 @@ fn an_image_that_a_sandbox_uses_stays_by_name_and_by_content() {
 /// The data is gone from the registry's disk, and nobody misses it before it is read.
 #[test]
 fn of_an_image_in_a_registry_only_what_mounting_takes_is_pulled() {
-    let (Ok(registry), Ok(skopeo)) = (
-        Registry::start(RegistryOptions::default()),
-        require_program("skopeo"),
-    ) else {
+    let Some((registry, skopeo)) = Skopeo::beside_registry(RegistryOptions::default()) else {
         return;
     };
     let dir = Dir::new();
@@ -131,17 +129,7 @@ fn of_an_image_in_a_registry_only_what_mounting_takes_is_pulled() {
     ok(&dir, &["convert", &of, &nydus, "--platform", "linux/amd64"]);
     let there = |tag: &str| format!("docker://{}/{tag}", registry.host());
     for (from, tag) in [(&of, "of"), (&nydus, "nydus")] {
-        let copied = Command::new(&skopeo)
-            .args([
-                "copy",
-                "--insecure-policy",
-                "--dest-tls-verify=false",
-                from,
-                &there(tag),
-            ])
-            .output()
-            .unwrap();
-        assert!(copied.status.success(), "{:?}", told(&copied));
+        skopeo.copy(from, &there(tag));
     }
     let blobs = std::fs::read_dir(layout.join("blobs/sha256"))
         .unwrap()
@@ -173,10 +161,7 @@ fn of_an_image_in_a_registry_only_what_mounting_takes_is_pulled() {
 
 #[test]
 fn data_that_is_here_stays_for_its_other_name_though_a_registry_has_the_same_image() {
-    let (Ok(registry), Ok(skopeo)) = (
-        Registry::start(RegistryOptions::default()),
-        require_program("skopeo"),
-    ) else {
+    let Some((registry, skopeo)) = Skopeo::beside_registry(RegistryOptions::default()) else {
         return;
     };
     let dir = Dir::new();
@@ -189,12 +174,7 @@ fn data_that_is_here_stays_for_its_other_name_though_a_registry_has_the_same_ima
     let platform = ["--platform", "linux/amd64"];
     // Several, so that whichever is looked at last is one of those.
     for tag in ["a", "b", "c", "d", "e", "f", "g"] {
-        let copied = Command::new(&skopeo)
-            .args(["copy", "--insecure-policy", "--dest-tls-verify=false"])
-            .args([&nydus, &there(tag)])
-            .output()
-            .unwrap();
-        assert!(copied.status.success(), "{:?}", told(&copied));
+        skopeo.copy(&nydus, &there(tag));
         ok(&dir, &["pull", &there(tag), platform[0], platform[1]]);
     }
     for name in [&of, &other] {

@@ -11,7 +11,7 @@ mod original;
 
 use std::fs;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use common::{nydusbox, peer, told};
 use nydusbox_testkit::machine::listing;
@@ -19,6 +19,7 @@ use nydusbox_testkit::machine::posix::full;
 use nydusbox_testkit::machine::run::Machine;
 use nydusbox_testkit::peers::require_program;
 use nydusbox_testkit::registry::{Registry, RegistryOptions};
+use nydusbox_testkit::skopeo::Skopeo;
 use original::{EXPECTED, GONE, Original};
 
 /// Lists the container's root. Bound elsewhere, it is without what is mounted on it.
@@ -35,14 +36,12 @@ struct Site {
 impl Site {
     fn new() -> Option<Self> {
         let machine = Machine::without_image(env!("CARGO_BIN_EXE_nydusbox"))?;
-        for program in ["umoci", "skopeo"] {
-            require_program(program).ok()?;
-        }
+        require_program("umoci").ok()?;
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: only root unpacks devices");
             return None;
         }
-        let registry = Registry::start(RegistryOptions::default()).ok()?;
+        let (registry, skopeo) = Skopeo::beside_registry(RegistryOptions::default())?;
         let original = Original::make(machine.path("original"), machine.rootfs());
         let files = original.files();
         let mut lines = files.lines();
@@ -56,22 +55,12 @@ impl Site {
             machine,
             files,
         };
-        site.copy(&original.reference(), &site.reference("12"));
+        skopeo.copy(&original.reference(), &site.reference("12"));
         Some(site)
     }
 
     fn reference(&self, tag: &str) -> String {
         format!("docker://{}/library/debian:{tag}", self.registry.host())
-    }
-
-    fn copy(&self, from: &str, to: &str) {
-        let copied = Command::new("skopeo")
-            .args(["copy", "--insecure-policy", "--src-tls-verify=false"])
-            .args(["--dest-tls-verify=false", from, to])
-            .output()
-            .unwrap();
-        let (code, out, err) = told(&copied);
-        assert_eq!(code, 0, "{out}{err}");
     }
 
     /// Converts what is in the registry, and pushes it there again.

@@ -34,6 +34,7 @@ pub mod packed;
 pub mod peers;
 pub mod registry;
 pub mod registry_proxy;
+pub mod skopeo;
 pub mod suite;
 pub mod tree;
 pub mod virtiofsd;
