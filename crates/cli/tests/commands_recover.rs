@@ -22,9 +22,13 @@ fn abandoned(s: &Sandboxes, id: &str, daemon: Option<&PathBuf>) -> Value {
     abandon(s, id)
 }
 
-/// Kills a sandbox's supervisor; how the sandbox was.
+/// Kills a sandbox's supervisor; how the sandbox was. Its state is one document, without amendments.
 fn abandon(s: &Sandboxes, id: &str) -> Value {
     let info = s.json(&["status", id]);
+    let state = s.state_dir().join(id).join("state.json");
+    until("the state is tidied", || {
+        serde_json::from_slice::<Value>(&std::fs::read(&state).unwrap()).is_ok()
+    });
     let supervisor = pid(&info, "supervisor");
     kill(supervisor, Signal::KILL);
     until("the supervisor is gone", || !runs(supervisor));

@@ -190,7 +190,7 @@ impl Driver {
                 }
                 () = tokio::task::yield_now(), if self.unrecorded => {
                     self.record();
-                    self.journal.prepare();
+                    self.journal.tidy();
                     continue;
                 }
             };

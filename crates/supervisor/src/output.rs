@@ -29,6 +29,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// How long what a daemon begins to print, or prints during a call, is left in the pipe, which holds 64 KiB at the
 /// least. To be woken by its lines one by one would cost a call as much as everything else about it.
 const GATHERED: Duration = Duration::from_millis(2);
+/// The same for one call after the other.
+const GATHERED_MOST: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 enum Pipe {
@@ -45,6 +47,8 @@ pub(crate) struct Output {
     pipe: Pipe,
     /// When to read; `None` while nothing is there, as far as is known.
     due: Option<Instant>,
+    /// Since when there may be something that was not read.
+    since: Option<Instant>,
     chunk: Box<[u8]>,
     tail: Tail,
     log: LogFile,
@@ -58,6 +62,7 @@ impl Output {
         Ok(Self {
             pipe: Pipe::Watched(Receiver::from_owned_fd(pipe)?),
             due: None,
+            since: None,
             chunk: vec![0; CHUNK_BYTES].into_boxed_slice(),
             tail: Tail::default(),
             log,
@@ -93,7 +98,14 @@ impl Output {
             },
             pipe @ (Pipe::Left(_) | Pipe::Ended) => pipe,
         };
-        self.due.get_or_insert_with(|| Instant::now() + GATHERED);
+        self.gather();
+    }
+
+    /// When what there is will be read: later, if this is called again, but not for ever.
+    fn gather(&mut self) -> Instant {
+        let now = Instant::now();
+        let since = *self.since.get_or_insert(now);
+        *self.due.insert((now + GATHERED).min(since + GATHERED_MOST))
     }
 
     fn watch(&mut self) {
@@ -113,12 +125,13 @@ impl Output {
             Some(due) => due,
             None => {
                 self.wait().await;
-                *self.due.insert(Instant::now() + GATHERED)
+                self.gather()
             }
         };
         sleep_until(due).await;
         self.due = self.read().then_some(due);
         if self.due.is_none() {
+            self.since = None;
             self.watch();
         }
     }

@@ -1,6 +1,6 @@
 //! `state.json` as a value: everything needed to take a sandbox over, or to clean it up.
 //!
-//! Pure: bytes to value and back. It holds what must not be shown (image configurations carry credentials, so may
+//! Pure: bytes to value and back. In a file it may have amendments after it ([`super::amendment`]). It holds what must not be shown (image configurations carry credentials, so may
 //! the program's environment), so its `Debug` leaves those out and nothing prints it. Unknown fields are ignored; a
 //! version that is not known is refused, because what a newer supervisor promised in it cannot be honoured.
 
@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use nydusbox_protocol::{LogLevel, MountCommand, MountPoint, SandboxId};
 use serde::{Deserialize, Serialize};
+use serde_json::Deserializer;
 
+use super::amendment::Amendment;
 use super::identity::DaemonRecord;
 use super::os_text::OsText;
 use crate::binds::Bind;
@@ -40,12 +42,15 @@ pub enum StateError {
         /// From 1; 0 at the start of a line.
         column: usize,
     },
+    /// An amendment after the document is of another one.
+    #[error("understand the state: it has been amended as another one")]
+    Foreign,
 }
 
 /// The state of one sandbox.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateDocument {
-    version: u32,
+    pub(super) version: u32,
     pub(crate) sandbox: SandboxId,
     pub(crate) phase: PhaseRecord,
     pub(crate) program: ProgramRecord,
@@ -153,17 +158,31 @@ impl StateDocument {
         }
     }
 
-    /// Reads a document.
+    /// Reads a document with its amendments. The last of those may have been interrupted: then what it promises was
+    /// not begun.
     ///
     /// # Errors
     /// [`StateError`] when the bytes are not one, or one of a version that is not known.
     pub fn parse(bytes: &[u8]) -> Result<Self, StateError> {
         // The version first: what else a newer document has may not fit at all.
-        let Header { version } = serde_json::from_slice(bytes).map_err(malformed)?;
+        let header = Header::deserialize(&mut Deserializer::from_slice(bytes));
+        let Header { version } = header.map_err(malformed)?;
         if version > VERSION {
             return Err(StateError::Newer { version });
         }
-        serde_json::from_slice(bytes).map_err(malformed)
+        let mut values = Deserializer::from_slice(bytes);
+        let mut document = Self::deserialize(&mut values).map_err(malformed)?;
+        while values.end().is_err() {
+            let amendment = match Amendment::deserialize(&mut values) {
+                Ok(amendment) => amendment,
+                Err(error) if error.is_eof() => break,
+                Err(error) => return Err(malformed(error)),
+            };
+            if !amendment.apply(&mut document) {
+                return Err(StateError::Foreign);
+            }
+        }
+        Ok(document)
     }
 
     /// The document's bytes.

@@ -1,6 +1,7 @@
 //! What a sandbox leaves written down, so that it can be taken over or cleaned up after its supervisor was killed.
 //!
 //! - [`document`]: `state.json` as a value; pure.
+//! - [`amendment`]: what has changed in it, in one line; pure.
 //! - [`store`]: that file, replaced atomically.
 //! - [`journal`]: both, for a sandbox this process supervises.
 //! - [`identity`], [`holders`]: which processes are a sandbox's daemon.
@@ -9,6 +10,7 @@
 //! their undoing is begun, before a signal is sent. A reader therefore finds at most more in it than there is, and
 //! asks the daemon and the kernel which of it is true. Next: [`crate::adopt`], [`crate::sweep`].
 
+mod amendment;
 mod document;
 mod holders;
 mod identity;
