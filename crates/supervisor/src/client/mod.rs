@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use hyper::body::Bytes;
 use nydusbox_protocol::{
     ConfigureCommand, DaemonInfo, Endpoint, MountCommand, MountPoint, ReadTrace, SocketPath,
 };
@@ -89,7 +88,7 @@ impl ApiClient {
     }
 
     async fn info(&mut self, endpoint: Endpoint) -> Result<DaemonInfo, CallError> {
-        let (status, body) = self.call(endpoint, endpoint.path(), Bytes::new()).await?;
+        let (status, body) = self.call(endpoint, endpoint.path(), &[]).await?;
         if status != 200 {
             return Err(classify::refusal(status, &self.masked(&body)));
         }
@@ -103,7 +102,7 @@ impl ApiClient {
         id: Option<&str>,
     ) -> Result<T, CallError> {
         let target = id.map_or_else(|| endpoint.path().to_owned(), |id| endpoint.with("id", id));
-        let (status, body) = self.call(endpoint, &target, Bytes::new()).await?;
+        let (status, body) = self.call(endpoint, &target, &[]).await?;
         if status != 200 {
             return Err(classify::refusal(status, &self.masked(&body)));
         }
@@ -132,7 +131,7 @@ impl ApiClient {
     /// The requests being served now; empty as nydusd says it, without content.
     pub(crate) async fn in_flight<T: serde::de::DeserializeOwned>(&mut self) -> Result<Vec<T>, CallError> {
         let endpoint = Endpoint::MetricsInflight;
-        let (status, body) = self.call(endpoint, endpoint.path(), Bytes::new()).await?;
+        let (status, body) = self.call(endpoint, endpoint.path(), &[]).await?;
         match status {
             204 => Ok(Vec::new()),
             200 => {
@@ -146,7 +145,7 @@ impl ApiClient {
     pub(crate) async fn configure(&mut self, command: ConfigureCommand) -> Result<(), CallError> {
         let endpoint = Endpoint::Configure;
         let body = serde_json::to_vec(&command).map_err(|source| CallError::Unencodable { source })?;
-        match self.call(endpoint, endpoint.path(), body.into()).await? {
+        match self.call(endpoint, endpoint.path(), &body).await? {
             (204, _) => Ok(()),
             (status, body) => Err(classify::refusal(status, &self.masked(&body))),
         }
@@ -160,7 +159,7 @@ impl ApiClient {
             Endpoint::StopTrace
         };
         let target = format!("{}?{}", endpoint.path(), at.query());
-        match self.call(endpoint, &target, Bytes::new()).await? {
+        match self.call(endpoint, &target, &[]).await? {
             (204, _) => Ok(()),
             (status, body) => Err(classify::refusal(status, &self.masked(&body))),
         }
@@ -170,7 +169,7 @@ impl ApiClient {
     pub(crate) async fn trace(&mut self, at: &MountPoint) -> Result<ReadTrace, CallError> {
         let endpoint = Endpoint::Trace;
         let target = format!("{}?{}", endpoint.path(), at.query());
-        match self.call(endpoint, &target, Bytes::new()).await? {
+        match self.call(endpoint, &target, &[]).await? {
             (200, body) => {
                 serde_json::from_slice(&body).map_err(|_| classify::unexpected(200, &self.masked(&body)))
             }
@@ -181,21 +180,21 @@ impl ApiClient {
     /// Mounts a file system.
     pub(crate) async fn mount(&mut self, at: &MountPoint, command: &MountCommand) -> Result<(), CallError> {
         let body = serde_json::to_vec(command).map_err(|source| CallError::Unencodable { source })?;
-        self.change(Endpoint::Mount, at, body.into()).await
+        self.change(Endpoint::Mount, at, &body).await
     }
 
     /// Gives a mounted image a new bootstrap or configuration.
     pub(crate) async fn remount(&mut self, at: &MountPoint, command: &MountCommand) -> Result<(), CallError> {
         let body = serde_json::to_vec(command).map_err(|source| CallError::Unencodable { source })?;
-        self.change(Endpoint::Remount, at, body.into()).await
+        self.change(Endpoint::Remount, at, &body).await
     }
 
     /// Unmounts what is at a mount point.
     pub(crate) async fn unmount(&mut self, at: &MountPoint) -> Result<(), CallError> {
-        self.change(Endpoint::Umount, at, Bytes::new()).await
+        self.change(Endpoint::Umount, at, &[]).await
     }
 
-    async fn change(&mut self, endpoint: Endpoint, at: &MountPoint, body: Bytes) -> Result<(), CallError> {
+    async fn change(&mut self, endpoint: Endpoint, at: &MountPoint, body: &[u8]) -> Result<(), CallError> {
         let target = MountCommand::target(at);
         let (status, body) = self.call(endpoint, &target, body).await?;
         match status {
@@ -209,41 +208,42 @@ impl ApiClient {
         &mut self,
         endpoint: Endpoint,
         target: &str,
-        body: Bytes,
-    ) -> Result<(u16, Bytes), CallError> {
+        body: &[u8],
+    ) -> Result<(u16, Vec<u8>), CallError> {
         let deadline = self.deadline;
         let exchange = timeout(deadline, self.exchange(endpoint, target, body)).await;
-        let result = exchange.unwrap_or(Err(CallError::TimedOut { after: deadline }));
-        if result.is_err() {
-            // An answer may still be on its way and must not be taken for the next call's.
-            self.connection = None;
-        }
-        result
+        exchange.unwrap_or(Err(CallError::TimedOut { after: deadline }))
     }
 
     async fn exchange(
         &mut self,
         endpoint: Endpoint,
         target: &str,
-        body: Bytes,
-    ) -> Result<(u16, Bytes), CallError> {
+        body: &[u8],
+    ) -> Result<(u16, Vec<u8>), CallError> {
         let method = endpoint.method().as_str();
-        if let Some(kept) = &mut self.connection {
-            match kept.send(method, target, body.clone()).await {
+        // Taken: an answer may still be on its way when this is dropped, and must not be taken for the next call's.
+        if let Some(mut kept) = self.connection.take() {
+            match kept.send(method, target, body).await {
                 // The peer closed the connection while it was idle and has not seen the request.
-                Err(transport::Failure::NotSent) => self.connection = None,
-                Ok(answer) => return Ok(answer),
+                Err(transport::Failure::NotSent) => {}
+                Ok(answer) => return Ok(self.keep(kept, answer)),
                 Err(transport::Failure::Call(error)) => return Err(error),
             }
         }
-        let fresh = Connection::open(&self.socket).await?;
-        match self.connection.insert(fresh).send(method, target, body).await {
-            Ok(answer) => Ok(answer),
+        let mut fresh = Connection::open(&self.socket).await?;
+        match fresh.send(method, target, body).await {
+            Ok(answer) => Ok(self.keep(fresh, answer)),
             Err(transport::Failure::NotSent) => Err(CallError::Unreachable {
                 source: std::io::ErrorKind::ConnectionReset.into(),
             }),
             Err(transport::Failure::Call(error)) => Err(error),
         }
+    }
+
+    fn keep(&mut self, connection: Connection, answer: transport::Answer) -> (u16, Vec<u8>) {
+        self.connection = answer.kept.then_some(connection);
+        (answer.status, answer.body)
     }
 }
 

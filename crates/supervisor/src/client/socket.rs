@@ -3,26 +3,32 @@
 //! A socket that is watched for both wakes its owner each time the daemon has read a request, in the middle of
 //! everything the daemon is asked to do.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 
 use nydusbox_protocol::SocketPath;
-use rustix::io::Errno;
-use rustix::net::Shutdown;
+use rustix::buffer::spare_capacity;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
 use crate::readiness::{readable_fd, writable_fd};
+
+/// How much is read at once: any answer but a list of many mounts.
+const READ_BYTES: usize = 8 << 10;
 
 /// A connected socket.
 #[derive(Debug)]
 pub(super) struct Socket {
     readable: AsyncFd<OwnedFd>,
-    /// While it takes no more.
-    writable: Option<AsyncFd<OwnedFd>>,
+}
+
+/// What was written before writing failed, and why it did.
+#[derive(Debug)]
+pub(super) struct Broken {
+    pub(super) written: usize,
+    pub(super) source: io::Error,
 }
 
 impl Socket {
@@ -31,44 +37,46 @@ impl Socket {
         let stream = UnixStream::connect(path.as_path()).await?.into_std()?;
         Ok(Self {
             readable: readable_fd(stream.into())?,
-            writable: None,
         })
     }
 
-    fn poll_send(
-        &mut self,
-        context: &mut Context<'_>,
-        send: impl Fn(&OwnedFd) -> rustix::io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        if self.writable.is_none() {
-            match send(self.readable.get_ref()) {
-                Err(Errno::WOULDBLOCK) => {}
-                sent => return Poll::Ready(Ok(sent?)),
-            }
-            self.writable = Some(writable_fd(self.readable.get_ref().try_clone()?)?);
-        }
-        while let Some(writable) = &self.writable {
-            let mut room = ready!(writable.poll_write_ready(context))?;
-            if let Ok(sent) = room.try_io(|stream| Ok(send(stream.get_ref())?)) {
-                self.writable = None;
-                return Poll::Ready(sent);
-            }
-        }
-        Poll::Pending
+    /// Whether nothing came that was not called for, not even the end, as far as the runtime has been told.
+    pub(super) fn is_quiet(&self) -> bool {
+        let seen = self.readable.try_io(Interest::READABLE, |stream| {
+            Ok(recv(stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)?)
+        });
+        seen.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
-}
 
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    pub(super) async fn write_all(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        let mut written = 0;
+        while written < bytes.len() {
+            let sent = send(self.readable.get_ref(), &bytes[written..], SendFlags::NOSIGNAL);
+            match sent.map_err(io::Error::from) {
+                Ok(sent) => written += sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.room().await.map_err(|source| Broken { written, source })?;
+                }
+                Err(source) => return Err(Broken { written, source }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Until it takes more.
+    async fn room(&self) -> io::Result<()> {
+        let writable = writable_fd(self.readable.get_ref().try_clone()?)?;
+        writable.writable().await?.retain_ready();
+        Ok(())
+    }
+
+    /// Appends what there is to read; 0 bytes at the end.
+    pub(super) async fn read(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
         loop {
-            let mut ready = ready!(self.readable.poll_read_ready(context))?;
-            let room = into.remaining();
-            let read =
-                ready.try_io(|stream| Ok(rustix::io::read(stream.get_ref(), into.initialize_unfilled())?));
+            let mut ready = self.readable.readable().await?;
+            into.reserve(READ_BYTES);
+            let room = into.capacity() - into.len();
+            let read = ready.try_io(|stream| Ok(rustix::io::read(stream, spare_capacity(into))?));
             match read {
                 Ok(read) => {
                     let read = read?;
@@ -76,45 +84,11 @@ impl AsyncRead for Socket {
                         // It was all there was; what comes next is told.
                         ready.clear_ready();
                     }
-                    into.advance(read);
-                    return Poll::Ready(Ok(()));
+                    return Ok(read);
                 }
                 Err(_nothing_there) => {}
             }
         }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_send(context, |stream| rustix::io::write(stream, bytes))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_send(context, |stream| rustix::io::writev(stream, bytes))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(rustix::net::shutdown(
-            self.readable.get_ref(),
-            Shutdown::Write,
-        )?))
     }
 }
 
@@ -142,13 +116,14 @@ mod tests {
         };
         let exchange = async {
             ours.write_all(&sent).await.unwrap();
-            assert!(ours.writable.is_none(), "nobody is woken for room any more");
-            let mut back = vec![0; sent.len()];
-            ours.read_exact(&mut back).await.unwrap();
+            let mut back = Vec::new();
+            while back.len() < sent.len() {
+                ours.read(&mut back).await.unwrap();
+            }
             assert!(back == sent);
         };
         tokio::join!(exchange, echo);
         drop(theirs);
-        assert_eq!(ours.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(ours.read(&mut Vec::new()).await.unwrap(), 0);
     }
 }

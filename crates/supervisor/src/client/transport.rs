@@ -1,22 +1,21 @@
-//! HTTP/1.1 over the daemon's socket: one connection, one exchange at a time.
+//! HTTP/1.1 over the daemon's socket: one connection, one exchange at a time, in one write and mostly one read.
 //!
-//! The connection is driven by the exchange itself, no task of its own: dropping it closes the socket at once.
+//! By hand, on a parser of heads: of what a library for any server does about a mount, this needs a quarter, and a
+//! mount waits for all of it. What no daemon sends (transfer codings, protocol upgrades) is refused. Dropping the
+//! connection closes the socket at once.
 
-use std::error::Error as _;
-use std::io;
-use std::pin::Pin;
+use std::io::{self, Write};
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::Request;
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use httparse::{EMPTY_HEADER, Response, Status};
 use nydusbox_protocol::SocketPath;
 
-use super::socket::Socket;
+use super::socket::{Broken, Socket};
 use super::{BODY_LIMIT_BYTES, CallError};
 
-type Driver = Pin<Box<http1::Connection<TokioIo<Socket>, Full<Bytes>>>>;
+/// The largest head that is read.
+const HEAD_LIMIT_BYTES: usize = 64 << 10;
+/// Daemons send five at most.
+const HEADERS_MOST: usize = 64;
 
 /// Why no connection could be made.
 #[derive(Debug)]
@@ -36,93 +35,310 @@ pub(super) enum Failure {
     Call(CallError),
 }
 
-/// A connection to the daemon.
+/// A connection to the daemon. One on which an exchange has failed, or was given up, must not be used again.
 #[derive(Debug)]
 pub(super) struct Connection {
-    sender: http1::SendRequest<Full<Bytes>>,
-    /// `None` once the peer has closed.
-    driver: Option<Driver>,
+    socket: Socket,
+    /// What was read and not taken.
+    read: Vec<u8>,
+}
+
+/// An answer, and whether the connection can be used again.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: Vec<u8>,
+    pub(super) kept: bool,
 }
 
 impl Connection {
     pub(super) async fn open(socket: &SocketPath) -> Result<Self, ConnectFailure> {
-        let socket = Socket::connect(socket).await.map_err(ConnectFailure)?;
-        let (sender, driver) = http1::handshake(TokioIo::new(socket))
-            .await
-            .map_err(|error| ConnectFailure(io::Error::other(error)))?;
         Ok(Self {
-            sender,
-            driver: Some(Box::pin(driver)),
+            socket: Socket::connect(socket).await.map_err(ConnectFailure)?,
+            read: Vec::new(),
         })
     }
 
     /// Sends a request and reads the whole answer.
-    pub(super) async fn send(
-        &mut self,
-        method: &str,
-        target: &str,
-        body: Bytes,
-    ) -> Result<(u16, Bytes), Failure> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(target)
-            .header("host", "localhost");
-        if !body.is_empty() {
-            request = request.header("content-type", "application/json");
+    pub(super) async fn send(&mut self, method: &str, target: &str, body: &[u8]) -> Result<Answer, Failure> {
+        // Closed, or an answer to nothing.
+        if !self.socket.is_quiet() {
+            return Err(Failure::NotSent);
         }
-        let request = request
-            .body(Full::new(body))
-            .map_err(|error| Failure::Call(CallError::NotHttp { source: error.into() }))?;
+        let sent = self.socket.write_all(&request(method, target, body)).await;
+        sent.map_err(|Broken { written, source }| match written {
+            0 => Failure::NotSent,
+            _ => Failure::Call(CallError::Unreachable { source }),
+        })?;
+        self.answer().await.map_err(Failure::Call)
+    }
 
-        let sender = &mut self.sender;
-        let exchange = async {
-            let response = match sender.try_send_request(request).await {
-                Ok(response) => response,
-                Err(mut error) => {
-                    return Err(match error.take_message() {
-                        Some(_) => Failure::NotSent,
-                        None => Failure::Call(broken(error.into_error())),
-                    });
-                }
-            };
-            let status = response.status().as_u16();
-            match Limited::new(response.into_body(), BODY_LIMIT_BYTES)
-                .collect()
-                .await
-            {
-                Ok(body) => Ok((status, body.to_bytes())),
-                Err(error) if error.is::<LengthLimitError>() => Err(Failure::Call(CallError::BodyTooLarge {
-                    limit_bytes: BODY_LIMIT_BYTES,
-                })),
-                Err(error) => Err(Failure::Call(match error.downcast::<hyper::Error>() {
-                    Ok(error) => broken(*error),
-                    Err(source) => CallError::NotHttp { source },
-                })),
+    async fn answer(&mut self) -> Result<Answer, CallError> {
+        let head = loop {
+            match Head::parse(&self.read)? {
+                // Informational: the answer is yet to come.
+                Some(head) if head.status < 200 => drop(self.read.drain(..head.len_bytes)),
+                Some(head) => break head,
+                None if self.read.len() > HEAD_LIMIT_BYTES => return Err(not_http("its head has no end")),
+                None => self.more().await?,
             }
         };
-        tokio::pin!(exchange);
-        while let Some(driver) = &mut self.driver {
-            tokio::select! {
-                biased;
-                result = &mut exchange => return result,
-                _ = driver => self.driver = None,
+        let end = match head.body {
+            Body::Bytes(len_bytes) if len_bytes > BODY_LIMIT_BYTES => return Err(too_large()),
+            Body::Bytes(len_bytes) => head.len_bytes + len_bytes,
+            Body::ToTheEnd => usize::MAX,
+        };
+        while self.read.len() < end {
+            if self.read.len() - head.len_bytes > BODY_LIMIT_BYTES {
+                return Err(too_large());
+            }
+            match self.more().await {
+                Err(CallError::Unreachable { source })
+                    if head.body == Body::ToTheEnd && source.kind() == io::ErrorKind::UnexpectedEof =>
+                {
+                    break;
+                }
+                more => more?,
             }
         }
-        // The driver is gone and has failed whatever it still had.
-        exchange.await
+        let mut body = self.read.split_off(head.len_bytes);
+        self.read.clear();
+        // More than was promised is an answer to nothing.
+        let kept = head.kept && head.len_bytes + body.len() == end;
+        body.truncate(end.saturating_sub(head.len_bytes));
+        Ok(Answer {
+            status: head.status,
+            body,
+            kept,
+        })
+    }
+
+    async fn more(&mut self) -> Result<(), CallError> {
+        let read = self.socket.read(&mut self.read).await;
+        match read.map_err(|source| CallError::Unreachable { source })? {
+            0 => Err(CallError::Unreachable {
+                source: io::ErrorKind::UnexpectedEof.into(),
+            }),
+            _ => Ok(()),
+        }
     }
 }
 
-/// A hyper error as the daemon's: it broke off, or it does not speak HTTP.
-fn broken(error: hyper::Error) -> CallError {
-    if error.is_parse() {
-        return CallError::NotHttp { source: error.into() };
+fn request(method: &str, target: &str, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(256 + target.len() + body.len());
+    let head = match body.len() {
+        0 => write!(bytes, "{method} {target} HTTP/1.1\r\nhost: localhost\r\n\r\n"),
+        length => write!(
+            bytes,
+            "{method} {target} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n"
+        ),
+    };
+    head.expect("a vector takes everything");
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// How much belongs to an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Body {
+    Bytes(usize),
+    /// What comes until the connection is closed.
+    ToTheEnd,
+}
+
+/// The head of an answer.
+#[derive(Debug, PartialEq, Eq)]
+struct Head {
+    status: u16,
+    len_bytes: usize,
+    body: Body,
+    kept: bool,
+}
+
+impl Head {
+    /// Reads one; `None` while it is not whole.
+    fn parse(bytes: &[u8]) -> Result<Option<Self>, CallError> {
+        let mut headers = [EMPTY_HEADER; HEADERS_MOST];
+        let mut response = Response::new(&mut headers);
+        let len_bytes = match response.parse(bytes) {
+            Ok(Status::Complete(len_bytes)) => len_bytes,
+            Ok(Status::Partial) => return Ok(None),
+            Err(source) => {
+                return Err(CallError::NotHttp {
+                    source: source.into(),
+                });
+            }
+        };
+        let (Some(status), Some(minor)) = (response.code, response.version) else {
+            return Err(not_http("it has no status"));
+        };
+        let (mut length, mut kept) = (None, minor == 1);
+        for header in response.headers.iter() {
+            let value = header.value.trim_ascii();
+            if header.name.eq_ignore_ascii_case("content-length") {
+                let told = std::str::from_utf8(value)
+                    .ok()
+                    .and_then(|value| value.parse().ok());
+                match (told, length) {
+                    (Some(told), None) => length = Some(told),
+                    (Some(told), Some(before)) if told == before => {}
+                    _ => return Err(not_http("its length is not one")),
+                }
+            } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
+                return Err(not_http("it has a transfer coding"));
+            } else if header.name.eq_ignore_ascii_case("connection") {
+                kept = match () {
+                    () if value.eq_ignore_ascii_case(b"close") => false,
+                    () if value.eq_ignore_ascii_case(b"keep-alive") => true,
+                    () => kept,
+                };
+            }
+        }
+        let body = match (status, length) {
+            // These have none, whatever is said.
+            (..200 | 204 | 304, _) => Body::Bytes(0),
+            (_, Some(length)) => Body::Bytes(length),
+            (_, None) => Body::ToTheEnd,
+        };
+        Ok(Some(Self {
+            status,
+            len_bytes,
+            body,
+            kept,
+        }))
     }
-    let kind = error
-        .source()
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .map_or(io::ErrorKind::ConnectionReset, io::Error::kind);
-    CallError::Unreachable {
-        source: io::Error::new(kind, error),
+}
+
+fn not_http(what: &'static str) -> CallError {
+    CallError::NotHttp { source: what.into() }
+}
+
+fn too_large() -> CallError {
+    CallError::BodyTooLarge {
+        limit_bytes: BODY_LIMIT_BYTES,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// What is made of an answer that comes in these pieces, after which the peer closes.
+    async fn answer(pieces: &[&[u8]]) -> Result<Answer, Failure> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = SocketPath::new(dir.path().join("s")).unwrap();
+        let listener = UnixListener::bind(path.as_path()).unwrap();
+        let mut connection = Connection::open(&path).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let server = async move {
+            let mut asked = vec![0; request("GET", "/", b"").len()];
+            peer.read_exact(&mut asked).await.unwrap();
+            for piece in pieces {
+                peer.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::join!(connection.send("GET", "/", b""), server).0
+    }
+
+    fn hi(status: u16, kept: bool) -> Answer {
+        Answer {
+            status,
+            body: b"hi".to_vec(),
+            kept,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_ends_where_it_says_or_with_its_connection() {
+        for (bytes, expected) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", hi(200, true)),
+            (
+                "HTTP/1.1 500 \r\ncontent-length:2\r\n\r\nhi and more",
+                hi(500, false),
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nconnection: Close\r\ncontent-length: 2\r\n\r\nhi",
+                hi(200, false),
+            ),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nhi", hi(200, false)),
+            ("HTTP/1.1 200 OK\r\n\r\nhi", hi(200, false)),
+            (
+                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi",
+                hi(200, true),
+            ),
+        ] {
+            assert_eq!(answer(&[bytes.as_bytes()]).await.unwrap(), expected, "{bytes}");
+        }
+        let none = "HTTP/1.1 204 No Content\r\ncontent-length: 2\r\n\r\n";
+        assert_eq!(answer(&[none.as_bytes()]).await.unwrap().body, b"");
+    }
+
+    #[tokio::test]
+    async fn what_no_daemon_sends_is_refused() {
+        for bytes in [
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nhi",
+            "HTTP/1.1 200 OK\r\ncontent-length: -2\r\n\r\nhi",
+            "HTTP/1.1 2\r\n\r\n",
+        ] {
+            let error = answer(&[bytes.as_bytes()]).await.unwrap_err();
+            assert!(
+                matches!(error, Failure::Call(CallError::NotHttp { .. })),
+                "{bytes}"
+            );
+        }
+        let endless = [
+            b"HTTP/1.1 200 OK\r\nx: ".as_slice(),
+            &[b'x'; 2 * HEAD_LIMIT_BYTES],
+        ];
+        let error = answer(&endless).await.unwrap_err();
+        assert!(
+            matches!(error, Failure::Call(CallError::NotHttp { .. })),
+            "{error:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_connection_on_which_something_came_uncalled_for_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = SocketPath::new(dir.path().join("s")).unwrap();
+        let listener = UnixListener::bind(path.as_path()).unwrap();
+        let mut connection = Connection::open(&path).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        peer.write_all(b"HTTP/1.1 204 \r\n\r\n").await.unwrap();
+        // Until the runtime has seen it.
+        while connection.socket.is_quiet() {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(
+            connection.send("GET", "/", b"").await,
+            Err(Failure::NotSent)
+        ));
+    }
+
+    proptest! {
+        /// However an answer is cut, it is the same.
+        #[test]
+        fn pieces_do_not_matter(cuts in proptest::collection::vec(0usize..60, 0..6)) {
+            let bytes = b"HTTP/1.1 200 OK\r\nserver: x\r\ncontent-length: 2\r\n\r\nhi".as_slice();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|w| &bytes[w[0]..w[1]]).collect();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            prop_assert_eq!(runtime.block_on(answer(&pieces)).unwrap(), hi(200, true));
+        }
+
+        #[test]
+        fn any_bytes_are_a_head_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Head::parse(&bytes);
+        }
     }
 }
