@@ -70,8 +70,6 @@ pub(crate) struct Driver {
     launch: Option<UnderWay<Result<Running, StartError>>>,
     /// `None` while a call has it.
     client: Option<ApiClient>,
-    /// The configuration in the call that was begun, whose credentials are not known yet.
-    unlearned: Option<String>,
     /// The last one; it may have ended.
     daemon: Daemon,
     /// The last daemon's.
@@ -142,7 +140,6 @@ impl Driver {
             call: None,
             launch: None,
             client: Some(client),
-            unlearned: None,
             daemon,
             frontend,
             binds,
@@ -191,6 +188,7 @@ impl Driver {
                 () = tokio::task::yield_now(), if self.unrecorded => {
                     self.record();
                     self.journal.tidy();
+                    self.config.secrets().read_configs();
                     continue;
                 }
             };
@@ -490,7 +488,8 @@ impl Driver {
 
     fn begin(&mut self, call: Call) {
         if let Call::Mount(_, command) | Call::Remount(_, command) | Call::Restore(_, command) = &call {
-            self.unlearned = Some(command.config.clone());
+            // Before anything the daemon says of it is read.
+            self.config.secrets().learn_config(&command.config);
         }
         let prepared = self.prepare(&call);
         self.daemon.leave_output();
@@ -527,10 +526,6 @@ impl Driver {
             Some(answered) => Box::pin(std::future::ready(answered)),
             None => call,
         });
-        // Nothing the daemon says of it has been read yet.
-        if let Some(config) = self.unlearned.take() {
-            self.config.secrets().learn_config(&config);
-        }
     }
 
     /// A receiver that is gone was dropped by its caller, who does not want the reply.

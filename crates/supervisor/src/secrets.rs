@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use serde_json::Value;
 
@@ -30,10 +30,15 @@ const KEYS: [&str; 5] = [
 
 /// The credentials of one sandbox. Clones share them.
 #[derive(Clone, Default)]
-pub(crate) struct Secrets(
+pub(crate) struct Secrets(Arc<RwLock<Known>>);
+
+#[derive(Default)]
+struct Known {
     /// Longest first, so that none is cut by one that is a part of it.
-    Arc<RwLock<Vec<String>>>,
-);
+    secrets: Vec<String>,
+    /// Configurations that were not looked into yet.
+    unread: Vec<String>,
+}
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,40 +47,51 @@ impl fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    /// Learns the credentials of a configuration, JSON or TOML.
+    /// Learns the credentials of a configuration, JSON or TOML: before the next text is looked at, or when it is told
+    /// to. A mount does not wait for it.
     pub(crate) fn learn_config(&self, config: &str) {
-        let mut found = Vec::new();
-        match serde_json::from_str::<Value>(config) {
-            Ok(value) => collect(&value, &mut found),
-            Err(_) => collect_lines(config, &mut found),
-        }
-        for secret in found {
-            self.learn(&secret);
-        }
+        self.write().unread.push(config.to_owned());
     }
 
     /// Learns one credential, and how it looks inside JSON and Debug strings.
     pub(crate) fn learn(&self, secret: &str) {
-        if secret.len() < MIN_BYTES {
-            return;
-        }
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let mut form = secret.to_owned();
-        for _ in 0..=QUOTED {
-            let next = quoted(&form);
-            if !known.contains(&form) {
-                known.push(form);
+        self.write().learn(secret);
+    }
+
+    /// Looks into the configurations that were not looked into yet.
+    pub(crate) fn read_configs(&self) {
+        let mut known = self.write();
+        for config in std::mem::take(&mut known.unread) {
+            let mut found = Vec::new();
+            match serde_json::from_str::<Value>(&config) {
+                Ok(value) => collect(&value, &mut found),
+                Err(_) => collect_lines(&config, &mut found),
             }
-            form = next;
+            found.iter().for_each(|secret| known.learn(secret));
         }
-        known.sort_by_key(|s| std::cmp::Reverse(s.len()));
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Known> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All that are known.
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
+        let read = || self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let known = read();
+        if known.unread.is_empty() {
+            return known;
+        }
+        drop(known);
+        self.read_configs();
+        read()
     }
 
     /// The text without the credentials that are in it as a whole.
     pub(crate) fn mask_whole<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.read();
         let mut out = Cow::Borrowed(text);
-        for secret in known.iter().filter(|s| text.contains(s.as_str())) {
+        for secret in known.secrets.iter().filter(|s| text.contains(s.as_str())) {
             out = Cow::Owned(out.replace(secret.as_str(), MASK));
         }
         out
@@ -84,8 +100,12 @@ impl Secrets {
     /// The text without credentials, nor the beginning of one at its end, where it may have been cut.
     pub(crate) fn mask<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let mut out = self.mask_whole(text);
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let beginning = known.iter().filter_map(|s| beginning_at_end(&out, s)).max();
+        let known = self.read();
+        let beginning = known
+            .secrets
+            .iter()
+            .filter_map(|s| beginning_at_end(&out, s))
+            .max();
         if let Some(len) = beginning {
             let kept = &out[..out.len() - len];
             out = Cow::Owned(format!("{kept}{MASK}"));
@@ -95,8 +115,24 @@ impl Secrets {
 
     /// The length of the longest, in bytes; 0 when there is nothing to look for.
     pub(crate) fn longest(&self) -> usize {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        known.first().map_or(0, String::len)
+        self.read().secrets.first().map_or(0, String::len)
+    }
+}
+
+impl Known {
+    fn learn(&mut self, secret: &str) {
+        if secret.len() < MIN_BYTES {
+            return;
+        }
+        let mut form = secret.to_owned();
+        for _ in 0..=QUOTED {
+            let next = quoted(&form);
+            if !self.secrets.contains(&form) {
+                self.secrets.push(form);
+            }
+            form = next;
+        }
+        self.secrets.sort_by_key(|s| std::cmp::Reverse(s.len()));
     }
 }
 
@@ -216,6 +252,7 @@ mod tests {
         for config in [&v2.to_string(), &v1.to_string(), toml, "neither", ""] {
             known.learn_config(config);
         }
+        assert!(known.longest() > 0);
         for config in [v2.to_string(), format!("{v1:?}"), toml.to_owned()] {
             let masked = known.mask(&config);
             assert!(!masked.contains("SECRET"), "{masked}");
