@@ -163,6 +163,8 @@ impl Driver {
         // An adopted one may have binds whose mounts are gone.
         driver.undo_binds();
         driver.record();
+        driver.expect_vmm();
+        driver.publish();
         (driver, strings)
     }
 
@@ -170,7 +172,6 @@ impl Driver {
     pub(crate) async fn run(mut self) -> StopOutcome {
         let mut health = Watch::new(&self.config, self.status.subscribe());
         let mut log_level = self.log_level.clone();
-        self.expect_vmm();
         loop {
             let event = tokio::select! {
                 biased;

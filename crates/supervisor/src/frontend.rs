@@ -43,6 +43,8 @@ pub(crate) struct FrontendWatch {
     /// All names it may have bound it to, if it was started by somebody else.
     names: [PathBuf; 2],
     sight: Sight,
+    /// What was said last.
+    told: Option<bool>,
     due: Instant,
 }
 
@@ -58,6 +60,7 @@ impl FrontendWatch {
                 ProgramKind::Embedded => Sight::Over,
                 ProgramKind::Stock => Sight::Awaited,
             },
+            told: None,
             due: Instant::now() + LOOK,
         }
     }
@@ -75,15 +78,23 @@ impl FrontendWatch {
         if let Ok(Some(connection)) = Connection::find(self.pid, &self.names) {
             self.sight = Sight::Connected(connection);
         }
-        Some(self.sight != Sight::Awaited)
+        self.told = Some(self.sight != Sight::Awaited);
+        self.told
     }
 
-    /// Whether one is connected, again and again until it has left. Cancel safe.
+    /// Whether one is connected, each time that has changed, until it has left. Cancel safe.
     pub(crate) async fn look(&mut self) -> bool {
-        if self.sight == Sight::Over {
-            return std::future::pending().await;
+        while self.sight != Sight::Over {
+            sleep_until(self.due).await;
+            let connected = self.look_again();
+            if self.told.replace(connected) != Some(connected) {
+                return connected;
+            }
         }
-        sleep_until(self.due).await;
+        std::future::pending().await
+    }
+
+    fn look_again(&mut self) -> bool {
         let (sight, again) = match std::mem::replace(&mut self.sight, Sight::Over) {
             Sight::Awaited if !self.seen() => (Sight::Awaited, LOOK),
             Sight::Awaited => match Connection::find(self.pid, &self.names) {
@@ -188,6 +199,13 @@ mod tests {
         assert_eq!(connected(b"", &["/x".into()]).count(), 0);
     }
 
+    /// Whether it is looked and nothing told.
+    async fn no_news(watch: &mut FrontendWatch) -> bool {
+        let before = watch.due;
+        let told = tokio::time::timeout(2 * LOOK, watch.look()).await;
+        told.is_err() && watch.due > before
+    }
+
     /// As nydusd does it: one connection, and then no name any more.
     #[tokio::test(start_paused = true)]
     async fn a_frontend_is_seen_to_come_and_to_leave() {
@@ -197,19 +215,19 @@ mod tests {
         let mut watch = FrontendWatch::new(ProgramKind::Stock, std::process::id(), &bound, &other);
         let listener = UnixListener::bind(bound.as_path()).unwrap();
         assert_eq!(watch.look_at_once(), Some(false));
-        assert!(!watch.look().await && !watch.seen());
+        assert!(no_news(&mut watch).await && !watch.seen());
         let frontend = UnixStream::connect(bound.as_path()).unwrap();
-        assert!(!watch.look().await, "nobody has accepted it");
+        assert!(no_news(&mut watch).await, "nobody has accepted it");
         let (accepted, _) = listener.accept().unwrap();
         std::fs::remove_file(bound.as_path()).unwrap();
         assert!(watch.look().await && watch.seen());
-        assert!(watch.look().await);
+        assert!(no_news(&mut watch).await);
         let mut adopted = FrontendWatch::new(ProgramKind::Stock, std::process::id(), &other, &bound);
         assert_eq!(adopted.look_at_once(), Some(true));
         drop((accepted, frontend));
         let begun = Instant::now();
-        assert!(watch.look().await, "it may be the daemon's end");
-        assert!(!watch.look().await);
+        assert!(!watch.look().await, "not at once: it may be the daemon's end");
+        assert!(begun.elapsed() >= EXIT_SHOWS);
         assert!(begun.elapsed() <= LOOK + EXIT_SHOWS);
         let for_ever = Duration::from_secs(3600);
         assert!(tokio::time::timeout(for_ever, watch.look()).await.is_err());

@@ -13,6 +13,7 @@ mod spawn;
 mod trust;
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::fs::{File, Permissions};
 use std::io;
 use std::net::Shutdown;
@@ -22,10 +23,11 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use clap::Args;
 use nydusbox::{
-    AdoptError, Adoption, CONTROL_SOCKET, DirError, Netns, OnExit, OnSupervisorDeath, Program,
+    AdoptError, Adoption, CONTROL_SOCKET, DirError, Health, Netns, OnExit, OnSupervisorDeath, Program,
     SUPERVISOR_LOG, Sandbox, SandboxConfig, StartCause, StartError, Status, StatusPhase,
 };
 use nydusbox_protocol::{SandboxId, SocketPath};
@@ -34,6 +36,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 use tracing::Instrument;
 
 use crate::cache_quota;
@@ -51,6 +54,11 @@ use owner::Owner;
 use report::Subject;
 pub(crate) use spawn::{Begun, begin};
 use trust::Trust;
+
+/// How long a supervisor waits at most for the first look at its sandbox, which takes milliseconds.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// How long a supervisor that has begun is left alone before it counts as being at rest.
+const CALM: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
 pub(crate) struct SuperviseArgs {
@@ -194,7 +202,12 @@ async fn supervise(
     } = served;
     traces.complain();
     let adopted = matches!(task, Task::Adopt { .. });
-    let (status, events, end) = (sandbox.status(), sandbox.events(), sandbox.status());
+    let (status, events, end, begun) = (
+        sandbox.status(),
+        sandbox.events(),
+        sandbox.status(),
+        sandbox.status(),
+    );
     let ends_with_daemon = match task {
         Task::Start(order) => order.on_exit != OnExit::Report,
         // Whoever adopts a sandbox wants to see what becomes of it.
@@ -216,11 +229,10 @@ async fn supervise(
             // A daemon that was there before outlives a command that is interrupted.
             if starter.arrived().await || adopted {
                 starter.hang_up().await;
-                // What is to come is a call now and then.
-                nydusbox_fsd::give_back();
                 tokio::select! {
                     () = signals.any() => {}
                     () = given_up(end, ends_with_daemon) => {}
+                    never = rest(begun) => match never {},
                 }
             }
         }
@@ -236,6 +248,17 @@ async fn supervise(
         true => Ok(()),
         false => Err(Failure::plain("the sandbox could not be removed whole")),
     }
+}
+
+/// Gives back what starting took, once that is over: the sandbox has been looked at for the first time, and the command
+/// that started it has asked what it wants to know. What is to come is a look every few seconds and a call now and then.
+async fn rest(mut status: watch::Receiver<Status>) -> Infallible {
+    let looked_at = |status: &Status| !matches!(status.health.api, Health::Unknown { .. });
+    // Of a sandbox that is never looked at nothing is ever known.
+    let _ = timeout(FIRST_LOOK, status.wait_for(looked_at)).await;
+    sleep(CALM).await;
+    nydusbox_fsd::give_back();
+    std::future::pending().await
 }
 
 /// Resolves when the daemon has ended and is not replaced, if that is the sandbox's end.
