@@ -193,6 +193,25 @@ fn a_remount_that_was_under_way_is_carried_out_or_as_if_it_had_not_been() {
 }
 
 #[test]
+fn of_an_abandoned_sandbox_what_its_state_knows_is_shown() {
+    let s = Sandboxes::new();
+    let info = abandoned(&s, "s1", None);
+    let listed = s.ok(&["list"]);
+    let row: Vec<&str> = listed.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row, ["s1", "abandoned", "2", "-"], "the share and the image");
+    let mut expected = info["mounts"].clone();
+    for mount in expected.as_array_mut().unwrap() {
+        mount["confirmed"] = json!(false);
+    }
+    assert_eq!(s.json(&["status"])[0]["mounts"], expected);
+    assert_eq!(s.json(&["list"])[0]["mounts"], expected);
+    s.json(&["adopt", "s1"]);
+    assert_eq!(s.json(&["status", "s1"])["mounts"], info["mounts"]);
+    s.json(&["stop", "s1"]);
+    s.assert_nothing_left();
+}
+
+#[test]
 fn of_a_dead_daemon_adopt_removes_what_is_left() {
     let s = Sandboxes::new();
     let info = abandoned(&s, "s1", None);

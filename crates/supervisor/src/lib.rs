@@ -89,7 +89,7 @@ pub use exit::{Exit, ExitCause};
 pub use health::{Health, HealthReport};
 pub use ledger::UnmountOutcome;
 pub use lifecycle::MountOutcome;
-pub use mounted::{MountedImage, mounted_images};
+pub use mounted::{MountedImage, mounted_images, recorded_mounts};
 pub use nydusbox_protocol as protocol;
 pub use preflight::{ArgumentError, PreflightError};
 pub use program::{Program, ProgramError, ProgramKind};

@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use clap::Args;
-use nydusbox::Health;
+use nydusbox::{Health, recorded_mounts};
 use nydusbox_protocol::{FsType, SandboxId};
 
 use super::block_on;
 use super::output::{self, OutputArgs, Reader};
 use crate::args::StateDirArg;
-use crate::control::wire::{self, DaemonInfo, SandboxInfo, State, SupervisorInfo, VmmInfo};
+use crate::control::wire::{self, DaemonInfo, MountInfo, SandboxInfo, State, SupervisorInfo, VmmInfo};
 use crate::control::{Client, Presence};
 use crate::error::Failure;
 use crate::state_dir::StateDir;
@@ -59,7 +59,7 @@ async fn one(args: &StatusArgs, state_dir: &StateDir, id: &SandboxId) -> Result<
         }
         other => {
             // What is known is data all the same; the exit code and the sentence say what is the matter.
-            if let Some(info) = without_supervisor(id, &other) {
+            if let Some(info) = without_supervisor(state_dir, id, &other) {
                 args.output.print(&info, || text(&info))?;
             }
             Err(other.failure(state_dir, id))
@@ -96,11 +96,11 @@ pub(super) async fn all(state_dir: &StateDir) -> Result<Vec<SandboxInfo>, Failur
                 match tokio::time::timeout(ANSWERS_WITHIN, asked).await {
                     Ok(Ok(info)) => Some(info),
                     // It ended, or was killed, since the directory was read.
-                    Ok(Err(_)) => without_supervisor(&id, &Presence::of(state_dir, &id).await),
+                    Ok(Err(_)) => without_supervisor(state_dir, &id, &Presence::of(state_dir, &id).await),
                     Err(_) => Some(bare(&id, State::Unknown, None)),
                 }
             }
-            other => without_supervisor(&id, &other),
+            other => without_supervisor(state_dir, &id, &other),
         };
         all.extend(found);
     }
@@ -108,11 +108,18 @@ pub(super) async fn all(state_dir: &StateDir) -> Result<Vec<SandboxInfo>, Failur
 }
 
 /// What can be said of a sandbox nobody answers for.
-fn without_supervisor(id: &SandboxId, presence: &Presence) -> Option<SandboxInfo> {
+fn without_supervisor(state_dir: &StateDir, id: &SandboxId, presence: &Presence) -> Option<SandboxInfo> {
     match presence {
         Presence::Absent => None,
         Presence::Busy { owner } => Some(bare(id, State::Busy, *owner)),
-        Presence::Abandoned { owner } => Some(bare(id, State::Abandoned, *owner)),
+        Presence::Abandoned { owner } => {
+            // A state that cannot be read is for those to tell who take the sandbox over or clear it away.
+            let mounts = recorded_mounts(state_dir.sandbox(id)).unwrap_or_default();
+            Some(SandboxInfo {
+                mounts: mounts.iter().map(MountInfo::from).collect(),
+                ..bare(id, State::Abandoned, *owner)
+            })
+        }
         Presence::Live(_) | Presence::Closed(_) => Some(bare(id, State::Unknown, None)),
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use nydusbox::HealthReport;
+use nydusbox::{HealthReport, MountStatus};
 use nydusbox_protocol::{ContainerId, FilePart, FsType, LogLevel, MountPoint, SandboxId};
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +103,18 @@ pub(crate) struct MountInfo {
     /// The snapshot's directory that is shown in the share with it.
     pub(crate) snapshotdir: Option<PathBuf>,
     pub(crate) confirmed: bool,
+}
+
+impl From<&MountStatus> for MountInfo {
+    fn from(mount: &MountStatus) -> Self {
+        Self {
+            at: mount.at.clone(),
+            fs_type: mount.fs_type,
+            source: mount.source.clone(),
+            snapshotdir: mount.snapshotdir.clone(),
+            confirmed: mount.confirmed,
+        }
+    }
 }
 
 /// Where to connect.

@@ -49,17 +49,7 @@ pub(super) fn info(subject: &Subject, status: &Status, answer: Option<&Answer>) 
             // The daemon knows at once; a stock one does not tell.
             attached: answer.and_then(|a| a.vmm_attached).or(status.vmm_attached),
         },
-        mounts: status
-            .mounts
-            .iter()
-            .map(|m| MountInfo {
-                at: m.at.clone(),
-                fs_type: m.fs_type,
-                source: m.source.clone(),
-                snapshotdir: m.snapshotdir.clone(),
-                confirmed: m.confirmed,
-            })
-            .collect(),
+        mounts: status.mounts.iter().map(MountInfo::from).collect(),
         health: Some(status.health.clone()),
         sockets: Some(Sockets {
             vhost: subject.vhost_socket.as_path().to_owned(),
