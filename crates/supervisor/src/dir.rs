@@ -5,10 +5,12 @@
 //! never a directory tree: there could be mounts in it. `drop` removes them too, for a start that is given up.
 //! What a predecessor has left outside is undone by [`crate::remains`].
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -17,7 +19,11 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use crate::outlet::OUTLET;
 use crate::program::ProgramKind;
 use crate::remains;
-use crate::state::{DAEMON_LOCK, STATE, STATE_NEW, StateError};
+use crate::state::{DAEMON_LOCK, STATE, STATE_NEW, StateError, is_dead};
+
+/// How long the children of a supervisor that was killed may take to begin their programs. Until then they hold what
+/// it held, its lock, too.
+const CHILDREN_BEGIN: Duration = Duration::from_secs(1);
 
 /// File names inside a sandbox's directory.
 pub(crate) const VHOST_SOCKET: &str = "vhost.sock";
@@ -435,6 +441,13 @@ fn failed(action: &'static str, path: &Path, errno: Errno) -> DirError {
     }
 }
 
+/// Who has the lock, as the file says.
+fn holder(lock: &OwnedFd) -> Option<u32> {
+    let mut text = [0; 32];
+    let read = rustix::io::pread(lock, &mut text, 0).ok()?;
+    std::str::from_utf8(&text[..read]).ok()?.trim().parse().ok()
+}
+
 /// Takes the lock; `None` when the file was removed by its previous holder between opening and locking, or, when
 /// only looking, is not there.
 fn lock(path: &Path, dir: &OwnedFd, locking: Locking) -> Result<Option<OwnedFd>, DirError> {
@@ -448,17 +461,21 @@ fn lock(path: &Path, dir: &OwnedFd, locking: Locking) -> Result<Option<OwnedFd>,
         Err(Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(failed(errno)),
     };
-    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let mut text = String::new();
-            let read = std::fs::File::from(fd).take(32).read_to_string(&mut text);
+    let until = Instant::now() + CHILDREN_BEGIN;
+    loop {
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+        let holder = holder(&fd);
+        if Instant::now() >= until || !holder.is_some_and(is_dead) {
             return Err(DirError::Held {
                 path: path.to_owned(),
-                holder: read.ok().and_then(|_| text.trim().parse().ok()),
+                holder,
             });
         }
-        Err(errno) => return Err(failed(errno)),
+        sleep(Duration::from_millis(1));
     }
     let ours = rustix::fs::fstat(&fd).map_err(failed)?;
     match rustix::fs::stat(path.join(LOCK)) {

@@ -4,6 +4,7 @@
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
@@ -38,6 +39,23 @@ fn a_second_claim_says_who_holds_it() {
     drop(first);
     assert!(!path.exists());
     assert!(SandboxDir::claim(&path).is_ok());
+}
+
+/// Between fork and exec a child has all that its parent had.
+#[test]
+fn a_child_of_a_dead_holder_is_waited_for() {
+    let (_keep, path) = place();
+    let first = SandboxDir::claim(&path).unwrap();
+    let lock = first._lock.as_ref().unwrap().try_clone().unwrap();
+    let mut dead = Command::new("true").spawn().unwrap();
+    let pid = dead.id();
+    dead.wait().unwrap();
+    std::fs::write(path.join(LOCK), pid.to_string()).unwrap();
+    let mut child = Command::new("sleep").arg("0.05").stdin(lock).spawn().unwrap();
+    // As if it were killed: nothing is removed.
+    first.leave();
+    assert!(SandboxDir::claim(&path).is_ok());
+    child.wait().unwrap();
 }
 
 #[test]

@@ -51,6 +51,19 @@ impl DaemonRecord {
     }
 }
 
+/// Whether no process has this number, or one that has ended and was not waited for.
+pub(crate) fn is_dead(pid: u32) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => has_ended(&stat),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+fn has_ended(stat: &str) -> bool {
+    let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
+    state.is_some_and(|state| state.starts_with(['Z', 'X']))
+}
+
 /// `pid (comm) state …`: comm may hold anything but ends with the last parenthesis.
 fn start_ticks(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
@@ -84,5 +97,6 @@ mod tests {
         let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
         assert_eq!(start_ticks(stat), Some(4711));
         assert_eq!(start_ticks("7 (sh"), None);
+        assert!(!has_ended(stat) && has_ended("7 (a) S) Z 1 7"));
     }
 }

@@ -21,7 +21,7 @@ mod store;
 pub(crate) use document::{MountRecord, PhaseRecord, ProgramRecord, Settings, millis};
 pub use document::{StateDocument, StateError};
 pub(crate) use holders::{DAEMON_LOCK, DaemonLock, Holder, holders, probe, take};
-pub(crate) use identity::DaemonRecord;
+pub(crate) use identity::{DaemonRecord, is_dead};
 pub(crate) use journal::Journal;
 pub(crate) use os_text::OsText;
 pub(crate) use store::{STATE, STATE_NEW, read};
