@@ -90,6 +90,8 @@ impl Place {
         for word in words {
             assert!(err.contains(word), "{verb:?} does not say {word:?}: {err}");
         }
+        // Nor of files that are there only while something is under way.
+        assert!(!err.contains(".partial"), "{verb:?}: {err}");
         self.is_sound();
     }
 

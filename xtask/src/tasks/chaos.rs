@@ -21,8 +21,9 @@ pub(crate) struct ChaosArgs {
 pub(crate) fn run(workspace: &Workspace, args: &ChaosArgs) -> Result<(), TaskError> {
     debian::ensure(&[debian::BUILD])?;
     let peers = peers::ensure(workspace)?;
+    // Of all packages, which have one test of that name: for one package alone, dependencies would be built anew.
     let mut test = Cmd::cargo()
-        .words("test --locked --package nydusbox-cli --test chaos -- --nocapture")
+        .words("test --workspace --locked --test chaos -- --nocapture")
         .dir(workspace.root())
         .env("NYDUSBOX_REQUIRE_PEERS", "1")
         .env("NYDUSBOX_PEERS", &peers)

@@ -78,7 +78,8 @@ impl BlobDir {
             // Apart from each other, because it matters whose fault it is.
             match content.read(&mut buf) {
                 Ok(0) => break,
-                Ok(got) => file.write_all(&buf[..got]).map_err(failed)?,
+                // By itself: as a temporary file, it would name its own path beside the blob's.
+                Ok(got) => file.as_file_mut().write_all(&buf[..got]).map_err(failed)?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {
                     return Err(SinkError::Content {

@@ -1,5 +1,6 @@
 //! Prefetch that was learned: a start is recorded, what it read is put in front, and it is made again, each time with
-//! an empty cache and from a registry far away.
+//! an empty cache and from a registry far away. Beside it the same without, where what the program is linked to is
+//! fetched ahead, and with nothing fetched ahead at all.
 
 use std::path::Path;
 use std::process::Command;
@@ -47,8 +48,12 @@ pub(super) fn measure(plan: &Plan, layout: &Layout, dir: &Path, rows: &mut Rows)
     ground.shelf.put(&learned, LEARNED)?;
     let faster = ground.shelf.name(LEARNED);
     for _ in 0..plan.starts {
-        for (whose, image) in [("not learned", &plain), ("nydusbox", &faster)] {
-            let started = ground.start(image, &plan.learned, &[], |_| Ok(()))?;
+        for (whose, image, more) in [
+            ("nothing fetched ahead", &plain, &["--no-prefetch"][..]),
+            ("not learned", &plain, &[]),
+            ("nydusbox", &faster, &[]),
+        ] {
+            let started = ground.start(image, &plan.learned, more, |_| Ok(()))?;
             note(rows, whose, started);
         }
     }
