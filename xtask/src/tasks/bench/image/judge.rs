@@ -70,8 +70,8 @@ const FRUGAL: Option<Goal> = Some(Goal::AtMost(300.0));
 const LAZY: Option<Goal> = Some(Goal::Of(1.0 / 3.0, "pull and unpack"));
 /// What is fetched, as a multiple of what the guest read.
 const LITTLE: Option<Goal> = Some(Goal::AtMost(1.3));
-/// First output with learned prefetch, against that without.
-const LEARNED: Option<Goal> = Some(Goal::Of(1.0 / 1.5, "not learned"));
+/// First output with learned prefetch, against that without any.
+const LEARNED: Option<Goal> = Some(Goal::Of(1.0 / 1.5, "nothing fetched ahead"));
 
 /// The rows of one command that is started.
 macro_rules! starts {
