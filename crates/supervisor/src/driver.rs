@@ -506,7 +506,7 @@ impl Driver {
                     client.mount(at, command).await
                 }
                 (Ok(()), Call::Skip(at)) => {
-                    let nothing = MountCommand::passthrough(nothing);
+                    let nothing = MountCommand::passthrough(nothing).into();
                     match client.mount(at, &nothing).await {
                         Ok(()) => client.unmount(at).await,
                         refused => refused,

@@ -4,11 +4,12 @@
 //! its absence) means for the books. It never talks to the daemon; [`crate::lifecycle`] does, through actions. Next:
 //! [`crate::slots`], [`crate::restoration`].
 
-use nydusbox_protocol::{BackendCollection, FsType, MountCommand, MountPoint};
+use nydusbox_protocol::{BackendCollection, FsType, MountPoint};
 
 use crate::client::CallError;
 use crate::request::MountRequest;
 use crate::restoration::{Restoration, Wanted};
+use crate::shared_command::SharedCommand;
 use crate::slots::{SLOTS, Slot, Slots};
 use crate::state::MountRecord;
 
@@ -26,14 +27,14 @@ pub(crate) enum Knowledge {
 #[derive(Debug, Clone)]
 struct Entry {
     at: MountPoint,
-    command: MountCommand,
+    command: SharedCommand,
     knowledge: Knowledge,
     /// It was in doubt before it was asked for again.
     doubted: bool,
     /// New commands whose answers were lost: the mount has one of them, or the old.
-    replacements: Vec<MountCommand>,
+    replacements: Vec<SharedCommand>,
     /// A new command that is being asked for.
-    asked: Option<MountCommand>,
+    asked: Option<SharedCommand>,
     /// `None` until it is confirmed, and when it cannot be known.
     slot: Option<Slot>,
 }
@@ -291,7 +292,7 @@ impl Ledger {
     }
 
     /// Every mount that is or may be there, in the order in which they were made.
-    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (&MountPoint, &MountCommand, Knowledge)> {
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (&MountPoint, &SharedCommand, Knowledge)> {
         self.mounts.iter().map(|m| {
             let knowledge = match m.replacements.is_empty() {
                 false => Knowledge::Doubtful,

@@ -141,7 +141,7 @@ proptest! {
                             }
                         }
                         Err(Refusal::Conflict) => {
-                            let other = |c: &MountCommand, k| c.source != what || k == Knowledge::Doubtful;
+                            let other = |c: &SharedCommand, k| c.source != what || k == Knowledge::Doubtful;
                             prop_assert!(ledger.iter().any(|(p, c, k)| *p == at && other(c, k)));
                         }
                         Err(Refusal::Overlaps(other)) => {

@@ -62,6 +62,7 @@ mod requests;
 mod restoration;
 mod sandbox;
 mod secrets;
+mod shared_command;
 mod slots;
 mod snapshot;
 mod state;

@@ -249,9 +249,7 @@ impl Lifecycle {
 
     /// The length of a request that is longer than the daemon reads.
     fn too_large(&self, request: &MountRequest) -> Option<usize> {
-        // A command is strings only and always has a JSON form.
-        let len_bytes = serde_json::to_vec(request.command()).map_or(0, |body| body.len());
-        Some(len_bytes).filter(|&len| len > self.body_limit_bytes)
+        Some(request.command().json().len()).filter(|&len| len > self.body_limit_bytes)
     }
 
     fn answer(&mut self, answer: Result<(), CallError>, actions: &mut Vec<Action>) {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use nydusbox_protocol::{ContainerId, FilePart, MountCommand, MountPoint, ShareConfig};
 
 use crate::program::ProgramKind;
+use crate::shared_command::SharedCommand;
 
 /// Why a request cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +33,7 @@ const MOST_STOCK_PREFETCH_BYTES: usize = 32 << 10;
 #[derive(Clone, PartialEq, Eq)]
 pub struct MountRequest {
     at: MountPoint,
-    command: MountCommand,
+    command: SharedCommand,
     snapshotdir: Option<Snapshotdir>,
 }
 
@@ -52,7 +53,7 @@ impl MountRequest {
         let command = MountCommand::passthrough(text(source.as_ref())?);
         Ok(Self {
             at,
-            command,
+            command: command.into(),
             snapshotdir: None,
         })
     }
@@ -60,7 +61,9 @@ impl MountRequest {
     /// Asks for a share's configuration, which only our daemon understands: a stock nydusd ignores it.
     #[must_use]
     pub fn with_share_config(mut self, config: &ShareConfig) -> Self {
-        self.command = self.command.with_share_config(config);
+        self.command = self
+            .command
+            .with(|command| *command = command.clone().with_share_config(config));
         self
     }
 
@@ -76,7 +79,7 @@ impl MountRequest {
     ) -> Result<Self, MountRequestError> {
         Ok(Self {
             at: MountPoint::rafs_lowerdir(container),
-            command: MountCommand::rafs(text(bootstrap.as_ref())?, config),
+            command: MountCommand::rafs(text(bootstrap.as_ref())?, config).into(),
             snapshotdir: None,
         })
     }
@@ -128,7 +131,7 @@ impl MountRequest {
         let command = MountCommand::rafs(bootstrap, config);
         Self {
             at,
-            command,
+            command: command.into(),
             snapshotdir: None,
         }
     }
@@ -137,7 +140,8 @@ impl MountRequest {
     #[must_use]
     pub fn with_prefetch(mut self, files: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let files: Vec<String> = files.into_iter().map(Into::into).collect();
-        self.command.prefetch_files = Some(files).filter(|f| !f.is_empty());
+        let files = Some(files).filter(|f| !f.is_empty());
+        self.command = self.command.with(|command| command.prefetch_files = files);
         self
     }
 
@@ -146,7 +150,8 @@ impl MountRequest {
     #[must_use]
     pub fn with_prefetch_parts(mut self, parts: impl IntoIterator<Item = FilePart>) -> Self {
         let parts: Vec<FilePart> = parts.into_iter().collect();
-        self.command.prefetch_parts = Some(parts).filter(|p| !p.is_empty());
+        let parts = Some(parts).filter(|p| !p.is_empty());
+        self.command = self.command.with(|command| command.prefetch_parts = parts);
         self
     }
 
@@ -156,33 +161,26 @@ impl MountRequest {
     #[must_use]
     pub fn with_prefetch_program(mut self, candidates: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let candidates: Vec<String> = candidates.into_iter().map(Into::into).collect();
-        self.command.prefetch_program = Some(candidates).filter(|c| !c.is_empty());
+        let candidates = Some(candidates).filter(|c| !c.is_empty());
+        self.command = self.command.with(|command| command.prefetch_program = candidates);
         self
     }
 
     /// As a program of this kind understands it.
     pub(crate) fn fitted(mut self, kind: ProgramKind) -> Self {
-        if kind == ProgramKind::Embedded {
+        let understood = self.command.prefetch_parts.is_none() && self.command.prefetch_program.is_none();
+        if kind == ProgramKind::Embedded || understood {
             return self;
         }
-        self.command.prefetch_program = None;
-        let Some(parts) = self.command.prefetch_parts.take() else {
-            return self;
-        };
-        let mut files = self.command.prefetch_files.take().unwrap_or_default();
-        let mut bytes = 0;
-        for FilePart { path, .. } in parts {
-            if path.contains(['%', '"', '\\']) || files.contains(&path) {
-                continue;
+        self.command = self.command.with(|command| {
+            command.prefetch_program = None;
+            if let Some(parts) = command.prefetch_parts.take() {
+                let mut files = command.prefetch_files.take().unwrap_or_default();
+                add_files(&mut files, parts);
+                command.prefetch_files = Some(files).filter(|f| !f.is_empty());
             }
-            // With quotes and a comma. The rest is fetched when it is read.
-            bytes += path.len() + 3;
-            if bytes > MOST_STOCK_PREFETCH_BYTES {
-                break;
-            }
-            files.push(path);
-        }
-        self.with_prefetch(files)
+        });
+        self
     }
 
     /// Where it goes.
@@ -191,7 +189,7 @@ impl MountRequest {
         &self.at
     }
 
-    pub(crate) fn command(&self) -> &MountCommand {
+    pub(crate) fn command(&self) -> &SharedCommand {
         &self.command
     }
 
@@ -208,6 +206,22 @@ impl fmt::Debug for MountRequest {
             .field("command", &self.command)
             .field("snapshotdir", &self.snapshotdir)
             .finish()
+    }
+}
+
+/// Adds the files that parts are of, as far as a stock nydusd can be told them.
+fn add_files(files: &mut Vec<String>, parts: Vec<FilePart>) {
+    let mut bytes = 0;
+    for FilePart { path, .. } in parts {
+        if path.contains(['%', '"', '\\']) || files.contains(&path) {
+            continue;
+        }
+        // With quotes and a comma. The rest is fetched when it is read.
+        bytes += path.len() + 3;
+        if bytes > MOST_STOCK_PREFETCH_BYTES {
+            break;
+        }
+        files.push(path);
     }
 }
 
@@ -258,14 +272,14 @@ mod tests {
         let stock = request(parts).fitted(ProgramKind::Stock);
         assert_eq!(stock.command.prefetch_parts, None);
         assert_eq!(stock.command.prefetch_program, None);
-        assert_eq!(stock.command.prefetch_files.unwrap(), ["/first", "/b", "/a"]);
-        let many = (0..10_000).map(|n| part(&format!("/{n}"), 0)).collect();
-        let stock = serde_json::to_string(request(many).fitted(ProgramKind::Stock).command()).unwrap();
-        assert!(
-            stock.len() < ProgramKind::Stock.body_limit_bytes(),
-            "{}",
-            stock.len()
+        assert_eq!(
+            stock.command.prefetch_files.clone().unwrap(),
+            ["/first", "/b", "/a"]
         );
+        let many = (0..10_000).map(|n| part(&format!("/{n}"), 0)).collect();
+        let stock = request(many).fitted(ProgramKind::Stock);
+        let len_bytes = stock.command().json().len();
+        assert!(len_bytes < ProgramKind::Stock.body_limit_bytes(), "{len_bytes}");
         let nothing = MountRequest::rafs(&ContainerId::new("c").unwrap(), "/boot", "{}").unwrap();
         assert_eq!(nothing.clone().fitted(ProgramKind::Stock), nothing);
     }

@@ -7,15 +7,16 @@
 
 use std::collections::VecDeque;
 
-use nydusbox_protocol::{MountCommand, MountPoint};
+use nydusbox_protocol::MountPoint;
 
+use crate::shared_command::SharedCommand;
 use crate::slots::Slot;
 
 /// What is to be done next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Mount it.
-    Mount(MountPoint, MountCommand),
+    Mount(MountPoint, SharedCommand),
     /// Use a slot up: mount something harmless there, unmount it.
     Skip(MountPoint),
     /// Everything is mounted: let the VMM in.
@@ -26,7 +27,7 @@ pub(crate) enum Step {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub(crate) at: MountPoint,
-    pub(crate) command: MountCommand,
+    pub(crate) command: SharedCommand,
     /// Where it was; `None` when that is not known.
     pub(crate) slot: Option<Slot>,
 }
@@ -116,6 +117,7 @@ impl Restoration {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use nydusbox_protocol::MountCommand;
     use proptest::prelude::*;
 
     use super::*;
@@ -178,7 +180,7 @@ mod tests {
             }
             let wanted = old.mounted.iter().map(|(at, slot)| Wanted {
                 at: at.clone(),
-                command: MountCommand::passthrough("/src"),
+                command: MountCommand::passthrough("/src").into(),
                 slot: Some(*slot),
             });
             let (new, restoration, skips) = restore(Restoration::new(wanted), &refused);
@@ -197,7 +199,7 @@ mod tests {
     fn what_cannot_be_the_same_is_not_called_the_same() {
         let wanted = |slot| Wanted {
             at: at(0),
-            command: MountCommand::passthrough("/src"),
+            command: MountCommand::passthrough("/src").into(),
             slot,
         };
         let (_, unknown, _) = restore(Restoration::new([wanted(None)]), &BTreeSet::new());

@@ -21,6 +21,7 @@ pub(crate) use transport::ConnectFailure;
 use transport::Connection;
 
 use crate::secrets::Secrets;
+use crate::shared_command::SharedCommand;
 
 /// The largest answer that is read. `GET /api/v1/daemon` with 255 mounts and long configurations stays below 1 MiB.
 pub(crate) const BODY_LIMIT_BYTES: usize = 4 << 20;
@@ -178,15 +179,18 @@ impl ApiClient {
     }
 
     /// Mounts a file system.
-    pub(crate) async fn mount(&mut self, at: &MountPoint, command: &MountCommand) -> Result<(), CallError> {
-        let body = serde_json::to_vec(command).map_err(|source| CallError::Unencodable { source })?;
-        self.change(Endpoint::Mount, at, &body).await
+    pub(crate) async fn mount(&mut self, at: &MountPoint, command: &SharedCommand) -> Result<(), CallError> {
+        self.change(Endpoint::Mount, at, command.json().as_bytes()).await
     }
 
     /// Gives a mounted image a new bootstrap or configuration.
-    pub(crate) async fn remount(&mut self, at: &MountPoint, command: &MountCommand) -> Result<(), CallError> {
-        let body = serde_json::to_vec(command).map_err(|source| CallError::Unencodable { source })?;
-        self.change(Endpoint::Remount, at, &body).await
+    pub(crate) async fn remount(
+        &mut self,
+        at: &MountPoint,
+        command: &SharedCommand,
+    ) -> Result<(), CallError> {
+        self.change(Endpoint::Remount, at, command.json().as_bytes())
+            .await
     }
 
     /// Unmounts what is at a mount point.

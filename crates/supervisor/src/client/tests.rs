@@ -74,7 +74,7 @@ async fn several_calls_share_one_connection() {
     let calls = async {
         assert_eq!(client.daemon_info().await.unwrap().state, DaemonState::Running);
         let at = MountPoint::new("/rafs/a+b/lowerdir").unwrap();
-        let command = MountCommand::rafs("/boot", "{\"version\":2}");
+        let command = MountCommand::rafs("/boot", "{\"version\":2}").into();
         client.mount(&at, &command).await.unwrap();
         client.unmount(&at).await.unwrap();
     };
@@ -124,7 +124,7 @@ async fn answered_with(answer: &[u8], close: bool) -> CallError {
         std::future::pending::<()>().await;
     };
     let at = MountPoint::containers();
-    let command = MountCommand::passthrough("/share");
+    let command = MountCommand::passthrough("/share").into();
     tokio::select! {
         result = client.mount(&at, &command) => result.unwrap_err(),
         () = server => unreachable!("the server waits for ever"),

@@ -101,7 +101,9 @@ fn document(config: &SandboxConfig) -> StateDocument {
     let mut document = StateDocument::new(config.id().clone(), program, config.settings());
     let share = config.share().map(|share| MountRecord {
         at: MountPoint::containers(),
-        command: MountCommand::passthrough(share).with_share_config(config.share_config()),
+        command: MountCommand::passthrough(share)
+            .with_share_config(config.share_config())
+            .into(),
         slot: None,
         replacements: Vec::new(),
     });

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nydusbox_protocol::{MountCommand, MountPoint};
+use nydusbox_protocol::MountPoint;
 
 #[cfg(doc)]
 use super::Lifecycle;
@@ -12,6 +12,7 @@ use crate::events::SandboxEvent;
 use crate::exit::Exit;
 use crate::ledger::UnmountOutcome;
 use crate::request::MountRequest;
+use crate::shared_command::SharedCommand;
 use crate::stop::{Ending, StopStep};
 
 /// How a granted mount went.
@@ -96,11 +97,11 @@ impl Action {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Call {
-    Mount(MountPoint, MountCommand),
-    Remount(MountPoint, MountCommand),
+    Mount(MountPoint, SharedCommand),
+    Remount(MountPoint, SharedCommand),
     Unmount(MountPoint),
     /// Mounts again what the daemon before had.
-    Restore(MountPoint, MountCommand),
+    Restore(MountPoint, SharedCommand),
     /// Mounts something harmless there and unmounts it.
     Skip(MountPoint),
     /// From now on a VMM can connect.

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use nydusbox_protocol::{LogLevel, MountCommand, MountPoint, SandboxId};
+use nydusbox_protocol::{LogLevel, MountPoint, SandboxId};
 use serde::{Deserialize, Serialize};
 use serde_json::Deserializer;
 
@@ -19,6 +19,7 @@ use crate::config::DEFAULT_HEALTH_INTERVAL;
 use crate::environment::Environment;
 use crate::program::ProgramKind;
 use crate::recovery::OnExit;
+use crate::shared_command::SharedCommand;
 use crate::slots::Slot;
 
 /// The version that is written.
@@ -120,13 +121,13 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MountRecord {
     pub(crate) at: MountPoint,
-    pub(crate) command: MountCommand,
+    pub(crate) command: SharedCommand,
     /// The daemon's slot it is in, once it is there and if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) slot: Option<Slot>,
     /// Commands it is being given, or was given without an answer, the last one last: it has one of them, or the old.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) replacements: Vec<MountCommand>,
+    pub(crate) replacements: Vec<SharedCommand>,
 }
 
 /// A bind that is there, or is being made or unmade.

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-use nydusbox_protocol::ContainerId;
+use nydusbox_protocol::{ContainerId, MountCommand};
 use proptest::prelude::*;
 
 use super::*;
@@ -29,11 +29,11 @@ fn mount() -> impl Strategy<Value = MountRecord> {
                 true => MountCommand::rafs(text.clone(), text),
                 false => MountCommand::passthrough(text),
             };
-            let replacements = replaced.then(|| command.clone()).into_iter().collect();
+            let replacements = replaced.then(|| command.clone().into()).into_iter().collect();
             command.prefetch_files = prefetch;
             MountRecord {
                 at: MountPoint::new(format!("/{at}")).unwrap(),
-                command,
+                command: command.into(),
                 slot,
                 replacements,
             }
@@ -165,7 +165,7 @@ fn a_document_of_an_earlier_writer_is_read_and_what_it_lacks_is_unknown() {
     let mut document = StateDocument::new(SandboxId::new("s1").unwrap(), plain_program(), settings());
     document.mounts.push(MountRecord {
         at: MountPoint::new("/m").unwrap(),
-        command: MountCommand::passthrough("/src"),
+        command: MountCommand::passthrough("/src").into(),
         slot: None,
         replacements: Vec::new(),
     });
@@ -183,7 +183,7 @@ fn debug_shows_no_configuration_and_no_environment() {
     let mut document = StateDocument::new(SandboxId::new("s1").unwrap(), plain_program(), settings());
     document.mounts.push(MountRecord {
         at: MountPoint::new("/m").unwrap(),
-        command: MountCommand::rafs("/bootstrap", "c2VjcmV0"),
+        command: MountCommand::rafs("/bootstrap", "c2VjcmV0").into(),
         slot: Some(1),
         replacements: Vec::new(),
     });

@@ -147,7 +147,7 @@ mod tests {
     fn mount(name: &str) -> MountRecord {
         MountRecord {
             at: MountPoint::new(name).unwrap(),
-            command: MountCommand::passthrough("/src"),
+            command: MountCommand::passthrough("/src").into(),
             slot: None,
             replacements: Vec::new(),
         }
