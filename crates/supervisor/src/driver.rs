@@ -493,7 +493,6 @@ impl Driver {
             self.config.secrets().learn_config(&command.config);
         }
         let prepared = self.prepare(&call);
-        self.daemon.leave_output();
         let nothing = self.dir.nothing();
         let mut client = self.client.take().unwrap_or_else(|| {
             ApiClient::new(self.config.api_socket().clone(), self.config.call_deadline())
@@ -525,7 +524,11 @@ impl Driver {
         let Some(mut call) = self.call.take() else { return };
         self.call = Some(match poll_once(call.as_mut()).await {
             Some(answered) => Box::pin(std::future::ready(answered)),
-            None => call,
+            None => {
+                // Not before: the daemon would begin later. A line it prints sooner wakes this task once.
+                self.daemon.leave_output();
+                call
+            }
         });
     }
 
