@@ -214,6 +214,8 @@ impl Driver {
                 for action in actions {
                     self.perform(action);
                 }
+                // Whoever was told goes on before all that is waited for is polled anew.
+                tokio::task::yield_now().await;
                 continue;
             }
             self.record();
