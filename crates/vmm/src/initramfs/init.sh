@@ -59,7 +59,7 @@ others=$!
 
 # Finds the devices of the virtio ports: those whose names begin with nydusbox., as variables.
 ports() {
-    control=
+    stdin= stdout= stderr= control=
     for name in /sys/class/virtio-ports/*/name; do
         port=${name%/name}
         port=/dev/${port##*/}
@@ -71,16 +71,16 @@ ports() {
         nydusbox.control) control=$port ;;
         esac
     done
-    [ -c "$control" ]
+    [ -c "$stdin" ] && [ -c "$stdout" ] && [ -c "$stderr" ] && [ -c "$control" ]
 }
 
-# The driver adds ports from a work queue, so they may appear a moment after it has loaded. Control is the last one:
-# when it is open for the host, the others are too (their messages share one queue), and a read of stdin can't be
-# mistaken for its end.
+# The driver adds ports from a work queue, and names them one after the other: some may appear a moment after it has
+# loaded, even while it is looked for them. Control is the last one: when it is open for the host, the others are too
+# (their messages share one queue), and a read of stdin can't be mistaken for its end.
 tries=0
 until ports; do
     tries=$((tries + 1))
-    [ "$tries" -lt 500 ] || without_control "no control port after 5 s"
+    [ "$tries" -lt 500 ] || without_control "not all ports after 5 s"
     /bin/busybox usleep 10000
 done
 exec 3<"$stdin" 4>"$stdout" 5>"$stderr" 6<>"$control"
