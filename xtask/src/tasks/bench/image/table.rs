@@ -69,7 +69,10 @@ fn standing(row: &Row, report: &Report) -> String {
     };
     let times = verdict.times.map_or(String::new(), number);
     let goal = row.goal.map_or(String::new(), |goal| match goal {
-        Goal::Of(times, of) => format!("≤ {} × {of}", number(times)),
+        Goal::Of(times, of) => {
+            let of = if of == "pull" { "pulling first" } else { of };
+            format!("≤ {} × {of}", number(times))
+        }
         Goal::AtMost(most) => format!("≤ {} {}", number(most), row.unit),
     });
     let mark = match verdict.reached {
@@ -96,7 +99,7 @@ mod tests {
         assert_eq!(
             line("| `python3"),
             "| `python3 -c 'import json'`, first output | 2.00 s | nydusd 4.00 s<br>pull and convert first 5.00 s<br>pull and unpack first 5.90 s \
-             | 0.34 | ≤ 0.33 × pull and unpack ✘ |"
+             | 0.40 | ≤ 0.33 × pulling first ✘ |"
         );
         assert_eq!(
             line("| the guest read"),
