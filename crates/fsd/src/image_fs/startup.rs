@@ -71,7 +71,7 @@ impl<'a> Walk<'a> {
             wave.extend(self.first_of(&[file.into()], false));
         }
         while !wave.is_empty() && !self.image.gate.is_closed() {
-            // All at once, as far as they are small; who is in the middle of a file names nobody.
+            // The beginnings of all at once: each says what else there is to fetch, and small files are then whole.
             for wanted in &wave {
                 self.fetch(wanted.file.ino, 0, 1);
             }
