@@ -2,6 +2,10 @@
 
 use std::ffi::c_void;
 
+pub(super) const TOGETHER: usize = 4;
+pub(super) const ALIGNED: usize = 16;
+pub(super) const PAGE: usize = 4096;
+
 /// Where memory was found not to be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fault {
@@ -20,6 +24,12 @@ impl Guard {
     /// # Safety
     /// There is no value to call it on.
     pub(super) unsafe fn copy(self, _: *mut u8, _: *const u8, _: usize) -> Result<(), Fault> {
+        match self {}
+    }
+
+    /// # Safety
+    /// As of `copy`.
+    pub(super) unsafe fn copy_pages(self, _: [*mut u8; TOGETHER], _: *const u8) -> Result<(), Fault> {
         match self {}
     }
 

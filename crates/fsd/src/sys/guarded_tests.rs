@@ -13,36 +13,33 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::*;
 
-const PAGE: usize = 4096;
-
-/// Two pages of a file that can be made shorter.
+/// Pages of a file that can be made shorter.
 struct Pages {
     file: rustix::fd::OwnedFd,
     start: *mut u8,
+    len: usize,
 }
 
 impl Pages {
+    /// Two of them.
     fn new(fill: u8) -> Self {
+        Self::many(2, fill)
+    }
+
+    fn many(count: usize, fill: u8) -> Self {
         let file = memfd_create("pages", MemfdFlags::CLOEXEC).unwrap();
-        ftruncate(&file, 2 * PAGE as u64).unwrap();
+        let len = count * PAGE;
+        ftruncate(&file, len as u64).unwrap();
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a mapping of its own, at an address of the kernel's choice.
-        let start = unsafe {
-            libc::mmap(
-                null_mut(),
-                2 * PAGE,
-                access,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
+        let start = unsafe { libc::mmap(null_mut(), len, access, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         assert_ne!(start, libc::MAP_FAILED);
         // SAFETY: inside of the mapping just made.
-        unsafe { start.cast::<u8>().write_bytes(fill, 2 * PAGE) };
+        unsafe { start.cast::<u8>().write_bytes(fill, len) };
         Self {
             file,
             start: start.cast(),
+            len,
         }
     }
 
@@ -51,7 +48,7 @@ impl Pages {
     }
 
     fn at(&self, at: usize) -> *mut u8 {
-        assert!(at < 2 * PAGE);
+        assert!(at < self.len);
         self.start.wrapping_add(at)
     }
 
@@ -64,12 +61,12 @@ impl Pages {
 impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: what `new` has mapped.
-        unsafe { libc::munmap(self.start.cast(), 2 * PAGE) };
+        unsafe { libc::munmap(self.start.cast(), self.len) };
     }
 }
 
 fn copy(to: &Pages, at: usize, from: &Pages, len: usize) -> Result<(), Fault> {
-    assert!(at + len <= 2 * PAGE);
+    assert!(at + len <= to.len.min(from.len));
     // SAFETY: both are inside of their mappings.
     unsafe { Guard::new().unwrap().copy(to.at(at), from.at(at), len) }
 }
@@ -110,6 +107,64 @@ fn a_copy_ends_where_there_is_no_room_for_it() {
     assert_eq!(to.byte(PAGE - 1), 7);
 }
 
+/// Four pages of a source to the pages of a destination, in this order.
+fn copy_pages(to: &Pages, order: [usize; TOGETHER], from: &Pages, at: usize) -> Result<(), Fault> {
+    assert!(at + TOGETHER * PAGE <= from.len);
+    let places = order.map(|page| to.at(page * PAGE));
+    // SAFETY: all are inside of their mappings.
+    unsafe { Guard::new().unwrap().copy_pages(places, from.at(at)) }
+}
+
+fn content(at: usize) -> u8 {
+    u8::try_from(at % 251).unwrap()
+}
+
+#[test]
+fn pages_are_copied_to_where_each_belongs_and_nothing_beside_them() {
+    let (from, to) = (Pages::many(5, 0), Pages::many(8, 0xee));
+    for at in 0..from.len {
+        // SAFETY: inside of the mapping.
+        unsafe { from.at(at).write(content(at)) };
+    }
+    for skipped in [0, 1, 15, 64, 2000, PAGE] {
+        let order = [6, 1, 2, 4];
+        copy_pages(&to, order, &from, skipped).unwrap();
+        for (number, page) in order.into_iter().enumerate() {
+            let is_right = |at| to.byte(page * PAGE + at) == content(skipped + number * PAGE + at);
+            assert!((0..PAGE).all(is_right), "page {number} from {skipped} on");
+        }
+        for page in [0, 3, 5, 7] {
+            assert!(
+                (0..PAGE).all(|at| to.byte(page * PAGE + at) == 0xee),
+                "page {page}"
+            );
+        }
+    }
+}
+
+#[test]
+fn copying_pages_ends_where_one_of_them_is_not_there() {
+    let order = [3, 0, 2, 1];
+    for missing in 1..TOGETHER {
+        let (from, to) = (Pages::many(4, 7), Pages::many(4, 1));
+        from.shorten(missing * PAGE);
+        let fault = copy_pages(&to, order, &from, 0).unwrap_err();
+        assert_eq!(fault.address, from.at(missing * PAGE).addr());
+        from.shorten(4 * PAGE);
+        copy_pages(&to, order, &from, 0).unwrap();
+        assert_eq!(
+            to.byte(order[missing] * PAGE),
+            0,
+            "it goes on once there is memory again"
+        );
+
+        to.shorten(missing * PAGE);
+        let fault = copy_pages(&to, order, &from, 0).unwrap_err();
+        let page = order.iter().find(|page| **page >= missing).unwrap() * PAGE;
+        assert_eq!(fault.address, to.at(page).addr());
+    }
+}
+
 #[test]
 fn a_copy_ends_also_where_what_is_missing_reads_as_zeros_otherwise() {
     super::super::mapped::outlive_truncation().unwrap();
@@ -128,11 +183,16 @@ fn threads_end_their_own_copies() {
         for _ in 0..8 {
             scope.spawn(|| {
                 let (from, to) = (Pages::new(7), Pages::new(1));
+                let (more, places) = (Pages::many(4, 7), Pages::many(4, 1));
                 for _ in 0..500 {
                     copy(&to, 0, &from, 2 * PAGE).unwrap();
                     from.shorten(PAGE);
                     copy(&to, 0, &from, 2 * PAGE).unwrap_err();
                     from.shorten(2 * PAGE);
+                    copy_pages(&places, [0, 1, 2, 3], &more, 0).unwrap();
+                    more.shorten(PAGE);
+                    copy_pages(&places, [0, 1, 2, 3], &more, 0).unwrap_err();
+                    more.shorten(4 * PAGE);
                 }
             });
         }

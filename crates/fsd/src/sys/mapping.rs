@@ -16,13 +16,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fuse_backend_rs::file_buf::FileVolatileSlice;
 
-use super::guarded::{Fault, Guard};
+use super::guarded::{ALIGNED, Fault, Guard, PAGE, TOGETHER};
 use super::volatile::with_iovecs;
 
 /// `EXT4_SUPER_MAGIC` and `BTRFS_SUPER_MAGIC`.
 const FILE_SYSTEMS: [i64; 2] = [0xef53, 0x9123_683e];
-/// x86-64 has no other.
-const PAGE: usize = 4096;
 
 /// A file's content, mapped for reading. What holds it holds the mapping; the file may be closed.
 #[derive(Debug)]
@@ -94,18 +92,23 @@ impl Mapping {
             if wanted > self.length.checked_sub(offset)? {
                 return None;
             }
-            let mut at = offset;
+            let mut copy = Copy {
+                guard: self.guard,
+                // SAFETY: `wanted` bytes from there on are inside of the mapping, so it is.
+                from: unsafe { self.start.as_ptr().add(offset) },
+                waiting: [null_mut(); TOGETHER],
+                waits: 0,
+            };
             for iovec in iovecs {
-                // SAFETY: `at` and what is taken from there is inside the mapping, as `wanted` is, and that lives as
-                // long as `self`. The iovec is made of `FileVolatileSlice`s, which are mapped for as long as
-                // `buffers` is borrowed. Neither is ever behind a reference.
-                let copied = unsafe {
-                    self.guard
-                        .copy(iovec.iov_base.cast(), self.start.as_ptr().add(at), iovec.iov_len)
-                };
+                // SAFETY: what is taken is inside of the mapping, as `wanted` is, and that lives as long as `self`.
+                // The iovec is made of `FileVolatileSlice`s, which are mapped for as long as `buffers` is borrowed.
+                // Neither is ever behind a reference.
+                let copied = unsafe { copy.take(iovec.iov_base.cast(), iovec.iov_len) };
                 copied.map_err(|fault| self.note(fault)).ok()?;
-                at += iovec.iov_len;
             }
+            // SAFETY: as above.
+            let copied = unsafe { copy.finish() };
+            copied.map_err(|fault| self.note(fault)).ok()?;
             // SAFETY: the page behind `length` belongs to the mapping.
             let whole = unsafe { self.guard.look(self.start.as_ptr().add(self.length)) };
             whole.map_err(|fault| self.note(fault)).ok()?;
@@ -119,6 +122,58 @@ impl Mapping {
         if inside {
             self.failed.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+/// A copy to several places in turn. Pages wait until there are enough to be copied together.
+struct Copy {
+    guard: Guard,
+    /// What waits begins here.
+    from: *const u8,
+    waiting: [*mut u8; TOGETHER],
+    waits: usize,
+}
+
+impl Copy {
+    /// Copies the next bytes, or has them wait.
+    ///
+    /// # Safety
+    /// As of [`Guard::copy`], until [`Copy::finish`].
+    unsafe fn take(&mut self, mut to: *mut u8, mut len: usize) -> Result<(), Fault> {
+        while len >= PAGE && to.addr().is_multiple_of(ALIGNED) {
+            self.waiting[self.waits] = to;
+            self.waits += 1;
+            if self.waits == TOGETHER {
+                // SAFETY: by this function's contract.
+                unsafe { self.guard.copy_pages(self.waiting, self.from) }?;
+                self.from = self.from.wrapping_add(TOGETHER * PAGE);
+                self.waits = 0;
+            }
+            (to, len) = (to.wrapping_add(PAGE), len - PAGE);
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: by this function's contract.
+        unsafe {
+            self.finish()?;
+            self.guard.copy(to, self.from, len)?;
+        }
+        self.from = self.from.wrapping_add(len);
+        Ok(())
+    }
+
+    /// Copies what waits.
+    ///
+    /// # Safety
+    /// As of [`Copy::take`].
+    unsafe fn finish(&mut self) -> Result<(), Fault> {
+        for to in &self.waiting[..std::mem::take(&mut self.waits)] {
+            // SAFETY: by this function's contract.
+            unsafe { self.guard.copy(*to, self.from, PAGE) }?;
+            self.from = self.from.wrapping_add(PAGE);
+        }
+        Ok(())
     }
 }
 

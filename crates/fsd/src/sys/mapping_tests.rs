@@ -60,6 +60,52 @@ fn it_reads_what_is_before_the_last_page() {
     }
 }
 
+proptest::proptest! {
+    /// As a guest's buffers are: pages here and there, more of them together, and odd ends.
+    #[test]
+    fn any_pieces_get_what_is_theirs(
+        pieces in proptest::collection::vec(
+            proptest::prop_oneof![
+                proptest::strategy::Just((0, PAGE)),
+                proptest::strategy::Just((0, 3 * PAGE)),
+                (0..40_usize, 0..2 * PAGE),
+            ],
+            1..12,
+        ),
+        at in 0..2 * PAGE,
+    ) {
+        const ROOM: usize = 4 * PAGE;
+        let len: usize = pieces.iter().map(|(_, len)| len).sum();
+        let file = tempfile::tempfile().unwrap();
+        let all: Vec<u8> = (0..at + len + 2 * PAGE).map(content).collect();
+        file.write_all_at(&all, 0).unwrap();
+        let mapping = Mapping::on_any_file_system(file.as_fd(), all.len() as u64).unwrap();
+        let mut memory = vec![0xee; (pieces.len() + 1) * ROOM];
+        // The last first, each with room around it, and on a page but for its own offset.
+        let first = memory.as_ptr().align_offset(PAGE);
+        let place = |number: usize, skip: usize| first + (pieces.len() - 1 - number) * ROOM + skip;
+        let base = memory.as_mut_ptr();
+        let buffers: Vec<_> = pieces
+            .iter()
+            .enumerate()
+            // SAFETY: inside of `memory`, which nobody looks at while they live.
+            .map(|(number, (skip, len))| unsafe {
+                FileVolatileSlice::from_raw_ptr(base.add(place(number, *skip)), *len)
+            })
+            .collect();
+        proptest::prop_assert_eq!(mapping.read_at(&buffers, at as u64), Some(len));
+        drop(buffers);
+        let mut from = at;
+        for (number, (skip, len)) in pieces.iter().enumerate() {
+            let place = place(number, *skip);
+            proptest::prop_assert!(memory[place..place + len] == all[from..from + len], "piece {}", number);
+            memory[place..place + len].fill(0xee);
+            from += len;
+        }
+        proptest::prop_assert!(memory.iter().all(|byte| *byte == 0xee), "beside the pieces");
+    }
+}
+
 #[test]
 fn a_file_of_one_page_is_read() {
     let file = tempfile::tempfile().unwrap();
