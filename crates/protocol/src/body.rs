@@ -191,7 +191,7 @@ impl MountCommand {
     /// The request target for this mount point, e.g. `/api/v1/mount?mountpoint=/containers`.
     #[must_use]
     pub fn target(mount_point: &MountPoint) -> String {
-        format!("{}?{}", crate::Endpoint::Mount.path(), mount_point.query())
+        [crate::Endpoint::Mount.path(), "?", &mount_point.query()].concat()
     }
 }
 

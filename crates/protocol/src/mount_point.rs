@@ -153,7 +153,9 @@ impl MountPoint {
     /// The query string `mountpoint=…`, percent-encoded.
     #[must_use]
     pub fn query(&self) -> String {
-        format!("mountpoint={}", utf8_percent_encode(&self.0, QUERY_VALUE))
+        let mut query = "mountpoint=".to_owned();
+        query.extend(utf8_percent_encode(&self.0, QUERY_VALUE));
+        query
     }
 }
 

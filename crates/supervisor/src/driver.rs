@@ -4,15 +4,16 @@
 //! If the task is aborted (its runtime shuts down), dropping the fields kills and reaps the daemon and removes
 //! the directory, in the order they are declared.
 
-use std::future::{Future, poll_fn};
+mod call;
+
+use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
 
-use nydusbox_protocol::{FsType, LogLevel, MountCommand, MountPoint};
+use nydusbox_protocol::{FsType, LogLevel, MountPoint};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, Span};
@@ -28,7 +29,7 @@ use crate::frontend::FrontendWatch;
 use crate::health::{Health, HealthReport, Watch};
 use crate::launch::{self, Running, Serving};
 use crate::ledger::UnmountOutcome;
-use crate::lifecycle::{Action, Call, Event, Lifecycle, MountOutcome, Phase, Reply, Request, Timer};
+use crate::lifecycle::{Action, Event, Lifecycle, MountOutcome, Phase, Reply, Request, Timer};
 use crate::program::ProgramKind;
 use crate::recovery::{OnExit, Recovery};
 use crate::request::{MountRequest, Snapshotdir};
@@ -196,14 +197,21 @@ impl Driver {
             if matches!(event, Event::Exited(_)) {
                 self.last_look_for_vmm();
             }
+            if let Event::Request(request) = &event {
+                self.announce(request);
+            }
             if let Event::Request(Request::Mount(request)) = &event
                 && let Err(error) = self.plan_bind(request)
             {
+                self.withdraw();
                 self.reply(Reply::Mount(Err(error)));
                 continue;
             }
             let mut end = None;
             let actions = self.lifecycle.at(self.begun.elapsed()).step(event);
+            if !actions.iter().any(|action| matches!(action, Action::Call(_))) {
+                self.withdraw();
+            }
             self.follow_recovery();
             self.undo_binds();
             if actions.iter().all(Action::only_tells) {
@@ -474,66 +482,6 @@ impl Driver {
         }
     }
 
-    /// What has to be done before a call: what is not written down, or lacks its bind, is not mounted.
-    fn prepare(&mut self, call: &Call) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        match call {
-            Call::Mount(at, _) => {
-                std::mem::replace(&mut self.recorded, Ok(()))?;
-                // A few lookups in two local directories, tens of microseconds: on a thread of its own it would have
-                // to be waited for when the call is abandoned.
-                Ok(self.binds.make(at)?)
-            }
-            Call::Remount(..) => Ok(std::mem::replace(&mut self.recorded, Ok(()))?),
-            Call::Admit => Ok(self.dir.admit(self.config.program().kind())?),
-            Call::Unmount(_) | Call::Restore(..) | Call::Skip(_) => Ok(()),
-        }
-    }
-
-    fn begin(&mut self, call: Call) {
-        if let Call::Mount(_, command) | Call::Remount(_, command) | Call::Restore(_, command) = &call {
-            // Before anything the daemon says of it is read.
-            self.config.secrets().learn_config(&command.config);
-        }
-        let prepared = self.prepare(&call);
-        let nothing = self.dir.nothing();
-        let mut client = self.client.take().unwrap_or_else(|| {
-            ApiClient::new(self.config.api_socket().clone(), self.config.call_deadline())
-                .with_secrets(self.config.secrets())
-        });
-        self.call = Some(Box::pin(async move {
-            let answer = match (prepared, &call) {
-                (Err(source), _) => Err(CallError::NotAsked { source }),
-                (Ok(()), Call::Mount(at, command) | Call::Restore(at, command)) => {
-                    client.mount(at, command).await
-                }
-                (Ok(()), Call::Skip(at)) => {
-                    let nothing = MountCommand::passthrough(nothing).into();
-                    match client.mount(at, &nothing).await {
-                        Ok(()) => client.unmount(at).await,
-                        refused => refused,
-                    }
-                }
-                (Ok(()), Call::Admit) => Ok(()),
-                (Ok(()), Call::Remount(at, command)) => client.remount(at, command).await,
-                (Ok(()), Call::Unmount(at)) => client.unmount(at).await,
-            };
-            (client, answer)
-        }));
-    }
-
-    /// Has a call that was begun send its request: the rest of this turn is done while the daemon works on it.
-    async fn send(&mut self) {
-        let Some(mut call) = self.call.take() else { return };
-        self.call = Some(match poll_once(call.as_mut()).await {
-            Some(answered) => Box::pin(std::future::ready(answered)),
-            None => {
-                // Not before: the daemon would begin later. A line it prints sooner wakes this task once.
-                self.daemon.leave_output();
-                call
-            }
-        });
-    }
-
     /// A receiver that is gone was dropped by its caller, who does not want the reply.
     fn reply(&mut self, reply: Reply) {
         match (reply, self.reply_to.take()) {
@@ -608,17 +556,6 @@ impl Driver {
             leftovers,
         }
     }
-}
-
-/// What a future yields if it does so at once. Whoever polls it next is woken for it.
-async fn poll_once<T>(mut future: Pin<&mut (dyn Future<Output = T> + Send)>) -> Option<T> {
-    poll_fn(|context| {
-        Poll::Ready(match future.as_mut().poll(context) {
-            Poll::Ready(output) => Some(output),
-            Poll::Pending => None,
-        })
-    })
-    .await
 }
 
 /// Waits for what is under way, for ever if nothing is.

@@ -18,7 +18,7 @@ mod transport;
 
 pub use error::CallError;
 pub(crate) use transport::ConnectFailure;
-use transport::Connection;
+use transport::{Begun, Connection, Request};
 
 use crate::secrets::Secrets;
 use crate::shared_command::SharedCommand;
@@ -43,8 +43,22 @@ pub(crate) struct FailedReads {
 pub(crate) struct ApiClient {
     socket: SocketPath,
     deadline: Duration,
-    connection: Option<Connection>,
+    line: Line,
     secrets: Secrets,
+}
+
+/// The connection that is kept.
+#[derive(Debug, Default)]
+enum Line {
+    #[default]
+    Closed,
+    Idle(Connection),
+    /// All of a request is sent but its body.
+    Announced {
+        connection: Connection,
+        what: (Endpoint, MountPoint, SharedCommand),
+        request: Request,
+    },
 }
 
 impl ApiClient {
@@ -53,7 +67,7 @@ impl ApiClient {
         Self {
             socket,
             deadline,
-            connection: None,
+            line: Line::Closed,
             secrets: Secrets::default(),
         }
     }
@@ -72,8 +86,8 @@ impl ApiClient {
 
     /// Connects, if not connected.
     pub(crate) async fn connect(&mut self) -> Result<(), ConnectFailure> {
-        if self.connection.is_none() {
-            self.connection = Some(Connection::open(&self.socket).await?);
+        if let Line::Closed = self.line {
+            self.line = Line::Idle(Connection::open(&self.socket).await?);
         }
         Ok(())
     }
@@ -178,9 +192,34 @@ impl ApiClient {
         }
     }
 
+    /// Has the daemon get ready for a mount or remount that is asked for next: all of the request is sent but its
+    /// body, without which it can do nothing.
+    pub(crate) fn announce(&mut self, endpoint: Endpoint, at: &MountPoint, command: &SharedCommand) {
+        let Line::Idle(mut connection) = std::mem::take(&mut self.line) else {
+            return;
+        };
+        let request = changing(endpoint, at, Some(command));
+        self.line = match connection.begin(&request) {
+            Begun::Not => Line::Idle(connection),
+            Begun::Head => Line::Announced {
+                connection,
+                what: (endpoint, at.clone(), command.clone()),
+                request,
+            },
+            Begun::Broken => Line::Closed,
+        };
+    }
+
+    /// What was announced is not asked for.
+    pub(crate) fn withdraw(&mut self) {
+        if let Line::Announced { .. } = self.line {
+            self.line = Line::Closed;
+        }
+    }
+
     /// Mounts a file system.
     pub(crate) async fn mount(&mut self, at: &MountPoint, command: &SharedCommand) -> Result<(), CallError> {
-        self.change(Endpoint::Mount, at, command.json().as_bytes()).await
+        self.change(Endpoint::Mount, at, Some(command)).await
     }
 
     /// Gives a mounted image a new bootstrap or configuration.
@@ -189,18 +228,29 @@ impl ApiClient {
         at: &MountPoint,
         command: &SharedCommand,
     ) -> Result<(), CallError> {
-        self.change(Endpoint::Remount, at, command.json().as_bytes())
-            .await
+        self.change(Endpoint::Remount, at, Some(command)).await
     }
 
     /// Unmounts what is at a mount point.
     pub(crate) async fn unmount(&mut self, at: &MountPoint) -> Result<(), CallError> {
-        self.change(Endpoint::Umount, at, &[]).await
+        self.change(Endpoint::Umount, at, None).await
     }
 
-    async fn change(&mut self, endpoint: Endpoint, at: &MountPoint, body: &[u8]) -> Result<(), CallError> {
-        let target = MountCommand::target(at);
-        let (status, body) = self.call(endpoint, &target, body).await?;
+    async fn change(
+        &mut self,
+        endpoint: Endpoint,
+        at: &MountPoint,
+        command: Option<&SharedCommand>,
+    ) -> Result<(), CallError> {
+        let (kept, request) = match std::mem::take(&mut self.line) {
+            Line::Announced {
+                connection,
+                what: (announced, place, with),
+                request,
+            } if (announced, &place, Some(&with)) == (endpoint, at, command) => (Some(connection), request),
+            line => (line.idle(), changing(endpoint, at, command)),
+        };
+        let (status, body) = self.in_time(kept, &request).await?;
         match status {
             // 204 is what nydusd answers; nothing else may pass for "done".
             204 => Ok(()),
@@ -214,21 +264,30 @@ impl ApiClient {
         target: &str,
         body: &[u8],
     ) -> Result<(u16, Vec<u8>), CallError> {
+        let kept = std::mem::take(&mut self.line).idle();
+        let request = Request::new(endpoint.method().as_str(), target, body);
+        self.in_time(kept, &request).await
+    }
+
+    async fn in_time(
+        &mut self,
+        kept: Option<Connection>,
+        request: &Request,
+    ) -> Result<(u16, Vec<u8>), CallError> {
         let deadline = self.deadline;
-        let exchange = timeout(deadline, self.exchange(endpoint, target, body)).await;
+        let exchange = timeout(deadline, self.exchange(kept, request)).await;
         exchange.unwrap_or(Err(CallError::TimedOut { after: deadline }))
     }
 
+    /// Sends a request on a connection that was kept, or on a new one. The connection is kept only after the answer: it
+    /// may still be on its way when this is dropped, and must not be taken for the next call's.
     async fn exchange(
         &mut self,
-        endpoint: Endpoint,
-        target: &str,
-        body: &[u8],
+        kept: Option<Connection>,
+        request: &Request,
     ) -> Result<(u16, Vec<u8>), CallError> {
-        let method = endpoint.method().as_str();
-        // Taken: an answer may still be on its way when this is dropped, and must not be taken for the next call's.
-        if let Some(mut kept) = self.connection.take() {
-            match kept.send(method, target, body).await {
+        if let Some(mut kept) = kept {
+            match kept.send(request).await {
                 // The peer closed the connection while it was idle and has not seen the request.
                 Err(transport::Failure::NotSent) => {}
                 Ok(answer) => return Ok(self.keep(kept, answer)),
@@ -236,7 +295,7 @@ impl ApiClient {
             }
         }
         let mut fresh = Connection::open(&self.socket).await?;
-        match fresh.send(method, target, body).await {
+        match fresh.send(request).await {
             Ok(answer) => Ok(self.keep(fresh, answer)),
             Err(transport::Failure::NotSent) => Err(CallError::Unreachable {
                 source: std::io::ErrorKind::ConnectionReset.into(),
@@ -246,9 +305,31 @@ impl ApiClient {
     }
 
     fn keep(&mut self, connection: Connection, answer: transport::Answer) -> (u16, Vec<u8>) {
-        self.connection = answer.kept.then_some(connection);
+        if answer.kept {
+            self.line = Line::Idle(connection);
+        }
         (answer.status, answer.body)
     }
+}
+
+impl Line {
+    /// The connection, if nothing is sent on it yet.
+    fn idle(self) -> Option<Connection> {
+        match self {
+            Self::Idle(connection) => Some(connection),
+            Self::Closed | Self::Announced { .. } => None,
+        }
+    }
+}
+
+/// The request that changes what is mounted at a place.
+fn changing(endpoint: Endpoint, at: &MountPoint, command: Option<&SharedCommand>) -> Request {
+    let body = command.map_or("", SharedCommand::json);
+    Request::new(
+        endpoint.method().as_str(),
+        &MountCommand::target(at),
+        body.as_bytes(),
+    )
 }
 
 #[cfg(test)]

@@ -48,15 +48,20 @@ impl Socket {
         seen.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
+    /// What of it goes without waiting, in bytes.
+    pub(super) fn write_at_once(&self, bytes: &[u8]) -> io::Result<usize> {
+        match send(self.readable.get_ref(), bytes, SendFlags::NOSIGNAL).map_err(io::Error::from) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            sent => sent,
+        }
+    }
+
     pub(super) async fn write_all(&mut self, bytes: &[u8]) -> Result<(), Broken> {
         let mut written = 0;
         while written < bytes.len() {
-            let sent = send(self.readable.get_ref(), &bytes[written..], SendFlags::NOSIGNAL);
-            match sent.map_err(io::Error::from) {
+            match self.write_at_once(&bytes[written..]) {
+                Ok(0) => self.room().await.map_err(|source| Broken { written, source })?,
                 Ok(sent) => written += sent,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.room().await.map_err(|source| Broken { written, source })?;
-                }
                 Err(source) => return Err(Broken { written, source }),
             }
         }

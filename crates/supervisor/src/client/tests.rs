@@ -187,3 +187,91 @@ async fn nobody_listening_is_unreachable_at_once() {
         other => panic!("{other:?}"),
     }
 }
+
+/// A mount and its parts.
+fn a_mount() -> (MountPoint, SharedCommand) {
+    let at = MountPoint::new("/rafs/c1/lowerdir").unwrap();
+    (at, MountCommand::rafs("/boot", "{\"version\":2}").into())
+}
+
+/// A client with a connection that it keeps, and the daemon's end of that.
+async fn kept() -> (TempDir, UnixListener, ApiClient, UnixStream) {
+    let (dir, listener, mut client) = peer();
+    let server = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        request(&mut stream).await;
+        stream.write_all(&info()).await.unwrap();
+        stream
+    };
+    let (stream, info) = tokio::join!(server, client.daemon_info());
+    info.unwrap();
+    (dir, listener, client, stream)
+}
+
+/// What has come, until it ends like this.
+async fn until(stream: &mut UnixStream, end: &str) -> String {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(end.as_bytes()) {
+        assert!(stream.read_buf(&mut bytes).await.unwrap() > 0);
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+async fn a_mount_that_is_announced_is_one_request_whose_body_comes_later() {
+    let (_dir, _listener, mut client, mut stream) = kept().await;
+    let (at, command) = a_mount();
+    client.announce(Endpoint::Mount, &at, &command);
+    let head = until(&mut stream, "\r\n\r\n").await;
+    assert!(head.starts_with("POST /api/v1/mount?mountpoint="), "{head}");
+    let server = async {
+        let body = until(&mut stream, "}").await;
+        assert_eq!(body, command.json());
+        stream.write_all(NO_CONTENT).await.unwrap();
+    };
+    let ((), mounted) = tokio::join!(server, client.mount(&at, &command));
+    mounted.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_announced_and_is_not_asked_for_is_taken_back_with_its_connection() {
+    for asked in [false, true] {
+        let (_dir, listener, mut client, mut stream) = kept().await;
+        let (at, command) = a_mount();
+        client.announce(Endpoint::Mount, &at, &command);
+        if !asked {
+            client.withdraw();
+        }
+        // Another call finds the connection gone, or makes it go.
+        let server = async {
+            let (mut fresh, _) = listener.accept().await.unwrap();
+            let whole = request(&mut fresh).await;
+            fresh.write_all(NO_CONTENT).await.unwrap();
+            whole
+        };
+        let (whole, unmounted) = tokio::join!(server, client.unmount(&at));
+        unmounted.unwrap();
+        assert!(whole.starts_with("DELETE /api/v1/mount?"), "{whole}");
+        let mut seen = Vec::new();
+        stream.read_to_end(&mut seen).await.unwrap();
+        assert!(seen.ends_with(b"\r\n\r\n"), "nothing but the head came");
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_that_hangs_up_on_what_is_announced_is_asked_anew() {
+    let (_dir, listener, mut client, mut stream) = kept().await;
+    let (at, command) = a_mount();
+    client.announce(Endpoint::Mount, &at, &command);
+    until(&mut stream, "\r\n\r\n").await;
+    drop(stream);
+    let server = async {
+        let (mut fresh, _) = listener.accept().await.unwrap();
+        let whole = request(&mut fresh).await;
+        fresh.write_all(NO_CONTENT).await.unwrap();
+        whole
+    };
+    let (whole, mounted) = tokio::join!(server, client.mount(&at, &command));
+    mounted.unwrap();
+    assert!(whole.ends_with(command.json()), "{whole}");
+}

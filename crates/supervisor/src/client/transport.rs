@@ -4,7 +4,7 @@
 //! mount waits for all of it. What no daemon sends (transfer codings, protocol upgrades) is refused. Dropping the
 //! connection closes the socket at once.
 
-use std::io::{self, Write};
+use std::io;
 
 use httparse::{EMPTY_HEADER, Response, Status};
 use nydusbox_protocol::SocketPath;
@@ -41,6 +41,42 @@ pub(super) struct Connection {
     socket: Socket,
     /// What was read and not taken.
     read: Vec<u8>,
+    /// How much of the next request is sent already.
+    begun_bytes: usize,
+}
+
+/// How far a request was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begun {
+    Not,
+    Head,
+    /// The connection must not be used again.
+    Broken,
+}
+
+/// A request as it is sent.
+#[derive(Debug)]
+pub(super) struct Request {
+    bytes: Vec<u8>,
+    head_bytes: usize,
+}
+
+impl Request {
+    pub(super) fn new(method: &str, target: &str, body: &[u8]) -> Self {
+        let mut bytes = Vec::with_capacity(256 + target.len() + body.len());
+        for part in [method, " ", target, " HTTP/1.1\r\nhost: localhost\r\n"] {
+            bytes.extend_from_slice(part.as_bytes());
+        }
+        if !body.is_empty() {
+            bytes.extend_from_slice(b"content-type: application/json\r\ncontent-length: ");
+            bytes.extend_from_slice(body.len().to_string().as_bytes());
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"\r\n");
+        let head_bytes = bytes.len();
+        bytes.extend_from_slice(body);
+        Self { bytes, head_bytes }
+    }
 }
 
 /// An answer, and whether the connection can be used again.
@@ -56,16 +92,36 @@ impl Connection {
         Ok(Self {
             socket: Socket::connect(socket).await.map_err(ConnectFailure)?,
             read: Vec::new(),
+            begun_bytes: 0,
         })
     }
 
-    /// Sends a request and reads the whole answer.
-    pub(super) async fn send(&mut self, method: &str, target: &str, body: &[u8]) -> Result<Answer, Failure> {
+    /// Sends the head of a request that has a body, if nothing is in the way: what reads it gets ready, and can do
+    /// nothing yet. The same request must be the next that is sent.
+    pub(super) fn begin(&mut self, request: &Request) -> Begun {
+        if request.head_bytes == request.bytes.len() || !self.socket.is_quiet() {
+            return Begun::Not;
+        }
+        let head = &request.bytes[..request.head_bytes];
+        match self.socket.write_at_once(head) {
+            Ok(0) => Begun::Not,
+            Ok(written) if written == head.len() => {
+                self.begun_bytes = written;
+                Begun::Head
+            }
+            Ok(_) | Err(_) => Begun::Broken,
+        }
+    }
+
+    /// Sends a request, or the rest of it if it was begun, and reads the whole answer.
+    pub(super) async fn send(&mut self, request: &Request) -> Result<Answer, Failure> {
         // Closed, or an answer to nothing.
         if !self.socket.is_quiet() {
             return Err(Failure::NotSent);
         }
-        let sent = self.socket.write_all(&request(method, target, body)).await;
+        let rest = &request.bytes[std::mem::take(&mut self.begun_bytes)..];
+        // Of a request whose body was not seen, nothing was done.
+        let sent = self.socket.write_all(rest).await;
         sent.map_err(|Broken { written, source }| match written {
             0 => Failure::NotSent,
             _ => Failure::Call(CallError::Unreachable { source }),
@@ -122,21 +178,6 @@ impl Connection {
             _ => Ok(()),
         }
     }
-}
-
-fn request(method: &str, target: &str, body: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(256 + target.len() + body.len());
-    let head = match body.len() {
-        0 => write!(bytes, "{method} {target} HTTP/1.1\r\nhost: localhost\r\n\r\n"),
-        length => write!(
-            bytes,
-            "{method} {target} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
-             content-length: {length}\r\n\r\n"
-        ),
-    };
-    head.expect("a vector takes everything");
-    bytes.extend_from_slice(body);
-    bytes
 }
 
 /// How much belongs to an answer.
@@ -229,6 +270,10 @@ mod tests {
 
     use super::*;
 
+    fn nothing() -> Request {
+        Request::new("GET", "/", b"")
+    }
+
     /// What is made of an answer that comes in these pieces, after which the peer closes.
     async fn answer(pieces: &[&[u8]]) -> Result<Answer, Failure> {
         let dir = tempfile::tempdir().unwrap();
@@ -237,14 +282,15 @@ mod tests {
         let mut connection = Connection::open(&path).await.unwrap();
         let (mut peer, _) = listener.accept().await.unwrap();
         let server = async move {
-            let mut asked = vec![0; request("GET", "/", b"").len()];
+            let mut asked = vec![0; nothing().bytes.len()];
             peer.read_exact(&mut asked).await.unwrap();
             for piece in pieces {
                 peer.write_all(piece).await.unwrap();
                 tokio::task::yield_now().await;
             }
         };
-        tokio::join!(connection.send("GET", "/", b""), server).0
+        let request = nothing();
+        tokio::join!(connection.send(&request), server).0
     }
 
     fn hi(status: u16, kept: bool) -> Answer {
@@ -317,10 +363,7 @@ mod tests {
         while connection.socket.is_quiet() {
             tokio::task::yield_now().await;
         }
-        assert!(matches!(
-            connection.send("GET", "/", b"").await,
-            Err(Failure::NotSent)
-        ));
+        assert!(matches!(connection.send(&nothing()).await, Err(Failure::NotSent)));
     }
 
     proptest! {

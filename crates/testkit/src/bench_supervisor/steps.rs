@@ -112,8 +112,9 @@ async fn one_round(
                     ("mount on the runtime", mount.await?)
                 }
                 _ => {
+                    let request = request.clone();
                     let begun = Instant::now();
-                    sandbox.mount(request.clone()).await?;
+                    sandbox.mount(request).await?;
                     ("mount", ms(begun))
                 }
             };
