@@ -23,6 +23,7 @@ use tempfile::TempDir;
 pub use config::{ConvertConfig, Mode};
 pub use error::ConvertError;
 pub(crate) use manifest::{BOOTSTRAP, REFERENCE, SOURCE_DIGEST};
+pub(crate) use reuse::is_gzip;
 
 use crate::config::FsVersion;
 use crate::layer_pool::{LayerSource, blob_path, convert_layers};

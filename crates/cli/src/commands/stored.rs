@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, ValueEnum};
 use nydusbox_image::source::{AccessOptions, BlobProxy, ImageRef, Platform, rafs_backend, registry_ca_files};
 use nydusbox_image::{
-    BlobCache, BlobsAt, GetRequest, ImageData, ImageDir, PullPolicy, RafsConfig, StartupTrace, StoreError,
-    StoredImage,
+    BlobCache, BlobsAt, ConvertConfig, GetRequest, ImageData, ImageDir, Mode, PullPolicy, RafsConfig,
+    StartupTrace, StoreError, StoredImage,
 };
 use nydusbox_protocol::FilePart;
 
@@ -46,9 +46,29 @@ pub(super) struct StoredArgs {
     #[arg(long, value_name = "SIZE|none", requires = "image")]
     cache_quota: Option<CacheQuota>,
     #[command(flatten)]
+    first_use: FirstUseArgs,
+    #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
     proxy: BlobProxyArgs,
+}
+
+/// What becomes of an image that is not in nydus' form.
+#[derive(Debug, Args)]
+pub(super) struct FirstUseArgs {
+    /// How an image that is not in nydus' form is converted when it comes here. By reference (`ref`), its layers stay
+    /// as they are and get an index each; `native` compresses them anew, which takes longer, and what is not in the
+    /// blob cache is then read faster. One that is here stays as it is
+    #[arg(long, value_name = "ref|native", default_value = "ref")]
+    convert: Mode,
+}
+
+impl FirstUseArgs {
+    /// The image for `platform`, this machine's if there is none.
+    pub(super) fn request(&self, platform: Option<&Platform>) -> GetRequest {
+        let platform = platform.cloned().unwrap_or_default();
+        GetRequest::converted_by(ConvertConfig::new(platform).mode(self.convert))
+    }
 }
 
 /// `--pull`.
@@ -110,7 +130,9 @@ impl StoredArgs {
             .map_err(|e| Failure::new("prefetch by a trace", &e))?;
         let what = format!("get the image {reference}");
         let access = self.registry.access_until(cancelled);
-        let request = GetRequest::new(self.platform.clone().unwrap_or_default())
+        let request = self
+            .first_use
+            .request(self.platform.as_ref())
             .access(access.clone())
             .policy(self.pull.into());
         let store = store::open(data_dir)?;

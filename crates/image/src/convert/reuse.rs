@@ -119,7 +119,8 @@ impl<'a> Previous<'a> {
     }
 }
 
-fn is_gzip(source: &Descriptor) -> bool {
+/// Whether a layer says that it is packed with gzip.
+pub(crate) fn is_gzip(source: &Descriptor) -> bool {
     let media_type = source.media_type().to_string();
     media_type.ends_with("+gzip") || media_type.ends_with(".gzip")
 }

@@ -93,6 +93,64 @@ impl BlobDir {
     }
 }
 
+impl BlobDir {
+    /// A blob's content, of which a file is made as it is read: `done` gets that when all of it was. If it can't be
+    /// written, the content is read all the same.
+    ///
+    /// `content` is checked while it is read: what it ends with, is right.
+    pub(crate) fn keeping(
+        &self,
+        descriptor: &Descriptor,
+        content: Box<dyn Read + Send>,
+        done: impl FnOnce(NamedTempFile) + Send + 'static,
+    ) -> Box<dyn Read + Send> {
+        let path = self.path_of(descriptor.digest());
+        let parent = path.parent().unwrap_or(&self.path);
+        match fs::create_dir_all(parent).and_then(|()| beside(parent)) {
+            Ok(file) => Box::new(Keeping {
+                content,
+                kept: Some((file, done)),
+            }),
+            Err(error) => {
+                tracing::debug!(path = %path.display(), %error, "not kept while it is read");
+                content
+            }
+        }
+    }
+
+    /// Gives a file that [`keeping`](Self::keeping) has made its place.
+    ///
+    /// # Errors
+    /// See [`SinkError`].
+    pub(crate) fn take(&self, descriptor: &Descriptor, file: NamedTempFile) -> Result<(), SinkError> {
+        let path = self.path_of(descriptor.digest());
+        persist(file, &path).map_err(|source| write_error(&path, source))
+    }
+}
+
+/// Content that is written down as it passes.
+struct Keeping<F> {
+    content: Box<dyn Read + Send>,
+    /// Until all of it was read, or it could not be written.
+    kept: Option<(NamedTempFile, F)>,
+}
+
+impl<F: FnOnce(NamedTempFile)> Read for Keeping<F> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let got = self.content.read(buf)?;
+        if let Some((mut file, done)) = self.kept.take_if(|_| !buf.is_empty()) {
+            match file.as_file_mut().write_all(&buf[..got]) {
+                Ok(()) if got == 0 => done(file),
+                Ok(()) => self.kept = Some((file, done)),
+                Err(error) => {
+                    tracing::debug!(path = %file.path().display(), %error, "not kept while it is read");
+                }
+            }
+        }
+        Ok(got)
+    }
+}
+
 /// Writes a file that is seen whole or not at all; its directory is made if it isn't there.
 ///
 /// # Errors
@@ -125,4 +183,80 @@ fn persist(file: NamedTempFile, path: &Path) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::sync::mpsc;
+
+    use oci_spec::image::MediaType;
+
+    use super::super::sha256_of;
+    use super::*;
+
+    const CONTENT: &[u8] = b"what a blob has";
+
+    fn descriptor() -> Descriptor {
+        Descriptor::new(MediaType::ImageLayer, CONTENT.len() as u64, sha256_of(CONTENT))
+    }
+
+    #[test]
+    fn of_what_is_read_to_its_end_there_is_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobDir::new(dir.path().join("blobs"));
+        let (done, files) = mpsc::channel();
+        let mut reader = blobs.keeping(&descriptor(), Box::new(CONTENT), move |file| {
+            done.send(file).unwrap();
+        });
+        let mut some = [0; 4];
+        reader.read_exact(&mut some).unwrap();
+        assert_eq!(reader.read(&mut []).unwrap(), 0);
+        assert!(files.try_recv().is_err());
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).unwrap();
+        assert_eq!([&some, rest.as_slice()].concat(), CONTENT);
+        assert!(!blobs.has(&descriptor()).unwrap());
+        blobs.take(&descriptor(), files.recv().unwrap()).unwrap();
+        assert!(blobs.has(&descriptor()).unwrap());
+        assert_eq!(fs::read(blobs.path_of(descriptor().digest())).unwrap(), CONTENT);
+        assert_eq!(reader.read(&mut some).unwrap(), 0);
+    }
+
+    #[test]
+    fn of_what_is_read_in_part_nothing_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobDir::new(dir.path().to_owned());
+        blobs
+            .keeping(&descriptor(), Box::new(CONTENT), |_| panic!("not all was read"))
+            .read_exact(&mut [0; 5])
+            .unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("sha256")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_read_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut read = Vec::new();
+        // There is a file where the directory should be.
+        fs::write(dir.path().join("sha256"), "").unwrap();
+        BlobDir::new(dir.path().to_owned())
+            .keeping(&descriptor(), Box::new(CONTENT), |_| panic!("nowhere to keep it"))
+            .read_to_end(&mut read)
+            .unwrap();
+        assert_eq!(read, CONTENT);
+        // Or the disk is full.
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let nowhere = NamedTempFile::new_in(dir.path()).unwrap().into_temp_path();
+        let mut reader = Keeping {
+            content: Box::new(CONTENT),
+            kept: Some((NamedTempFile::from_parts(full, nowhere), |_: NamedTempFile| {
+                panic!("it is not whole")
+            })),
+        };
+        read.clear();
+        reader.read_to_end(&mut read).unwrap();
+        assert_eq!(read, CONTENT);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 }

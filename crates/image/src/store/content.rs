@@ -6,6 +6,8 @@ use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
 
+use tempfile::NamedTempFile;
+
 use crate::source::blob_dir::BlobDir;
 use crate::source::{
     BlobContent, Descriptor, Digest, ImageSink, MediaType, Platform, Put, SinkError, SourceError,
@@ -57,6 +59,29 @@ impl Content {
     /// See [`SinkError`].
     pub(super) fn take(&self, descriptor: &Descriptor, content: &mut dyn Read) -> Result<(), SinkError> {
         self.blobs.write(descriptor, content)
+    }
+
+    /// Whether the blob is here, as far as that can be said.
+    pub(super) fn has_blob(&self, descriptor: &Descriptor) -> bool {
+        self.blobs.has(descriptor).unwrap_or(false)
+    }
+
+    /// What `content` has, verified while it is read; `done` gets a file of it when all of it was.
+    pub(super) fn keeping(
+        &self,
+        descriptor: &Descriptor,
+        content: Box<dyn Read + Send>,
+        done: impl FnOnce(NamedTempFile) + Send + 'static,
+    ) -> Box<dyn Read + Send> {
+        self.blobs.keeping(descriptor, content, done)
+    }
+
+    /// Adds a blob of such a file.
+    ///
+    /// # Errors
+    /// See [`SinkError`].
+    pub(super) fn take_file(&self, descriptor: &Descriptor, file: NamedTempFile) -> Result<(), SinkError> {
+        self.blobs.take(descriptor, file)
     }
 
     /// A blob's content, verified while it is read.

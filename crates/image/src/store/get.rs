@@ -10,13 +10,15 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 use tempfile::NamedTempFile;
 
+use super::arriving::{Arriving, keep_for_next_try};
 use super::kept::KeptLayers;
 use super::known::KnownLayers;
-use super::record::{DataRecord, Record};
+use super::record::{DataRecord, OriginalLayer, Record};
 use super::{GetRequest, ImageData, PullPolicy, Store, StoreError, StoredImage, lock};
 use crate::config::FsVersion;
 use crate::convert::{Mode, convert};
@@ -26,7 +28,8 @@ use crate::progress::{Phase, Progress};
 use crate::rafs::load::version_of;
 use crate::source::blob_dir::replace;
 use crate::source::{
-    Descriptor, ImageConfiguration, ImageRef, ImageSink, ImageSource, MediaType, SourceImage, open_source,
+    Descriptor, Digest, ImageConfiguration, ImageRef, ImageSink, ImageSource, MediaType, SourceImage,
+    open_source,
 };
 
 impl Store {
@@ -109,7 +112,9 @@ impl Store {
         let reference = reference.to_string();
         let image = self.content.image(&record.digest, &record.media_type);
         if let (Some(dir), Ok(image)) = (self.blob_dir(record), image)
-            && let Some(blob) = data_layers(&image).into_iter().find(|blob| !is_in(&dir, blob))
+            && let Some(blob) = data_layers(&image)
+                .into_iter()
+                .find(|blob| !is_in(&dir, blob.digest(), blob.size()))
         {
             return StoreError::MissingData {
                 reference,
@@ -212,31 +217,49 @@ impl Store {
         image: &SourceImage,
         progress: &dyn Progress,
     ) -> Result<(SourceImage, DataRecord), StoreError> {
-        // All of the image is read here once, so that leaving the data in the original layers would save nothing but
-        // time now: Debian with python3 takes 1.3 s instead of 1.9 s, but then each start of python from an empty cache
-        // takes 0.7 s longer, because gzip has to be unpacked from an index point on.
-        let mut config = request.convert.clone().mode(Mode::Native);
+        let mut config = request.convert.clone();
+        if config.format.fs_version != FsVersion::V6 {
+            config.mode = Mode::Native;
+        }
         config.work_dir.get_or_insert_with(|| self.work());
-        let data = DataRecord::Converted {
-            compressor: config.format.compressor,
-            chunk_size: config.format.chunk_size,
-        };
-        let kept = KeptLayers::new(&self.content, &self.layers(), config.format);
+        let arrived = Arc::default();
+        let kept = KeptLayers::new(&self.content, &arrived, &self.layers(), config.format);
         let mut layers = kept.layers()?;
         for (record, _) in self.records.all()? {
-            if record.data == data
-                && record.fs_version == config.format.fs_version
+            if is_converted(&record, request)
                 && let Ok(other) = self.content.image(&record.digest, &record.media_type)
             {
                 layers.extend_from_slice(other.layers());
             }
         }
         let known = KnownLayers::new(&self.content, image.clone(), layers);
-        let summary = convert(source, &kept, Some(&known), &config, progress)
-            .map_err(|error| StoreError::convert(&self.path, error))?;
-        let digest = summary.digest.parse().expect("a digest reads as it is written");
-        let made = self.content.image(&digest, &MediaType::ImageManifest)?;
+        let arriving = Arriving::new(source, &self.content, &arrived);
+        let source = match config.mode {
+            Mode::Native => source,
+            Mode::Reference => &arriving,
+        };
+        let summary = convert(source, &kept, Some(&known), &config, progress).map_err(|error| {
+            keep_for_next_try(&arrived, &self.content, StoreError::convert(&self.path, error))
+        })?;
+        let digest = |text: &str| text.parse().expect("a digest reads as it is written");
+        let made = self
+            .content
+            .image(&digest(&summary.digest), &MediaType::ImageManifest)?;
         kept.forget(made.layers())?;
+        let originals = summary.layers.iter().filter(|layer| layer.is_index);
+        let originals = originals.map(|layer| OriginalLayer {
+            digest: digest(&layer.source_digest),
+            bytes: layer.source_bytes,
+        });
+        // One whose files are all replaced by others need not be here.
+        let dir = self.content.data_dir();
+        let data = DataRecord::Converted {
+            compressor: config.format.compressor,
+            chunk_size: config.format.chunk_size,
+            originals: originals
+                .filter(|layer| is_in(&dir, &layer.digest, layer.bytes))
+                .collect(),
+        };
         Ok((made, data))
     }
 
@@ -301,10 +324,18 @@ impl Store {
         if guard.metadata().ok()?.len() != record.bootstrap_bytes {
             return None;
         }
-        let blobs = data_layers(&image);
-        let data_bytes = blobs.iter().map(|blob| blob.size()).sum();
+        let (blobs, originals) = (data_layers(&image), record.originals());
+        let data_bytes = blobs.iter().map(|blob| blob.size()).sum::<u64>()
+            + originals.iter().map(|layer| layer.bytes).sum::<u64>();
         let data = match self.blob_dir(record) {
-            Some(blob_dir) if blobs.iter().all(|blob| is_in(&blob_dir, blob)) => {
+            Some(blob_dir)
+                if blobs
+                    .iter()
+                    .all(|blob| is_in(&blob_dir, blob.digest(), blob.size()))
+                    && originals
+                        .iter()
+                        .all(|layer| is_in(&blob_dir, &layer.digest, layer.bytes)) =>
+            {
                 ImageData::Local { blob_dir }
             }
             Some(_) => return None,
@@ -347,27 +378,38 @@ impl Store {
             } else {
                 &[]
             };
-            let named = layers.iter().chain([image.manifest.config()]);
-            bytes += named
-                .map(|blob| size(&self.content.path_of(blob.digest())))
-                .sum::<u64>();
+            let named = layers
+                .iter()
+                .chain([image.manifest.config()])
+                .map(Descriptor::digest);
+            let all = named.chain(record.originals().iter().map(|layer| &layer.digest));
+            bytes += all.map(|digest| size(&self.content.path_of(digest))).sum::<u64>();
         }
         bytes
     }
 }
 
-/// Whether what a record has is what is asked for.
+/// Whether what a record has is what is asked for. Where the data is, is only asked for when it has to be converted.
 fn fits(record: &Record, request: &GetRequest) -> bool {
+    match &record.data {
+        DataRecord::Converted { .. } => is_converted(record, request),
+        DataRecord::Copied | DataRecord::InPlace { .. } | DataRecord::Remote => true,
+    }
+}
+
+/// Whether it was converted to the format that is asked for.
+fn is_converted(record: &Record, request: &GetRequest) -> bool {
     let asked = request.convert.format;
     match &record.data {
         DataRecord::Converted {
             compressor,
             chunk_size,
+            originals: _,
         } => {
             (*compressor, *chunk_size, record.fs_version)
                 == (asked.compressor, asked.chunk_size, asked.fs_version)
         }
-        DataRecord::Copied | DataRecord::InPlace { .. } | DataRecord::Remote => true,
+        DataRecord::Copied | DataRecord::InPlace { .. } | DataRecord::Remote => false,
     }
 }
 
@@ -381,9 +423,9 @@ fn data_layers(image: &SourceImage) -> Vec<&Descriptor> {
         .collect()
 }
 
-fn is_in(dir: &Path, blob: &Descriptor) -> bool {
-    let meta = fs::metadata(dir.join(blob.digest().digest()));
-    meta.is_ok_and(|meta| meta.is_file() && meta.len() == blob.size())
+fn is_in(dir: &Path, blob: &Digest, bytes: u64) -> bool {
+    let meta = fs::metadata(dir.join(blob.digest()));
+    meta.is_ok_and(|meta| meta.is_file() && meta.len() == bytes)
 }
 
 /// What `image build` made, served where it is; none if there is a root file system.

@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::StoreError;
+use super::arriving::Arrived;
 use super::content::Content;
 use super::leftovers::{entries, is_partial, remove};
 use crate::config::RafsFormat;
@@ -19,18 +20,21 @@ use crate::source::{BlobContent, Descriptor, Digest, ImageSink, MediaType, Put, 
 #[derive(Debug)]
 pub(super) struct KeptLayers<'a> {
     content: &'a Content,
+    /// What need not be read again.
+    arrived: &'a Arrived,
     dir: PathBuf,
 }
 
 impl<'a> KeptLayers<'a> {
     /// Those in `layers`, the directory for all.
-    pub(super) fn new(content: &'a Content, layers: &Path, format: RafsFormat) -> Self {
+    pub(super) fn new(content: &'a Content, arrived: &'a Arrived, layers: &Path, format: RafsFormat) -> Self {
         let name = format!(
             "v{}-{}-{}",
             format.fs_version, format.compressor, format.chunk_size
         );
         Self {
             content,
+            arrived,
             dir: layers.join(name),
         }
     }
@@ -70,7 +74,13 @@ impl ImageSink for KeptLayers<'_> {
     }
 
     fn put(&self, descriptor: &Descriptor, content: &dyn BlobContent) -> Result<Put, SinkError> {
-        let put = self.content.put(descriptor, content)?;
+        let put = match self.arrived.take(descriptor.digest()) {
+            Some(file) => {
+                self.content.take_file(descriptor, file)?;
+                Put::Written
+            }
+            None => self.content.put(descriptor, content)?,
+        };
         let annotations = descriptor.annotations().as_ref();
         if annotations.is_some_and(|all| all.contains_key(SOURCE_DIGEST)) {
             let path = self.path_of(descriptor.digest());

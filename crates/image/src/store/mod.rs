@@ -20,6 +20,7 @@
 //! What a reference becomes is in `get.rs`, what goes in `remove.rs`. The blob cache of the daemons is another
 //! directory, which `cache.rs` keeps small. Nothing here talks to a daemon.
 
+mod arriving;
 mod cache;
 mod cache_plan;
 mod content;

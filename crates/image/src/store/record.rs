@@ -43,6 +43,9 @@ pub(super) enum DataRecord {
     Converted {
         compressor: Compressor,
         chunk_size: ChunkSize,
+        /// The layers that have it as they were, and only an index beside.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        originals: Vec<OriginalLayer>,
     },
     /// In the store, as it was.
     Copied,
@@ -50,6 +53,13 @@ pub(super) enum DataRecord {
     InPlace { blob_dir: PathBuf },
     /// In the registry that the reference names.
     Remote,
+}
+
+/// A layer that stays as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct OriginalLayer {
+    pub(super) digest: Digest,
+    pub(super) bytes: u64,
 }
 
 /// An image of the store as it is listed.
@@ -106,6 +116,14 @@ impl Record {
             fs_version,
             bootstrap_bytes,
             data,
+        }
+    }
+
+    /// The layers that have the data as they were.
+    pub(super) fn originals(&self) -> &[OriginalLayer] {
+        match &self.data {
+            DataRecord::Converted { originals, .. } => originals,
+            DataRecord::Copied | DataRecord::InPlace { .. } | DataRecord::Remote => &[],
         }
     }
 

@@ -17,6 +17,7 @@ use super::leftovers::{entries, is_partial, remove};
 use super::record::Record;
 use super::removal_plan::{Inventory, plan};
 use super::{Store, StoreError, lock};
+use crate::convert::REFERENCE;
 use crate::progress::Progress;
 use crate::source::{Digest, ImageRef, MediaType};
 
@@ -265,12 +266,18 @@ impl Store {
         let image = self.content.image(digest, media_type).ok()?;
         let layers = if layers { image.layers() } else { &[] };
         let blobs = layers.iter().chain([image.manifest.config()]);
-        let digests = blobs.map(|blob| blob.digest()).chain([digest]);
-        Some(
-            digests
-                .map(|digest| format!("{}/{}", digest.algorithm(), digest.digest()))
-                .collect(),
-        )
+        let name = |digest: &Digest| format!("{}/{}", digest.algorithm(), digest.digest());
+        let mut names: BTreeSet<_> = blobs
+            .map(|blob| name(blob.digest()))
+            .chain([name(digest)])
+            .collect();
+        for layer in layers {
+            // Of one that is an index, the data is in the layer that it was made of.
+            let annotations = layer.annotations().as_ref();
+            let original = annotations.and_then(|all| all.get(REFERENCE)?.parse().ok());
+            names.extend(original.map(|original| name(&original)));
+        }
+        Some(names)
     }
 }
 

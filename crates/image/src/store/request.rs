@@ -1,6 +1,6 @@
 //! What can be asked of the store. Every value here is valid once it exists.
 
-use crate::convert::ConvertConfig;
+use crate::convert::{ConvertConfig, Mode};
 use crate::source::{AccessOptions, Platform};
 
 /// When the place that a reference names is asked. One on this host's disk is, unless it may not be: it costs
@@ -26,13 +26,15 @@ pub struct GetRequest {
 }
 
 impl GetRequest {
-    /// The image for `platform`; converted, where it has to be, to what is usual.
+    /// The image for `platform`; converted, where it has to be, to what is usual, and by reference: all of it is
+    /// fetched, and need not be compressed anew.
     #[must_use]
     pub fn new(platform: Platform) -> Self {
-        Self::converted_by(ConvertConfig::new(platform))
+        Self::converted_by(ConvertConfig::new(platform).mode(Mode::Reference))
     }
 
-    /// The image for the platform of `convert`, which says how it is converted if it has to be.
+    /// The image for the platform of `convert`, which says how it is converted if it has to be; by reference only to
+    /// RAFS v6.
     #[must_use]
     pub fn converted_by(convert: ConvertConfig) -> Self {
         Self {

@@ -19,6 +19,7 @@ mod refusals;
 mod round_trip;
 mod sources;
 mod store;
+mod store_reference;
 mod tree;
 mod walk;
 

@@ -99,7 +99,7 @@ fn layers_indexed_before_are_used_again_but_not_those_of_the_other_mode() {
 }
 
 /// Packs with gzip.
-fn gzip(archive: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(archive: &[u8]) -> Vec<u8> {
     let mut packed = GzEncoder::new(Vec::new(), Compression::default());
     packed.write_all(archive).unwrap();
     packed.finish().unwrap()

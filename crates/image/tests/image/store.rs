@@ -29,11 +29,11 @@ fn make_nydus(from: &ImageRef, layout: &Path) -> ImageRef {
     to
 }
 
-fn platform() -> Platform {
+pub(crate) fn platform() -> Platform {
     "linux/amd64".parse().unwrap()
 }
 
-fn request() -> GetRequest {
+pub(crate) fn request() -> GetRequest {
     GetRequest::new(platform())
 }
 
@@ -45,14 +45,14 @@ fn blob_dir(image: &StoredImage) -> &Path {
 }
 
 /// That every chunk of the image is there and right, and how many files it has.
-fn checked(image: &StoredImage) -> u64 {
+pub(crate) fn checked(image: &StoredImage) -> u64 {
     let opened = NydusImage::open(&image.bootstrap, blob_dir(image)).unwrap();
     assert_eq!(opened.check(&Quiet).problems, []);
     opened.inspect().regular_files
 }
 
 /// Every file below `dir` with its size, but for locks.
-fn files(dir: &Path) -> BTreeMap<PathBuf, u64> {
+pub(crate) fn files(dir: &Path) -> BTreeMap<PathBuf, u64> {
     let mut all = BTreeMap::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {

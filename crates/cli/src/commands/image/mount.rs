@@ -10,8 +10,8 @@ use std::thread;
 
 use clap::Args;
 use nydusbox_fsd::{HostMount, HostMountError, outlive_truncation};
+use nydusbox_image::StoredImage;
 use nydusbox_image::source::{AccessOptions, ImageRef, Platform};
-use nydusbox_image::{GetRequest, StoredImage};
 use nydusbox_protocol::{FsType, MountCommand};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -19,7 +19,7 @@ use signal_hook::iterator::Signals;
 use super::bar::{Bar, cancelled_by_signals};
 use super::store;
 use crate::commands::registry::RegistryArgs;
-use crate::commands::stored::{ca_files, rafs_config};
+use crate::commands::stored::{FirstUseArgs, ca_files, rafs_config};
 use crate::daemon_env;
 use crate::data_dir::DataDirArg;
 use crate::error::{Failure, INTERRUPTED, TAKEN};
@@ -36,6 +36,8 @@ pub(crate) struct MountArgs {
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
     #[command(flatten)]
+    first_use: FirstUseArgs,
+    #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
     data_dir: DataDirArg,
@@ -47,7 +49,10 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
     let cancelled = cancelled_by_signals()?;
     let data_dir = args.data_dir.resolve()?;
     let store = store::open(&data_dir)?;
-    let request = GetRequest::new(args.platform.unwrap_or_default()).access(access.clone());
+    let request = args
+        .first_use
+        .request(args.platform.as_ref())
+        .access(access.clone());
     let bar = Bar::new(cancelled.clone());
     let result = store.get(&args.image, &request, &bar);
     bar.clear();

@@ -8,8 +8,8 @@ use indicatif::DecimalBytes;
 use nydusbox::mounted_images;
 use nydusbox_image::source::{ImageRef, Platform, RegistryError, SourceError};
 use nydusbox_image::{
-    BlobCache, CacheReport, GcConfig, GcReport, GetRequest, ImageUse, PullPolicy, Store, StoreError,
-    StoredEntry, StoredKind,
+    BlobCache, CacheReport, GcConfig, GcReport, ImageUse, PullPolicy, Store, StoreError, StoredEntry,
+    StoredKind,
 };
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -21,6 +21,7 @@ use crate::args::StateDirArg;
 use crate::commands::output::OutputArgs;
 use crate::commands::registry::RegistryArgs;
 use crate::commands::size::Size;
+use crate::commands::stored::FirstUseArgs;
 use crate::data_dir::{DataDir, DataDirArg};
 use crate::error::{Failure, INTERRUPTED, TAKEN};
 use crate::state_dir::StateDir;
@@ -36,6 +37,8 @@ pub(crate) struct PullArgs {
     /// Which of several images: OS/ARCH[/VARIANT]; this machine's unless given
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
+    #[command(flatten)]
+    first_use: FirstUseArgs,
     #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
@@ -122,7 +125,9 @@ pub(super) fn pull(args: PullArgs) -> Result<(), Failure> {
     let what = format!("pull {}", args.image);
     let store = open(&args.data_dir.resolve()?)?;
     let cancelled = cancelled_by_signals()?;
-    let request = GetRequest::new(args.platform.unwrap_or_default())
+    let request = args
+        .first_use
+        .request(args.platform.as_ref())
         .access(args.registry.access_until(&cancelled))
         .policy(PullPolicy::Always);
     let bar = Bar::new(cancelled);
