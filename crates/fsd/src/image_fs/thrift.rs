@@ -10,10 +10,10 @@ use std::sync::{Mutex, PoisonError};
 
 use super::chunk::Chunk;
 
-/// What may be fetched of blobs, in quarters of what was read.
-const STORED: u64 = 5;
+/// What may be fetched of blobs, in eighths of what was read.
+const STORED: u64 = 9;
 /// And of content.
-const CONTENT: u64 = 16;
+const CONTENT: u64 = 32;
 /// What of blobs may be fetched beyond that, in bytes, and twice as much of content: the first files that are read are
 /// small, and so are their neighbours.
 const ADVANCE: u64 = 64 << 10;
@@ -96,10 +96,10 @@ impl Thrift {
     pub(super) fn fetch(&self, needed: Amount, most: u64) -> Amount {
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         let read = self.read.load(Ordering::Relaxed);
-        let quarters = |share: u64| read.saturating_mul(share) / 4;
+        let eighths = |share: u64| read.saturating_mul(share) / 8;
         let may = Amount {
-            stored: quarters(STORED).saturating_add(ADVANCE),
-            content: quarters(CONTENT).saturating_add(2 * ADVANCE),
+            stored: eighths(STORED).saturating_add(ADVANCE),
+            content: eighths(CONTENT).saturating_add(2 * ADVANCE),
         };
         let mut beside = may - (*fetched + needed);
         beside.stored = beside.stored.min(most).min(read / AT_ONCE + ADVANCE);
@@ -171,8 +171,8 @@ mod tests {
                 let used = Amount { stored: beside.stored * used / 4, content: beside.content * used / 4 };
                 thrift.give_back(beside - used);
                 fetched = fetched + needed + used;
-                prop_assert!(used.stored == 0 || fetched.stored <= read * STORED / 4 + ADVANCE);
-                prop_assert!(used.content == 0 || fetched.content <= read * CONTENT / 4 + 2 * ADVANCE);
+                prop_assert!(used.stored == 0 || fetched.stored <= read * STORED / 8 + ADVANCE);
+                prop_assert!(used.content == 0 || fetched.content <= read * CONTENT / 8 + 2 * ADVANCE);
             }
         }
     }
