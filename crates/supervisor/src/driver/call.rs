@@ -10,11 +10,16 @@ use nydusbox_protocol::{Endpoint, MountCommand, MountPoint};
 use super::Driver;
 use crate::client::{ApiClient, CallError};
 use crate::lifecycle::{Call, Request};
+use crate::program::ProgramKind;
 
 impl Driver {
     /// Has the daemon wake up for what is likely to be asked of it, while that is decided and written down. It learns
-    /// what to mount only after.
+    /// what to mount only after. Not a stock nydusd: one that looks between the pieces of a request answers it with
+    /// 500. (Waking it by a connection of the request's own takes more than is gained.)
     pub(super) fn announce(&mut self, request: &Request) {
+        if self.config.program().kind() == ProgramKind::Stock {
+            return;
+        }
         let Some(client) = &mut self.client else { return };
         let ledger = self.lifecycle.ledger();
         let mounted = |at: &MountPoint| ledger.iter().any(|(place, _, _)| place == at);
