@@ -148,7 +148,8 @@ fn of_an_image_in_a_registry_only_what_mounting_takes_is_pulled() {
     assert_eq!(pulled["kind"], "remote");
     let (_, hex) = data.split_once(':').unwrap();
     assert!(!dir.join("data/images/blobs/sha256").join(hex).exists());
-    let converted = json(&dir, &["pull", &there("of"), "--platform", "linux/amd64"]);
+    let native = ["--platform", "linux/amd64", "--convert", "native"];
+    let converted = json(&dir, &[&["pull", &there("of")], &native[..]].concat());
     assert_eq!(converted["kind"], "converted");
     assert!(
         dir.join("data/images/blobs/sha256").join(hex).exists(),
