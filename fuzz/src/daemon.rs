@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use nydusbox_fsd::fuzzing::mount_and_walk;
+use nydusbox_fsd::fuzzing::{mount_and_walk, program_needs};
 use nydusbox_protocol::MountCommand;
 use serde_json::json;
 
@@ -44,6 +44,16 @@ pub fn mount(data: &[u8]) {
     let command = MountCommand::rafs(path.display().to_string(), config.to_string());
     if let Err(error) = mount_and_walk(&command, has_blobs) {
         assert!(!error.to_string().contains('\n'), "one sentence: {error}");
+    }
+}
+
+/// The file of a program, of which is read what it needs: how much that is, is bounded.
+pub fn program(data: &[u8]) {
+    calm();
+    if let Some((libraries, longest)) = program_needs(data) {
+        assert!(libraries <= 64, "{libraries} libraries");
+        // A path of an interpreter may be as long as a table.
+        assert!(longest <= 64 << 10, "a name of {longest} bytes");
     }
 }
 

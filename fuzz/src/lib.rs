@@ -13,7 +13,7 @@ mod inputs;
 mod overlay;
 mod state;
 
-pub use daemon::mount;
+pub use daemon::{mount, program};
 pub use foreign::{blob, bootstrap, clean_up, documents, layer, registry_texts};
 pub use inputs::{extra_option, rootfs_mount, virtual_volume};
 pub use overlay::overlay_options;
@@ -31,7 +31,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     target("extra_option", extra_option, 4000),
     target("virtual_volume", virtual_volume, 4000),
     target("rootfs_mount", rootfs_mount, 4000),
@@ -39,6 +39,7 @@ pub const TARGETS: [Target; 11] = [
     target("state_document", state_document, 4000),
     target("bootstrap", bootstrap, 400),
     target("mount", mount, 200),
+    target("program", program, 4000),
     target("layer", layer, 400),
     target("blob", blob, 2000),
     target("documents", documents, 4000),

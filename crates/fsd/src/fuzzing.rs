@@ -1,8 +1,9 @@
-//! An image that is mounted and looked at as a guest would, without one: for the fuzz targets and nobody else, and no
-//! part of what this crate promises.
+//! An image that is mounted and looked at as a guest would, without one, and a program's file: for the fuzz targets and
+//! nobody else, and no part of what this crate promises.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
+use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -103,6 +104,16 @@ impl Walk {
         }
         found
     }
+}
+
+/// What an executable names, as far as it is read before it is started: how many libraries, and the longest name of
+/// all it names, in bytes; nothing if it is no program.
+pub fn program_needs(file: &[u8]) -> Option<(usize, usize)> {
+    let needs = crate::image_fs::needs_of(Cursor::new(file))?;
+    let libraries = needs.libraries.iter().map(|name| name.len());
+    let paths = needs.interpreter.iter().chain(&needs.search);
+    let longest = libraries.chain(paths.map(|path| path.as_os_str().len())).max();
+    Some((needs.libraries.len(), longest.unwrap_or_default()))
 }
 
 /// As `fuse` has it.

@@ -7,7 +7,7 @@ use crate::command::Cmd;
 use crate::error::TaskError;
 use crate::workspace::{Workspace, make_dir};
 
-const TARGETS: [&str; 11] = [
+const TARGETS: [&str; 12] = [
     "extra_option",
     "virtual_volume",
     "rootfs_mount",
@@ -15,6 +15,7 @@ const TARGETS: [&str; 11] = [
     "state_document",
     "bootstrap",
     "mount",
+    "program",
     "layer",
     "blob",
     "documents",

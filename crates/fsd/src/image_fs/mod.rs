@@ -68,6 +68,7 @@ use self::layout::Layouts;
 pub(crate) use self::prefetch::Named;
 use self::readahead::Streams;
 use self::renewal::Renewals;
+pub(crate) use self::startup::needs_of;
 use self::storage::Storage;
 use self::thrift::Thrift;
 use self::trace::Tracer;

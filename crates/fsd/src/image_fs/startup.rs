@@ -17,7 +17,7 @@ use std::thread;
 
 use rustix::io::Errno;
 
-use self::needs::Needs;
+pub(crate) use self::needs::Needs;
 use self::paths::{Found, in_turn};
 use super::Image;
 use super::blob::Urgency;
@@ -30,6 +30,11 @@ const MOST_OF_FILE: u64 = 16 << 20;
 const MOST: u64 = 32 << 20;
 /// Whoever starts a program looks for its user, and the dynamic loader for its list of libraries.
 const BEFORE: [&str; 3] = ["/etc/passwd", "/etc/group", "/etc/ld.so.cache"];
+
+/// What the file of a program names.
+pub(crate) fn needs_of(file: impl Read + Seek) -> Option<Needs> {
+    needs::of(file, |_| {})
+}
 
 /// Fetches what the first of `programs` that the image has needs. In the background: nobody waits for it.
 pub(super) fn start(image: &Arc<Image>, programs: Vec<PathBuf>) {

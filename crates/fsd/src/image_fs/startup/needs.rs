@@ -28,12 +28,12 @@ const MOST_LIBRARIES: usize = 64;
 
 /// What a program needs to be started.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Needs {
-    pub(super) interpreter: Option<PathBuf>,
+pub(crate) struct Needs {
+    pub(crate) interpreter: Option<PathBuf>,
     /// Names or paths.
-    pub(super) libraries: Vec<OsString>,
+    pub(crate) libraries: Vec<OsString>,
     /// Directories where it wants them to be looked for; `$ORIGIN` in them is its own.
-    pub(super) search: Vec<PathBuf>,
+    pub(crate) search: Vec<PathBuf>,
 }
 
 /// Reads what a file names; `None` if it is no program. Before it is read beyond its beginning, `loaded` is told how
