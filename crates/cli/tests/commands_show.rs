@@ -113,6 +113,8 @@ fn logs_are_the_daemons_lines_and_are_followed_to_the_end() {
 fn logs_can_be_read_after_the_supervisor_was_killed() {
     let s = Sandboxes::new();
     let info = s.start("s1", None);
+    // What the supervisor has not read of the daemon's output goes with it.
+    common::sandboxes::until("it is logged", || s.ok(&["logs", "s1"]).contains("serving"));
     kill(pid(&info, "supervisor"), Signal::KILL);
     common::sandboxes::until("it is gone", || {
         !common::sandboxes::runs(pid(&info, "supervisor"))

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -291,6 +291,9 @@ fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Re
                     _ => false,
                 };
                 if dies {
+                    // Its connection stays open until it is dead: who is hung up on asks on another one, which is
+                    // answered for as long as there is a process.
+                    let _open = stream.into_raw_fd();
                     return Ok(Some(6));
                 }
             }
