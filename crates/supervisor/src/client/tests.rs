@@ -239,8 +239,12 @@ async fn what_was_announced_and_is_not_asked_for_is_taken_back_with_its_connecti
         let (_dir, listener, mut client, mut stream) = kept().await;
         let (at, command) = a_mount();
         client.announce(Endpoint::Mount, &at, &command);
+        let mut seen = Vec::new();
         if !asked {
             client.withdraw();
+            // Before anything else is asked.
+            let closed = timeout(DEADLINE, stream.read_to_end(&mut seen)).await;
+            closed.expect("the connection is closed").unwrap();
         }
         // Another call finds the connection gone, or makes it go.
         let server = async {
@@ -252,7 +256,6 @@ async fn what_was_announced_and_is_not_asked_for_is_taken_back_with_its_connecti
         let (whole, unmounted) = tokio::join!(server, client.unmount(&at));
         unmounted.unwrap();
         assert!(whole.starts_with("DELETE /api/v1/mount?"), "{whole}");
-        let mut seen = Vec::new();
         stream.read_to_end(&mut seen).await.unwrap();
         assert!(seen.ends_with(b"\r\n\r\n"), "nothing but the head came");
     }
