@@ -42,6 +42,11 @@ impl DataDir {
         self.0.join("cache")
     }
 
+    /// Machines that were booted once.
+    pub(crate) fn templates(&self) -> PathBuf {
+        self.0.join("templates")
+    }
+
     /// What belongs to one run only.
     pub(crate) fn run(&self, name: &str) -> PathBuf {
         self.0.join("run").join(name)

@@ -8,19 +8,20 @@ use std::path::Path;
 
 use nydusbox_rootfs::CloudHypervisorError;
 
-use crate::qemu::VmConfig;
+use crate::qemu::{MachineConfig, VmConfig};
 
-/// Everything after the program's name, for the kernel, memory, processors and share of `config`. The guest's console
+/// Everything after the program's name, for the kernel, memory and processors of `machine` and the share of `config`. The guest's console
 /// goes to the file `console`. Cloud Hypervisor needs no accelerator named: it is KVM or nothing.
 ///
 /// # Errors
 /// [`CloudHypervisorError`] when the share's socket or tag has a comma or quote, which its options can't carry.
 pub fn arguments(
+    machine: &MachineConfig,
     config: &VmConfig,
     initramfs: &Path,
     console: &Path,
 ) -> Result<Vec<OsString>, CloudHypervisorError> {
-    let spec = config.spec();
+    let spec = machine.spec();
     let mut serial = OsString::from("file=");
     serial.push(console);
     let mut arguments: Vec<OsString> = vec![
@@ -37,7 +38,8 @@ pub fn arguments(
         "--console".into(),
         "off".into(),
     ];
-    arguments.extend(spec.share.cloud_hypervisor_arguments(spec.memory_bytes)?);
+    let share = &config.spec().share;
+    arguments.extend(share.cloud_hypervisor_arguments(spec.memory_bytes)?);
     Ok(arguments)
 }
 
@@ -49,7 +51,14 @@ mod tests {
     #[test]
     fn the_whole_command_line() {
         let config = VmConfig::new(crate::qemu::made_up_spec()).unwrap();
-        let arguments = arguments(&config, Path::new("/vm/initramfs"), Path::new("/vm/console")).unwrap();
+        let machine = MachineConfig::new(crate::qemu::made_up_machine()).unwrap();
+        let arguments = arguments(
+            &machine,
+            &config,
+            Path::new("/vm/initramfs"),
+            Path::new("/vm/console"),
+        )
+        .unwrap();
         let shown: Vec<&str> = arguments.iter().map(|a| a.to_str().unwrap()).collect();
         insta::assert_snapshot!(shown.join(" ").replace(" --", "\n--"), @r"
         --kernel /boot/vmlinuz-6.1.0-1-cloud-amd64

@@ -15,7 +15,14 @@ pub use kernel::{Kernel, KernelError};
 pub use modules::{ModuleError, ModuleFile};
 
 /// The modules the guest loads, besides whatever they depend on.
-pub const WANTED_MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "fuse", "virtiofs", "overlay"];
+pub const WANTED_MODULES: [&str; 6] = [
+    "virtio_pci",
+    "virtio_console",
+    "virtio_rng",
+    "fuse",
+    "virtiofs",
+    "overlay",
+];
 
 /// Those of them without which init cannot speak to the host; first in the order.
 pub(crate) const PORT_MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];

@@ -1,7 +1,8 @@
-//! The initramfs the guest starts from: busybox, the modules, our `/init` and what this boot is about.
+//! The initramfs the guest starts from: busybox, the modules and our `/init`. What the machine is for is not in it:
+//! init is told by its control port ([`params`]).
 //!
 //! Made in memory, uncompressed (decompressing under emulation costs more than reading), and reproducible: the same
-//! assets and parameters give the same bytes. `init.sh`, with what it looks up in the container (`container.sh`), is
+//! assets give the same bytes. `init.sh`, with what it looks up in the container (`container.sh`), is
 //! the guest's whole user space outside the container; read it next.
 
 pub(crate) mod cpio;
@@ -30,8 +31,8 @@ pub struct InitramfsError {
     pub source: io::Error,
 }
 
-/// Builds the archive. `params` is what [`params`] wrote for `/params`.
-pub(crate) fn build(assets: &GuestAssets, params: &[u8]) -> Result<Vec<u8>, InitramfsError> {
+/// Builds the archive.
+pub(crate) fn build(assets: &GuestAssets) -> Result<Vec<u8>, InitramfsError> {
     let read = |path: &std::path::Path| {
         fs::read(path).map_err(|source| InitramfsError {
             path: path.to_owned(),
@@ -61,7 +62,6 @@ pub(crate) fn build(assets: &GuestAssets, params: &[u8]) -> Result<Vec<u8>, Init
     archive.file("modules/others", 0o644, others.as_bytes());
     archive.file("init", 0o755, INIT);
     archive.file("container.sh", 0o644, CONTAINER);
-    archive.file("params", 0o600, params);
     Ok(archive.finish())
 }
 

@@ -1,21 +1,26 @@
 //! Boots a microVM on a running virtio-fs daemon and runs one command in it.
 //!
 //! Given the daemon's vhost-user socket, this crate owns the rest of the machine: what the guest is booted from
-//! ([`guest`]), its initramfs, QEMU's process ([`Vm`]), and the answer to "what does this machine lack" ([`doctor`]).
+//! ([`guest`]), its initramfs, QEMU's process ([`Machine`], [`Vm`]), machines kept to go on from ([`Templates`]), and the answer to "what does this machine lack" ([`doctor`]).
 //! It starts no daemon and mounts nothing on the host. For Cloud Hypervisor it has the arguments only
 //! ([`cloud_hypervisor`]). Read [`qemu`] next.
 //!
 //! ```no_run
 //! use nydusbox_rootfs::{ContainerId, OverlayPlan, ShareDevice, ShareSocket};
-//! use nydusbox_vmm::{GuestAssets, GuestStdio, Vm, VmConfig, VmOutcome, VmSpec};
+//! use nydusbox_vmm::{
+//!     GuestAssets, GuestStdio, Machine, MachineConfig, MachineSpec, VmConfig, VmOutcome, VmSpec,
+//! };
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let assets = GuestAssets::find("/".as_ref())?;
+//! let machine = MachineConfig::new(MachineSpec::new(assets))?;
+//! // It boots while the daemon is started and the image mounted.
+//! let machine = Machine::start(&machine, "/run/nydusbox/s1/vm".as_ref()).await?;
+//!
 //! let share = ShareDevice::on(ShareSocket::new("/run/nydusbox/s1/fs.sock")?);
 //! let rootfs = OverlayPlan::for_container(&ContainerId::new("c1")?);
-//! let config = VmConfig::new(VmSpec::new(assets, share, rootfs, vec!["cat".into(), "/etc/os-release".into()]))?;
-//! let stdio = GuestStdio::output(tokio::io::stdout(), tokio::io::stderr());
-//! let mut vm = Vm::boot(&config, "/run/nydusbox/s1/vm".as_ref(), stdio).await?;
+//! let config = VmConfig::new(VmSpec::new(share, rootfs, vec!["cat".into(), "/etc/os-release".into()]))?;
+//! let mut vm = machine.run(&config, GuestStdio::output(tokio::io::stdout(), tokio::io::stderr()));
 //! match vm.wait().await {
 //!     VmOutcome::CommandExited { status } => println!("exit status {status}"),
 //!     other => println!("{other}"),
@@ -31,6 +36,7 @@ pub mod doctor;
 pub mod guest;
 mod initramfs;
 pub mod qemu;
+mod template;
 mod user;
 
 pub use guest::{GuestAssets, GuestAssetsError};
@@ -38,6 +44,8 @@ pub use initramfs::InitramfsError;
 pub use initramfs::params::DEFAULT_PATH;
 pub use qemu::{
     Accel, AccelChoice, AccelRequest, BootError, GuestEvent, GuestStdio, GuestStep, KvmFacts, KvmUnusable,
-    SharedDir, UpperDir, Vm, VmConfig, VmConfigError, VmOutcome, VmSpec,
+    Machine, MachineConfig, MachineConfigError, MachineSpec, Origin, SharedDir, UpperDir, Vm, VmConfig,
+    VmConfigError, VmOutcome, VmSpec,
 };
+pub use template::Templates;
 pub use user::{ContainerUser, ContainerUserError};

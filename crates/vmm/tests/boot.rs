@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nydusbox_testkit::machine::sink::{self, Sink};
 use nydusbox_testkit::machine::virtiofsd::{Host, path};
-use nydusbox_vmm::{GuestEvent, GuestStdio, GuestStep, SharedDir, UpperDir, Vm, VmConfig, VmOutcome};
+use nydusbox_vmm::{GuestEvent, GuestStdio, GuestStep, MachineSpec, SharedDir, UpperDir, VmOutcome};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// All byte values, in an order without period, so that a lost, doubled or translated byte shows.
@@ -51,9 +51,7 @@ async fn streams_files_and_status_are_the_commands_own() {
         stdin: Box::new(std::io::Cursor::new(input.clone())),
         ..GuestStdio::output(stdout.clone(), stderr.clone())
     };
-    let mut vm = Vm::boot(&VmConfig::new(spec).unwrap(), &host.dir("vm"), stdio)
-        .await
-        .unwrap();
+    let mut vm = host.boot(spec, stdio).await;
     let outcome = vm.wait().await;
 
     assert_eq!(outcome, VmOutcome::CommandExited { status: 7 }, "{outcome}");
@@ -95,13 +93,7 @@ async fn all_output_arrives_although_the_reader_is_slow() {
     let mut spec = host.spec(&["sh", "-c", script]);
     spec.upper = UpperDir::GuestMemory;
     let (stdout, mut reader) = sink::slow_sink();
-    let mut vm = Vm::boot(
-        &VmConfig::new(spec).unwrap(),
-        &host.dir("vm"),
-        GuestStdio::output(stdout, Sink::default()),
-    )
-    .await
-    .unwrap();
+    let mut vm = host.boot(spec, GuestStdio::output(stdout, Sink::default())).await;
     let (outcome, output) = tokio::join!(vm.wait(), reader.read_all());
     assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{outcome}");
     assert!(output == data.repeat(128), "{} bytes arrived", output.len());
@@ -260,10 +252,10 @@ async fn a_user_that_the_container_does_not_know_is_named() {
 #[tokio::test]
 async fn kill_ends_a_running_command_and_drop_ends_a_machine() {
     let Some(host) = Host::new() else { return };
-    let config = VmConfig::new(host.spec(&["sh", "-c", "echo running; sleep 1000"])).unwrap();
+    let spec = host.spec(&["sh", "-c", "echo running; sleep 1000"]);
     let stdout = Sink::default();
     let stdio = GuestStdio::output(stdout.clone(), Sink::default());
-    let mut vm = Vm::boot(&config, &host.dir("vm"), stdio).await.unwrap();
+    let mut vm = host.boot(spec, stdio).await;
     tokio::select! {
         () = stdout.wait_for(b"running\n") => {}
         early = vm.wait() => panic!("{early}"),
@@ -277,14 +269,8 @@ async fn kill_ends_a_running_command_and_drop_ends_a_machine() {
     host.assert_gone(&vm);
 
     let Some(host) = Host::new() else { return };
-    let config = VmConfig::new(host.spec(&["true"])).unwrap();
-    let vm = Vm::boot(
-        &config,
-        &host.dir("vm"),
-        GuestStdio::output(Sink::default(), Sink::default()),
-    )
-    .await
-    .unwrap();
+    let stdio = GuestStdio::output(Sink::default(), Sink::default());
+    let vm = host.boot(host.spec(&["true"]), stdio).await;
     let (pid, mut events) = (vm.pid(), vm.events());
     drop(vm);
     // The channel closes when the driver, and with it the child, has been dropped.
@@ -331,10 +317,10 @@ async fn owner_of_a_machine() {
         return;
     }
     let Some(host) = Host::new() else { return };
-    let config = VmConfig::new(host.spec(&["sh", "-c", "echo running; sleep 1000"])).unwrap();
+    let spec = host.spec(&["sh", "-c", "echo running; sleep 1000"]);
     let stdout = Sink::default();
     let stdio = GuestStdio::output(stdout.clone(), Sink::default());
-    let mut vm = Vm::boot(&config, &host.dir("vm"), stdio).await.unwrap();
+    let mut vm = host.boot(spec, stdio).await;
     tokio::select! {
         () = stdout.wait_for(b"running\n") => println!("machine {}", vm.pid()),
         early = vm.wait() => panic!("{early}"),
@@ -345,9 +331,12 @@ async fn owner_of_a_machine() {
 #[tokio::test]
 async fn a_boot_that_takes_too_long_is_stopped() {
     let Some(host) = Host::new() else { return };
-    let mut spec = host.spec(&["true"]);
-    spec.boot_deadline = Duration::from_millis(50);
-    let (outcome, ..) = host.run(spec).await;
+    let machine = MachineSpec {
+        boot_deadline: Duration::from_millis(50),
+        ..host.machine()
+    };
+    let machine = host.start(machine).await;
+    let (outcome, ..) = host.run_in(machine, host.spec(&["true"])).await;
     assert!(
         matches!(outcome, VmOutcome::BootDeadline { reached: None, .. }),
         "{outcome}"
@@ -356,12 +345,35 @@ async fn a_boot_that_takes_too_long_is_stopped() {
 
 #[tokio::test]
 async fn a_vmm_that_refuses_to_start_is_quoted() {
-    let Some(mut host) = Host::new() else { return };
-    host.stop_daemon();
-    let (outcome, ..) = host.run(host.spec(&["true"])).await;
+    let Some(host) = Host::new() else { return };
+    let vmm = host.dir("vm").join("vmm");
+    fs::write(&vmm, "#!/bin/sh\necho no such machine >&2; exit 3\n").unwrap();
+    fs::set_permissions(&vmm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let machine = MachineSpec {
+        qemu: vmm,
+        ..host.machine()
+    };
+    let machine = host.start(machine).await;
+    let (outcome, ..) = host.run_in(machine, host.spec(&["true"])).await;
     let VmOutcome::VmmExited { status, vmm, .. } = outcome else {
         panic!("{outcome}")
     };
-    assert!(!status.success());
-    assert!(vmm.iter().any(|line| line.contains("fs.sock")), "{vmm:?}");
+    assert_eq!(
+        (status.code(), vmm),
+        (Some(3), vec!["no such machine".to_owned()])
+    );
+}
+
+#[tokio::test]
+async fn a_daemon_that_does_not_listen_is_named() {
+    let Some(mut host) = Host::new() else { return };
+    host.stop_daemon();
+    let (outcome, ..) = host.run(host.spec(&["true"])).await;
+    let VmOutcome::ShareFailed { message } = outcome else {
+        panic!("{outcome}")
+    };
+    assert!(
+        message.contains("fs.sock") && message.contains("refused"),
+        "{message}"
+    );
 }

@@ -6,7 +6,7 @@ use std::fs;
 use nydusbox_testkit::machine::nydusd::KataSandbox;
 use nydusbox_testkit::machine::sink::Sink;
 use nydusbox_testkit::machine::virtiofsd::path;
-use nydusbox_vmm::{GuestStdio, SharedDir, Vm, VmConfig, VmOutcome};
+use nydusbox_vmm::{GuestStdio, Machine, MachineConfig, SharedDir, VmConfig, VmOutcome};
 
 #[tokio::test]
 async fn a_rafs_image_runs_and_its_writes_reach_the_snapshot() {
@@ -22,9 +22,9 @@ async fn a_rafs_image_runs_and_its_writes_reach_the_snapshot() {
     }];
     let (stdout, stderr) = (Sink::default(), Sink::default());
     let stdio = GuestStdio::output(stdout.clone(), stderr.clone());
-    let mut vm = Vm::boot(&VmConfig::new(spec).unwrap(), &sandbox.vm_dir(), stdio)
-        .await
-        .unwrap();
+    let machine = MachineConfig::new(sandbox.machine()).unwrap();
+    let machine = Machine::start(&machine, &sandbox.vm_dir()).await.unwrap();
+    let mut vm = machine.run(&VmConfig::new(spec).unwrap(), stdio);
     let outcome = vm.wait().await;
 
     assert_eq!(

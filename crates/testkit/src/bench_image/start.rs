@@ -3,9 +3,11 @@
 //! Each start has an empty cache, and the same machine boots on the same daemon, but for nydusd's row. "All first" is
 //! what one does without laziness, and is measured in two ways, from the first request on: `run` of the original image,
 //! which pulls and converts it before it boots; and skopeo and tar, which pull and unpack it, before an image that is
-//! all there is booted. What of it is the boot is said by `run --report`.
+//! all there is booted. What of it is waited for the boot is said by `run --report`. Machines go on from one that was
+//! booted before, all of them, but for rows that say otherwise.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -25,6 +27,11 @@ const ORIGINAL: &str = "original";
 const OURS: &str = "nydusbox";
 const CONVERT_FIRST: &str = "pull and convert first";
 const UNPACK_FIRST: &str = "pull and unpack first";
+
+/// Where machines that were booted are kept, in the data directory.
+const TEMPLATES: &str = "templates";
+/// With this each boots.
+const BOOT_EACH: [&str; 2] = ["--template", "never"];
 
 /// What a start was like.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +59,7 @@ pub(super) struct Ground<'a> {
 impl<'a> Ground<'a> {
     /// In `dir`, which is made.
     pub(super) fn new(plan: &'a Plan, shelf: Shelf, dir: &Path) -> Result<Self, BenchError> {
-        fs::create_dir_all(dir)?;
+        fs::create_dir_all(dir.join(TEMPLATES))?;
         Ok(Self {
             plan,
             shelf,
@@ -64,6 +71,11 @@ impl<'a> Ground<'a> {
         self.dir.join(name)
     }
 
+    /// Boots the machine that the others go on from.
+    pub(super) fn boot(&self, image: &str, start: &Start) -> Result<(), BenchError> {
+        self.start(image, start, &[], |_| Ok(())).map(drop)
+    }
+
     /// Starts a command with an empty cache, after `before` was done with an empty directory.
     pub(super) fn start(
         &self,
@@ -73,7 +85,9 @@ impl<'a> Ground<'a> {
         before: impl FnOnce(&Path) -> Result<(), BenchError>,
     ) -> Result<Started, BenchError> {
         let place = self.path("place");
-        fs::create_dir_all(&place)?;
+        let data = place.join("data");
+        fs::create_dir_all(&data)?;
+        symlink(self.path(TEMPLATES), data.join(TEMPLATES))?;
         self.shelf.forget();
         let since = Instant::now();
         before(&place)?;
@@ -82,7 +96,7 @@ impl<'a> Ground<'a> {
         run.args(["run", image, "--platform", "linux/amd64", "--guest-root"])
             .arg(&self.plan.guest_root)
             .arg("--data-dir")
-            .arg(place.join("data"))
+            .arg(data)
             .arg("--state-dir")
             .arg(place.join("state"))
             .arg("--report")
@@ -120,8 +134,12 @@ pub(super) fn measure(plan: &Plan, layout: &Layout, dir: &Path, rows: &mut Rows)
     let lazily = |start: &Start, more: &[&str]| ground.start(&converted, start, more, |_| Ok(()));
     let convert_first = |start: &Start| ground.start(&original, start, &[], |_| Ok(()));
     let local = layout.tagged(CONVERTED);
-    let unpack_first =
-        |start: &Start| ground.start(&local, start, &[], |place| unpack(&original, &layout, place));
+    let unpack_first = |start: &Start, more: &[&str]| {
+        ground.start(&local, start, more, |place| unpack(&original, &layout, place))
+    };
+    if let Some(start) = plan.commands.first() {
+        ground.boot(&local, start)?;
+    }
     for _ in 0..plan.starts {
         for start in &plan.commands {
             note_lazy(rows, start, OURS, lazily(start, &[])?);
@@ -129,7 +147,15 @@ pub(super) fn measure(plan: &Plan, layout: &Layout, dir: &Path, rows: &mut Rows)
                 note_lazy(rows, start, "nydusd", lazily(start, &["--daemon", nydusd])?);
             }
             note(rows, start, CONVERT_FIRST, convert_first(start)?);
-            note(rows, start, UNPACK_FIRST, unpack_first(start)?);
+            note(rows, start, UNPACK_FIRST, unpack_first(start, &[])?);
+            let row = format!("start-{}-booting-seconds", start.name);
+            add(rows, &*row, OURS, lazily(start, &BOOT_EACH)?.seconds);
+            add(
+                rows,
+                &*row,
+                UNPACK_FIRST,
+                unpack_first(start, &BOOT_EACH)?.seconds,
+            );
         }
     }
     ground.shelf.behave(plan.latency, Some(plan.slow_link));
@@ -138,7 +164,7 @@ pub(super) fn measure(plan: &Plan, layout: &Layout, dir: &Path, rows: &mut Rows)
             let row = format!("start-{}-slow-seconds", start.name);
             add(rows, &*row, OURS, lazily(start, &[])?.seconds);
             add(rows, &*row, CONVERT_FIRST, convert_first(start)?.seconds);
-            add(rows, &*row, UNPACK_FIRST, unpack_first(start)?.seconds);
+            add(rows, &*row, UNPACK_FIRST, unpack_first(start, &[])?.seconds);
         }
     }
     Ok(())

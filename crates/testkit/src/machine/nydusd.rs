@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nydusbox_rootfs::{ContainerId, OverlayPlan, ShareDevice, ShareSocket};
-use nydusbox_vmm::{GuestAssets, VmSpec};
+use nydusbox_vmm::{GuestAssets, MachineSpec, VmSpec};
 use rustix::fs::inotify;
 
 use super::prerequisites;
@@ -130,10 +130,14 @@ impl KataSandbox {
         assert!(answer.starts_with("HTTP/1.1 204"), "{mount_point}: {answer}");
     }
 
-    /// A machine that runs `command` on the image with the snapshot on top.
+    /// A machine with the defaults.
+    pub fn machine(&self) -> MachineSpec {
+        MachineSpec::new(self.assets.clone())
+    }
+
+    /// What runs `command` on the image with the snapshot on top.
     pub fn spec(&self, command: &[&str]) -> VmSpec {
         VmSpec::new(
-            self.assets.clone(),
             ShareDevice::on(ShareSocket::new(self.at("fs.sock")).unwrap()),
             OverlayPlan::for_container(&ContainerId::new("c1").unwrap()),
             command.iter().map(Into::into).collect(),

@@ -7,7 +7,9 @@ use std::process::{Child, Command, Stdio};
 
 use command_fds::CommandFdExt;
 use nydusbox_rootfs::{ContainerId, GuestPath, OverlayPlan, ShareDevice, ShareSocket};
-use nydusbox_vmm::{GuestAssets, GuestStdio, Vm, VmConfig, VmOutcome, VmSpec};
+use nydusbox_vmm::{
+    GuestAssets, GuestStdio, Machine, MachineConfig, MachineSpec, Vm, VmConfig, VmOutcome, VmSpec,
+};
 
 use super::prerequisites;
 use super::sink::Sink;
@@ -128,23 +130,52 @@ impl Host {
         }
     }
 
-    /// A machine that runs `command` on the served root.
+    /// A machine with the defaults.
+    pub fn machine(&self) -> MachineSpec {
+        MachineSpec::new(self.assets.clone())
+    }
+
+    /// Starts such a machine.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    pub async fn start(&self, machine: MachineSpec) -> Machine {
+        let config = MachineConfig::new(machine).unwrap();
+        Machine::start(&config, &self.dir("vm")).await.unwrap()
+    }
+
+    /// Boots a machine with the defaults for `spec`.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    pub async fn boot(&self, spec: VmSpec, stdio: GuestStdio) -> Vm {
+        let config = VmConfig::new(spec).unwrap();
+        self.start(self.machine()).await.run(&config, stdio)
+    }
+
+    /// What runs `command` on the served root.
     pub fn spec(&self, command: &[&str]) -> VmSpec {
         let socket = ShareSocket::new(self.root.path().join("fs.sock")).unwrap();
         let rootfs = OverlayPlan::for_container(&ContainerId::new("c1").unwrap())
             .with_lower(path("/run/kata-containers/shared/rootfs"))
             .unwrap();
         let command = command.iter().map(Into::into).collect();
-        VmSpec::new(self.assets.clone(), ShareDevice::on(socket), rootfs, command)
+        VmSpec::new(ShareDevice::on(socket), rootfs, command)
     }
 
     /// Boots, runs and waits: the outcome, stdout and stderr.
     pub async fn run(&self, spec: VmSpec) -> (VmOutcome, String, String) {
+        self.run_in(self.start(self.machine()).await, spec).await
+    }
+
+    /// As [`Self::run`], in a machine that was started before.
+    ///
+    /// # Panics
+    /// If the VMM's process is still there at the end.
+    pub async fn run_in(&self, machine: Machine, spec: VmSpec) -> (VmOutcome, String, String) {
         let (stdout, stderr) = (Sink::default(), Sink::default());
         let stdio = GuestStdio::output(stdout.clone(), stderr.clone());
-        let mut vm = Vm::boot(&VmConfig::new(spec).unwrap(), &self.dir("vm"), stdio)
-            .await
-            .unwrap();
+        let mut vm = machine.run(&VmConfig::new(spec).unwrap(), stdio);
         let outcome = vm.wait().await;
         self.assert_gone(&vm);
         let text = |sink: &Sink| String::from_utf8(sink.take()).unwrap();
@@ -154,8 +185,8 @@ impl Host {
     /// The VMM's process has been reaped: its number is free, or someone else's.
     pub fn assert_gone(&self, vm: &Vm) {
         let command_line = fs::read(format!("/proc/{}/cmdline", vm.pid())).unwrap_or_default();
-        let socket = self.root.path().join("fs.sock");
-        let ours = String::from_utf8_lossy(&command_line).contains(socket.to_str().unwrap());
+        // It is told where its console goes, by a path of this host's.
+        let ours = String::from_utf8_lossy(&command_line).contains(self.root.path().to_str().unwrap());
         assert!(!ours, "the VMM is still there");
     }
 

@@ -1,8 +1,9 @@
 #!/bin/busybox sh
 # The guest's init: bring up the share, assemble the container's root, run one command in it, power off.
 #
-# /params (generated) sets the NB_ variables and defines nb_shares and nb_command; see params.rs. What is looked up in
-# the container is in container.sh.
+# What it is for comes by the control port once it waits for that: shell that sets the NB_ variables and defines nb_shares
+# and nb_command; see params.rs. Until then all machines are the same, and one may be saved there and go on as many, much
+# later. What is looked up in the container is in container.sh.
 # Events go to the host as lines on the control port; event.rs reads them. The host answers with one line when it
 # has everything, and closes the port when it is gone: either way the machine is then switched off.
 #
@@ -28,7 +29,6 @@ export PATH=/bin
 } &
 places=$!
 /bin/busybox mount -t sysfs sysfs /sys
-. /params
 . /container.sh
 
 power_off() {
@@ -85,22 +85,39 @@ until ports; do
 done
 exec 3<"$stdin" 4>"$stdout" 5>"$stderr" 6<>"$control"
 
+# Waits while nobody has the port open at the host.
 event() {
     printf '%s\n' "$*" >&6
 }
+
+# Ends the boot: no command ran. $1 is the step, the rest says why, on one line.
+watcher=
+fail() {
+    step=$1
+    shift
+    event error "$step" "$(echo "$*" | tr '\n' ' ')" &
+    [ -z "$watcher" ] || wait "$watcher"
+    read -r answer <&6
+    power_off
+}
+
+wait "$places"
+wait "$others" || fail modules "cannot load $(cat /modules/failed)"
+event waiting &
+# If the host goes away instead, so does the machine. While it is stopped to be saved, QEMU does not tell it that: so a
+# word has to come soon, and only then it may wait for as long as it takes.
+read -t 30 -r word <&6 || power_off
+read -r length <&6 || power_off
+head -c "$length" <&6 >/params
+. /params
 event ready
 
 # If the host goes away while the command runs, so does the machine.
 (read -r answer <&6; power_off) &
 watcher=$!
 
-# Ends the boot: no command ran. $1 is the step, the rest says why, on one line.
-fail() {
-    step=$1
-    shift
-    event error "$step" "$(echo "$*" | tr '\n' ' ')"
-    wait "$watcher"
-}
+# The clock is that of when the machine was saved.
+date -s "@$NB_NOW" >/dev/null &
 
 # Runs a command of step $1, whose own message explains a failure. The last kernel messages go with it: mount(2) says
 # no more than "invalid argument", the file system says which one and why.
@@ -115,8 +132,9 @@ locate() {
     inside "$2" || fail "$1" "too many symbolic links in $2"
 }
 
-wait "$places"
-wait "$others" || fail modules "cannot load $(cat /modules/failed)"
+# The share's device has been plugged in, which the kernel need not have noticed yet; or not at all, if it leaves that to
+# a driver it doesn't have.
+echo 1 >/sys/bus/pci/rescan
 try share mkdir -p "$NB_SHARE"
 try share mount -t virtiofs "$NB_TAG" "$NB_SHARE"
 event share-mounted

@@ -1,9 +1,10 @@
-//! `/params`: what one boot is about, as shell that `init.sh` reads.
+//! What a machine is for, as shell that `init.sh` reads from its control port: a line with the length, and then this.
 //!
 //! Pure. Every value is single-quoted, so none can be anything but a value; bytes stay as they are.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use crate::qemu::{UpperDir, VmSpec};
 
@@ -13,9 +14,10 @@ pub(crate) const MEMORY_UPPER: (&str, &str) = ("/run/nydusbox/upper/fs", "/run/n
 /// Where a command is looked for whose environment has no `PATH`, as execvp(3) does: directories, separated by colons.
 pub const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
-/// Writes the parameters. `marker` is what ends the command's two output streams.
-pub(crate) fn write(spec: &VmSpec, marker: &str) -> Vec<u8> {
+/// Writes the parameters. `marker` is what ends the command's two output streams, `now` the time since 1970.
+pub(crate) fn write(spec: &VmSpec, marker: &str, now: Duration) -> Vec<u8> {
     let mut out = Shell::default();
+    out.variable("NB_NOW", now.as_secs().to_string());
     out.variable("NB_TAG", spec.share.tag.as_str());
     out.variable("NB_SHARE", spec.share_mount.as_str());
     out.variable("NB_ROOT", spec.rootfs.mount_point().as_str());

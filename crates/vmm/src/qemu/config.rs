@@ -1,31 +1,14 @@
-//! What to boot: asked for in a [`VmSpec`], checked once into a [`VmConfig`].
+//! What to run in a machine: asked for in a [`VmSpec`], checked once into a [`VmConfig`].
 //!
-//! No I/O. Everything after this file may rely on the checks made here.
+//! No I/O. Everything after this file may rely on the checks made here. The machine itself is in `machine_config.rs`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use nydusbox_rootfs::{GuestPath, OverlayPathError, OverlayPlan, ShareDevice};
 
-use super::accel::AccelRequest;
-use crate::guest::GuestAssets;
 use crate::initramfs::params::MEMORY_UPPER;
 use crate::user::ContainerUser;
-
-/// Memory unless told otherwise: enough for an interpreter and the page cache of a small image.
-const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
-/// Below this the kernel, busybox and the modules leave nothing for a command.
-const MIN_MEMORY_BYTES: u64 = 96 << 20;
-/// QEMU maps guest memory in these pages.
-const PAGE_BYTES: u64 = 4096;
-/// More cores than this make booting under emulation slower, not faster.
-const DEFAULT_CPUS: u16 = 2;
-/// q35's limit without an IOMMU.
-const MAX_CPUS: u16 = 255;
-/// An emulated boot takes 3 s alone on two cores; a busy machine may need several times that.
-const DEFAULT_BOOT_DEADLINE: Duration = Duration::from_secs(90);
 
 /// Where the container's writes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +34,6 @@ pub struct SharedDir {
 /// What is asked for. [`VmSpec::new`] has the defaults; change fields, then [`VmConfig::new`].
 #[derive(Debug, Clone)]
 pub struct VmSpec {
-    /// Kernel, modules and busybox.
-    pub assets: GuestAssets,
     /// The daemon's device. The daemon must already listen.
     pub share: ShareDevice,
     /// Where the guest mounts the share.
@@ -73,23 +54,13 @@ pub struct VmSpec {
     pub workdir: GuestPath,
     /// The guest's host name.
     pub hostname: String,
-    /// Guest memory in bytes.
-    pub memory_bytes: u64,
-    /// Number of virtual processors.
-    pub cpus: u16,
-    /// How to run the guest's instructions.
-    pub accel: AccelRequest,
-    /// How long until the command has started.
-    pub boot_deadline: Duration,
-    /// The QEMU program, by path or looked up in `PATH`.
-    pub qemu: PathBuf,
 }
 
 impl VmSpec {
-    /// A machine with the defaults: 512 MiB, at most two processors, `/` as working directory, writes in the share,
-    /// the user 0, and an environment of `PATH` and `TERM`.
+    /// With the defaults: `/` as working directory, writes in the share, the user 0, and an environment of `PATH` and
+    /// `TERM`.
     #[must_use]
-    pub fn new(assets: GuestAssets, share: ShareDevice, rootfs: OverlayPlan, command: Vec<OsString>) -> Self {
+    pub fn new(share: ShareDevice, rootfs: OverlayPlan, command: Vec<OsString>) -> Self {
         let path = |text| GuestPath::new(text).expect("constants are valid guest paths");
         let env = [
             (
@@ -98,10 +69,7 @@ impl VmSpec {
             ),
             ("TERM", "dumb"),
         ];
-        let host_cpus =
-            std::thread::available_parallelism().map_or(1, |n| u16::try_from(n.get()).unwrap_or(u16::MAX));
         Self {
-            assets,
             share,
             share_mount: path(nydusbox_rootfs::layout::GUEST_SHARE),
             rootfs,
@@ -112,16 +80,11 @@ impl VmSpec {
             user: ContainerUser::default(),
             workdir: path("/"),
             hostname: "nydusbox".to_owned(),
-            memory_bytes: DEFAULT_MEMORY_BYTES,
-            cpus: host_cpus.min(DEFAULT_CPUS),
-            accel: AccelRequest::Auto,
-            boot_deadline: DEFAULT_BOOT_DEADLINE,
-            qemu: "qemu-system-x86_64".into(),
         }
     }
 }
 
-/// What can't be booted.
+/// What can't be run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum VmConfigError {
@@ -141,18 +104,6 @@ pub enum VmConfigError {
     VariableName {
         /// The name.
         name: OsString,
-    },
-    /// Too little memory, or not whole pages.
-    #[error("{bytes} bytes of memory: at least {MIN_MEMORY_BYTES} and a multiple of {PAGE_BYTES} are needed")]
-    Memory {
-        /// What was asked for.
-        bytes: u64,
-    },
-    /// No processors, or more than the machine can have.
-    #[error("{cpus} processors: 1 to {MAX_CPUS} are possible")]
-    Cpus {
-        /// What was asked for.
-        cpus: u16,
     },
     /// Not a host name.
     #[error("host name {name:?} is not 1 to 64 letters, digits, dots and hyphens")]
@@ -177,7 +128,7 @@ pub enum VmConfigError {
     Overlay(#[source] OverlayPathError),
 }
 
-/// A machine that can be booted.
+/// What can be run.
 #[derive(Debug, Clone)]
 pub struct VmConfig(VmSpec);
 
@@ -209,14 +160,6 @@ impl VmConfig {
             if name.is_empty() || name.as_bytes().contains(&b'=') {
                 return Err(VmConfigError::VariableName { name: name.clone() });
             }
-        }
-        if spec.memory_bytes < MIN_MEMORY_BYTES || !spec.memory_bytes.is_multiple_of(PAGE_BYTES) {
-            return Err(VmConfigError::Memory {
-                bytes: spec.memory_bytes,
-            });
-        }
-        if spec.cpus == 0 || spec.cpus > MAX_CPUS {
-            return Err(VmConfigError::Cpus { cpus: spec.cpus });
         }
         let in_a_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
         if !(1..=64).contains(&spec.hostname.len()) || !spec.hostname.chars().all(in_a_name) {

@@ -1,32 +1,42 @@
 //! The owner of a VMM's process, and the only `select!` loop about it.
 //!
 //! ```text
-//! Booting --command-started--> Running --exit N, both markers--> Leaving --process ends--> outcome
-//!    |  error STEP                 |                                ^  (deadline: stop)
-//!    +-----------------------------|--------------------------------+
-//!    +-- boot deadline, stop ------+--> stopping (SIGTERM, SIGKILL) --> outcome
+//! Booting --waiting (saved, if it is to be)--> Waiting --errand--> Provided --command-started--> running
+//!    | (or goes on from a template: Waiting)                          |  error STEP                |
+//!    |                                                                |                 exit N, both markers
+//!    +-- boot deadline, stop --> stopping (SIGTERM, SIGKILL)          +-------> Leaving <----------+
 //! any: the process ends by itself --> VmmExited
 //! ```
 //! What was learnt first is the outcome; how the process then ends never replaces it. Next: [`super::stream`].
 
+use std::fs::File;
 use std::future::pending;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Child;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::boot::GuestStdio;
-use super::event::{GuestEvent, LineBuffer};
+use super::config::VmConfig;
+use super::event::{GuestEvent, GuestStep, LineBuffer, WAITING};
+use super::machine::GuestStdio;
 use super::outcome::VmOutcome;
+use super::provide::{ProvideError, Waiting, provide, reassure};
+use super::qmp::QmpError;
+use super::save::{SaveError, save};
+use super::spawn::Spawned;
 use super::stream::{pump_input, pump_output};
 use super::tail;
+use crate::template::{Slot, Template};
 
 /// What QEMU gets to end after SIGTERM; it needs a few milliseconds unless it hangs in the kernel.
 const TERM_GRACE: Duration = Duration::from_secs(1);
@@ -36,8 +46,36 @@ const POWER_OFF_GRACE: Duration = Duration::from_secs(10);
 /// What the output's readers get to take the rest after the VMM ended. A reader may be slow, or stopped for good.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
+/// Where the guest stands when the driver begins.
+#[derive(Debug)]
+pub(super) enum Guest {
+    /// It boots; and is then saved, if there is a place for that.
+    Boots(Option<Slot>),
+    /// It goes on from a template, and waits.
+    GoesOn(Arc<Template>),
+}
+
+/// What the machine is for.
+#[derive(Debug)]
+pub(super) struct Errand {
+    pub(super) config: VmConfig,
+    pub(super) stdio: GuestStdio,
+}
+
+/// How far the machine is on its way to its command.
+enum Stage {
+    /// The guest boots. It is told when it says that it waits.
+    Booting { waits: Option<oneshot::Sender<()>> },
+    /// It waits for its errand.
+    Waiting(Waiting),
+    /// It is being given what it needs, or has it, and the way to it is here.
+    Provided(Option<OwnedWriteHalf>),
+}
+
 /// A task that ended.
 enum Ended {
+    Ready(Result<Waiting, QmpError>),
+    Provided(Result<OwnedWriteHalf, ProvideError>),
     Output { complete: bool },
     Input,
     VmmLog(Vec<String>),
@@ -46,12 +84,21 @@ enum Ended {
 /// Owns the process and everything connected to it.
 pub(super) struct Driver {
     child: Child,
-    control: UnixStream,
+    control: OwnedReadHalf,
+    /// stdin, stdout, stderr, until there is somebody for them.
+    streams: Option<[UnixStream; 3]>,
+    stage: Stage,
+    /// What the guest goes on from, until it has shown that it can.
+    template: Option<Arc<Template>>,
+    marker: String,
+    errand: Option<Errand>,
     tasks: JoinSet<Ended>,
     console: PathBuf,
     boot_deadline: Duration,
+    deadline: Option<Instant>,
     events: watch::Sender<Vec<GuestEvent>>,
     stop_requests: mpsc::Receiver<()>,
+    errands: oneshot::Receiver<Errand>,
     lines: LineBuffer,
     /// Output streams whose marker has come.
     complete: usize,
@@ -76,40 +123,63 @@ impl Driver {
         reason = "one caller, which made each of these for this purpose"
     )]
     pub(super) fn new(
-        mut child: Child,
-        ports: [UnixStream; 4],
-        stdio: GuestStdio,
-        marker: &str,
+        spawned: Spawned,
+        guest: Guest,
+        marker: String,
         console: PathBuf,
         boot_deadline: Duration,
         events: watch::Sender<Vec<GuestEvent>>,
         stop_requests: mpsc::Receiver<()>,
+        errands: oneshot::Receiver<Errand>,
     ) -> Self {
-        let [stdin, stdout, stderr, control] = ports;
+        let Spawned {
+            mut child,
+            ports: [stdin, stdout, stderr, control],
+            qmp,
+            memory,
+            state: _,
+        } = spawned;
         let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            pump_input(stdio.stdin, stdin).await;
-            Ended::Input
-        });
-        for (port, sink, name) in [(stdout, stdio.stdout, "stdout"), (stderr, stdio.stderr, "stderr")] {
-            let marker = marker.to_owned();
-            tasks.spawn(async move {
-                Ended::Output {
-                    complete: pump_output(port, sink, &marker, name).await,
-                }
-            });
-        }
         if let Some(log) = child.stderr.take() {
             tasks.spawn(async move { Ended::VmmLog(tail::of_stream(log).await) });
         }
+        let (control, control_out) = control.into_split();
+        let mut template = None;
+        let (stage, deadline) = match guest {
+            Guest::GoesOn(from) => {
+                template = Some(from);
+                let control = control_out;
+                (Stage::Waiting(Waiting { qmp, control }), None)
+            }
+            Guest::Boots(slot) => {
+                let (waits, waiting) = oneshot::channel();
+                tasks.spawn(async move {
+                    let saved = slot.map(|slot| (slot, memory));
+                    let waiting_machine = Waiting {
+                        qmp,
+                        control: control_out,
+                    };
+                    Ended::Ready(ready(waiting_machine, waiting, saved).await)
+                });
+                let deadline = Instant::now() + boot_deadline;
+                (Stage::Booting { waits: Some(waits) }, Some(deadline))
+            }
+        };
         Self {
             child,
             control,
+            streams: Some([stdin, stdout, stderr]),
+            stage,
+            template,
+            marker,
+            errand: None,
             tasks,
             console,
             boot_deadline,
+            deadline,
             events,
             stop_requests,
+            errands,
             lines: LineBuffer::default(),
             complete: 0,
             outputs_ended: 0,
@@ -130,16 +200,21 @@ impl Driver {
                 outcome
             }
         };
+        if let Some(template) = self.template.take()
+            && is_the_templates_fault(&outcome)
+        {
+            template.discard();
+        }
         tracing::info!(outcome = ?outcome, "machine ended");
         outcome
     }
 
     async fn watch(&mut self) -> Verdict {
-        let mut deadline = Some(Instant::now() + self.boot_deadline);
         let mut exit_status = None;
         let mut buffer = [0; 4096];
         let mut control_open = true;
         let mut stop_possible = true;
+        let mut errand_possible = true;
         loop {
             if let Some(status) = exit_status
                 && self.complete == 2
@@ -152,12 +227,19 @@ impl Driver {
                 read = self.control.read(&mut buffer), if control_open => match read {
                     Ok(read @ 1..) => {
                         for line in self.lines.feed(&buffer[..read]) {
+                            if line == WAITING {
+                                self.guest_waits();
+                                continue;
+                            }
                             let Some(event) = GuestEvent::parse(&line) else { continue };
                             tracing::debug!(?event, "guest");
                             self.events.send_modify(|events| events.push(event.clone()));
                             match event {
                                 GuestEvent::Ready | GuestEvent::ShareMounted | GuestEvent::RootfsMounted => {}
-                                GuestEvent::CommandStarted => deadline = None,
+                                GuestEvent::CommandStarted => {
+                                    self.deadline = None;
+                                    self.template = None;
+                                }
                                 // The first counts; init sends no second.
                                 GuestEvent::Exited { status } => exit_status = exit_status.or(Some(status)),
                                 GuestEvent::Failed { step, message } => {
@@ -181,8 +263,19 @@ impl Driver {
                     Some(()) => return Verdict::Stop(VmOutcome::Killed),
                     None => stop_possible = false,
                 },
-                Some(ended) = self.tasks.join_next() => self.task_ended(ended),
-                () = at(deadline) => {
+                errand = &mut self.errands, if errand_possible => {
+                    errand_possible = false;
+                    // Without one, whoever would give it is gone, and stops the machine.
+                    if let Ok(errand) = errand {
+                        self.deadline = Some(Instant::now() + self.boot_deadline);
+                        self.errand = Some(errand);
+                        self.provide();
+                    }
+                },
+                Some(ended) = self.tasks.join_next() => if let Some(verdict) = self.task_ended(ended) {
+                    return verdict;
+                },
+                () = at(self.deadline) => {
                     return Verdict::Stop(VmOutcome::BootDeadline {
                         after: self.boot_deadline,
                         reached: self.events.borrow().last().cloned(),
@@ -193,8 +286,68 @@ impl Driver {
         }
     }
 
-    fn task_ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
+    /// The guest says that it waits: what is to be done meanwhile can be done.
+    fn guest_waits(&mut self) {
+        if let Stage::Booting { waits } = &mut self.stage
+            && let Some(waits) = waits.take()
+        {
+            // If its task is gone, QEMU is.
+            let _ = waits.send(());
+        }
+    }
+
+    /// Gives the machine what it needs for its errand, once it waits and there is one.
+    fn provide(&mut self) {
+        if self.errand.is_none() || !matches!(self.stage, Stage::Waiting(_)) {
+            return;
+        }
+        let stage = std::mem::replace(&mut self.stage, Stage::Provided(None));
+        let (Stage::Waiting(waiting), Some(errand)) = (stage, self.errand.take()) else {
+            unreachable!("both were seen to be there");
+        };
+        let Errand { config, stdio } = errand;
+        let [stdin, stdout, stderr] = self.streams.take().expect("there is one errand");
+        // Not before: what is saved as a template must not have anybody's input in it.
+        self.tasks.spawn(async move {
+            pump_input(stdio.stdin, stdin).await;
+            Ended::Input
+        });
+        for (port, sink, name) in [(stdout, stdio.stdout, "stdout"), (stderr, stdio.stderr, "stderr")] {
+            let marker = self.marker.clone();
+            self.tasks.spawn(async move {
+                Ended::Output {
+                    complete: pump_output(port, sink, &marker, name).await,
+                }
+            });
+        }
+        let marker = self.marker.clone();
+        self.tasks
+            .spawn(async move { Ended::Provided(provide(waiting, &config, &marker).await) });
+    }
+
+    fn task_ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) -> Option<Verdict> {
         match ended {
+            Ok(Ended::Ready(Ok(waiting))) => {
+                self.stage = Stage::Waiting(waiting);
+                if self.errand.is_none() {
+                    self.deadline = None;
+                }
+                self.provide();
+            }
+            Ok(Ended::Provided(Ok(control))) => self.stage = Stage::Provided(Some(control)),
+            // QEMU is ending; its exit status is about to come, and what it said is the reason.
+            Ok(
+                Ended::Ready(Err(QmpError::Closed(_)))
+                | Ended::Provided(Err(ProvideError::Qmp(QmpError::Closed(_)))),
+            ) => {}
+            Ok(Ended::Ready(Err(error))) => {
+                let message = error.to_string();
+                return Some(Verdict::Stop(VmOutcome::ShareFailed { message }));
+            }
+            Ok(Ended::Provided(Err(error))) => {
+                let message = error.to_string();
+                return Some(Verdict::Stop(VmOutcome::ShareFailed { message }));
+            }
             Ok(Ended::Output { complete }) => {
                 self.complete += usize::from(complete);
                 self.outputs_ended += 1;
@@ -203,15 +356,21 @@ impl Driver {
             Ok(Ended::VmmLog(lines)) => self.vmm_log = Some(lines),
             Err(error) => tracing::error!(%error, "a task of the machine failed"),
         }
+        None
     }
 
     /// The process ended by itself: collect what it and the guest said last.
     async fn gone(&mut self, status: ExitStatus) -> VmOutcome {
+        let outputs = match self.streams {
+            Some(_) => 0,
+            None => 2,
+        };
         let rest = async {
-            while (self.outputs_ended < 2 || self.vmm_log.is_none())
+            while (self.outputs_ended < outputs || self.vmm_log.is_none())
                 && let Some(ended) = self.tasks.join_next().await
             {
-                self.task_ended(ended);
+                // What it says now comes too late.
+                let _ = self.task_ended(ended);
             }
         };
         if timeout(DRAIN_GRACE, rest).await.is_err() {
@@ -226,7 +385,11 @@ impl Driver {
 
     /// Tells the guest that we have everything; it syncs and powers off. A stop request or a deadline cuts it short.
     async fn let_go(&mut self) {
-        let told = self.control.write_all(b"done\n").await;
+        let Stage::Provided(Some(control)) = &mut self.stage else {
+            // It has not even been given its parameters.
+            return self.stop().await;
+        };
+        let told = control.write_all(b"done\n").await;
         let ended = async {
             tokio::select! {
                 status = self.child.wait() => status.map(Some),
@@ -259,6 +422,37 @@ impl Driver {
         {
             tracing::error!(%error, "cannot kill the VMM");
         }
+    }
+}
+
+/// Greets QEMU and waits until the guest waits; then saves the machine, if it is to be.
+async fn ready(
+    mut machine: Waiting,
+    guest_waits: oneshot::Receiver<()>,
+    saved: Option<(Slot, Arc<File>)>,
+) -> Result<Waiting, QmpError> {
+    machine.qmp.greet().await?;
+    if guest_waits.await.is_err() {
+        // The driver is gone.
+        return Err(QmpError::Closed(io::ErrorKind::Interrupted.into()));
+    }
+    if let Some((slot, memory)) = saved {
+        match save(&mut machine.qmp, slot, memory).await {
+            Ok(()) => {}
+            Err(SaveError::Qmp(error @ QmpError::Closed(_))) => return Err(error),
+            Err(error) => tracing::warn!(%error, "the machine was not saved as a template"),
+        }
+    }
+    reassure(&mut machine.control).await.map_err(QmpError::Closed)?;
+    Ok(machine)
+}
+
+/// Whether the guest never did what it does in a machine that has booted.
+fn is_the_templates_fault(outcome: &VmOutcome) -> bool {
+    match outcome {
+        VmOutcome::VmmExited { .. } | VmOutcome::BootDeadline { .. } => true,
+        VmOutcome::GuestFailed { step, .. } => *step == GuestStep::Share,
+        VmOutcome::CommandExited { .. } | VmOutcome::ShareFailed { .. } | VmOutcome::Killed => false,
     }
 }
 

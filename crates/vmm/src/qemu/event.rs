@@ -8,6 +8,10 @@ use std::fmt;
 /// The longest line kept. A longer one is cut, and still ends at its newline.
 const MAX_LINE_LEN: usize = 4096;
 
+/// The line by which init says that it waits for its parameters. Not an event: in a machine that goes on from a
+/// template it is long past.
+pub(super) const WAITING: &[u8] = b"waiting";
+
 /// A step of the guest's start that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -46,7 +50,7 @@ impl fmt::Display for GuestStep {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GuestEvent {
-    /// Init runs and its ports are open.
+    /// Init runs and knows what it is for.
     Ready,
     /// The share is mounted.
     ShareMounted,

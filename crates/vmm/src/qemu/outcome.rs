@@ -23,6 +23,11 @@ pub enum VmOutcome {
         /// What the guest says about it.
         message: String,
     },
+    /// The machine could not be given its share: no daemon listens, or the VMM refused the device.
+    ShareFailed {
+        /// What failed, and why.
+        message: String,
+    },
     /// The VMM ended before the command did: it refused its arguments, the guest panicked, or someone killed it.
     VmmExited {
         /// The VMM's exit status.
@@ -50,6 +55,7 @@ impl fmt::Display for VmOutcome {
         match self {
             Self::CommandExited { status } => write!(f, "the command exited with status {status}"),
             Self::GuestFailed { step, message } => write!(f, "the guest failed in {step}: {message}"),
+            Self::ShareFailed { message } => write!(f, "the machine could not be given its share: {message}"),
             Self::VmmExited { status, vmm, console } => {
                 write!(f, "the VMM ended early ({status})")?;
                 for line in vmm {

@@ -42,7 +42,11 @@ fn lines(bytes: &[u8]) -> Vec<String> {
         .map(str::trim_end)
         .filter(|line| !line.is_empty())
         .collect();
-    let shown = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
+    // What a kernel says when it gives up begins with the reason, and goes on for longer than is shown.
+    let panic = lines.iter().rposition(|line| line.contains("Kernel panic"));
+    let start = lines.len().saturating_sub(SHOWN_LINES);
+    let start = panic.map_or(start, |panic| panic.min(start));
+    let shown = &lines[start..(start + SHOWN_LINES).min(lines.len())];
     // A guest's console may carry escape sequences; they must not reach the operator's terminal.
     shown
         .iter()
@@ -65,6 +69,19 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &many).unwrap();
         assert_eq!(of_file(file.path()), last);
+    }
+
+    #[test]
+    fn of_a_kernel_that_gave_up_the_reason_is_shown() {
+        let mut text: String = (0..50).map(|n| format!("line {n}\n")).collect();
+        text.push_str("[    2.1] Kernel panic - not syncing: Attempted to kill init!\n");
+        text.extend((0..40).map(|n| format!("trace {n}\n")));
+        let shown = lines(text.as_bytes());
+        assert_eq!(shown.len(), SHOWN_LINES);
+        assert!(shown[0].ends_with("Attempted to kill init!"), "{shown:?}");
+        // Close to the end, there is room for what came before.
+        let shown = lines(b"one\nKernel panic - not syncing\nend");
+        assert_eq!(shown, ["one", "Kernel panic - not syncing", "end"]);
     }
 
     #[test]

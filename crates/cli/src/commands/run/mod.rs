@@ -2,10 +2,11 @@
 //!
 //! `plan.rs` turns the options into what will be done, without doing it, but for having the image (`../stored.rs`);
 //! `process.rs` says what is run in the guest. `session.rs` does it and undoes it in reverse order: VMM, daemon with
-//! its mounts, directories. `timeline.rs` keeps the times, `complaints.rs` says what the guest is
-//! not told.
+//! its mounts, directories (`places.rs`). The machine boots while the image is had and mounted. `timeline.rs` keeps the
+//! times, `complaints.rs` says what the guest is not told.
 
 mod complaints;
+mod places;
 mod plan;
 mod process;
 mod session;
@@ -28,6 +29,7 @@ use crate::args::StateDirArg;
 use crate::data_dir::DataDirArg;
 use crate::error::{Failure, INTERRUPTED, RUN_FAILED};
 use crate::state_dir::StateDir;
+use session::Session;
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -53,6 +55,11 @@ pub(crate) struct RunArgs {
     /// How the guest's instructions are run
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
     accel: Accel,
+    /// Go on from a machine that was booted before, instead of booting each. The first one is kept below the data
+    /// directory (about 100 MB) until the host starts anew. All that go on from it have the kernel at the same random
+    /// address
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Template::Auto)]
+    template: Template,
     /// Program to run instead of the image's entrypoint; an empty one is none
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<OsString>,
@@ -102,6 +109,17 @@ enum Accel {
     Tcg,
 }
 
+/// `--template`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Template {
+    /// Where guests are emulated, and a boot takes seconds
+    Auto,
+    /// With KVM, too
+    Always,
+    /// Boot each
+    Never,
+}
+
 impl From<Accel> for AccelRequest {
     fn from(accel: Accel) -> Self {
         match accel {
@@ -123,10 +141,18 @@ fn run(args: RunArgs, state_dir: &StateDir) -> Result<u8, Failure> {
     // Whatever the image turns out to be, these can be wrong.
     let draft = plan::Draft::new(args, state_dir.path()).map_err(|failure| failure.code(RUN_FAILED))?;
     let cancelled = cancelled_by_signals().map_err(|failure| failure.code(RUN_FAILED))?;
+    let session = Session::begin(&draft, &cancelled).map_err(|failure| failure.code(RUN_FAILED))?;
     let plan = match draft.with_image(&cancelled) {
         Ok(plan) => plan,
-        Err(_) if cancelled.load(Ordering::Relaxed) => return Ok(INTERRUPTED),
-        Err(failure) => return Err(failure.code(RUN_FAILED)),
+        Err(failure) => {
+            session.abandon().map_err(|failure| failure.code(RUN_FAILED))?;
+            if cancelled.load(Ordering::Relaxed) {
+                return Ok(INTERRUPTED);
+            }
+            return Err(failure.code(RUN_FAILED));
+        }
     };
-    session::run(&plan, &cancelled).map_err(|failure| failure.code(RUN_FAILED))
+    session
+        .run(&plan, &cancelled)
+        .map_err(|failure| failure.code(RUN_FAILED))
 }

@@ -10,11 +10,14 @@ use nydusbox::{MountRequest, Program, SandboxConfig};
 use nydusbox_image::StoredImage;
 use nydusbox_protocol::{ContainerId, MountPoint, SandboxId, ShareConfig};
 use nydusbox_rootfs::{GuestPath, OverlayPlan, ShareDevice, ShareSocket};
-use nydusbox_vmm::{GuestAssets, SharedDir, UpperDir, VmConfig, VmSpec};
+use nydusbox_vmm::{
+    GuestAssets, MachineConfig, MachineSpec, SharedDir, Templates, UpperDir, VmConfig, VmSpec,
+};
 
-use super::RunArgs;
+use super::places::Places;
 use super::process::{Overrides, Process, ProcessError};
 use super::trace::Record;
+use super::{RunArgs, Template};
 use crate::commands::stored::Served;
 use crate::daemon_env;
 use crate::data_dir::DataDir;
@@ -22,9 +25,6 @@ use crate::error::Failure;
 
 /// Where a share appears when no guest path is given.
 const DEFAULT_SHARE_TARGET: &str = "/share";
-
-/// What the daemon trusts, in the run's directory.
-const CERTIFICATES: &str = "ca.pem";
 
 /// What `--daemon` says for ours.
 pub(super) const BUILTIN: &str = "builtin";
@@ -38,15 +38,6 @@ pub(super) struct Plan {
     /// Where the image is mounted.
     pub(super) image_at: MountPoint,
     pub(super) vm: VmConfig,
-    /// Everything on disk that belongs to this run only.
-    pub(super) run_dir: PathBuf,
-    /// What the daemon shows at `/containers`.
-    pub(super) shared_dir: PathBuf,
-    /// The snapshot's two directories, for the overlay.
-    pub(super) snapshot_dirs: [PathBuf; 2],
-    pub(super) cache_dir: PathBuf,
-    /// What the daemon trusts, and the file where it looks for that.
-    pub(super) certificates: Option<(PathBuf, String)>,
     /// Whether the daemon is not ours.
     pub(super) is_stock: bool,
     /// Held until the run is over.
@@ -54,7 +45,6 @@ pub(super) struct Plan {
     /// How long it took to have the image.
     pub(super) image_took: Duration,
     pub(super) keep: bool,
-    pub(super) verbose: bool,
     pub(super) report: Option<PathBuf>,
     pub(super) record: Option<Record>,
 }
@@ -63,12 +53,11 @@ pub(super) struct Plan {
 #[derive(Debug)]
 pub(super) struct Draft {
     args: RunArgs,
-    assets: GuestAssets,
+    machine: MachineConfig,
     sandbox: SandboxConfig,
     container: ContainerId,
-    name: String,
     data_dir: DataDir,
-    certificates: Option<(PathBuf, String)>,
+    places: Places,
     shares: Vec<(MountRequest, SharedDir)>,
     overrides: Overrides,
     privileged: bool,
@@ -108,31 +97,42 @@ impl Draft {
         };
         let data_dir = args.data_dir.clone().resolve()?;
         let ca_files = args.stored.ca_files(&args.image)?;
-        let certificates = match ca_files.is_empty() {
+        let trusted = match ca_files.is_empty() {
             true => None,
-            false => Some((
-                data_dir.run(&name).join(CERTIFICATES),
-                daemon_env::with_system_certificates(&ca_files)?,
-            )),
+            false => Some(daemon_env::with_system_certificates(&ca_files)?),
         };
+        let places = Places::new(&data_dir, &name, &container, trusted);
         let mut program = daemon_env::beside_proxies(program(&args.daemon)?);
-        if let Some((file, _)) = &certificates {
+        if let Some(file) = places.certificates() {
             program = daemon_env::trusting(program, file);
         }
+        let machine = machine(&args, assets, &data_dir)?;
         let sandbox = SandboxConfig::new(id, state_dir, program)
             .map_err(|e| Failure::new("configure the sandbox", &e))?;
         Ok(Self {
-            assets,
+            machine,
             sandbox,
             container,
-            name,
             data_dir,
-            certificates,
+            places,
             shares,
             overrides,
             privileged,
             args,
         })
+    }
+
+    /// The machine, which is the same whatever the image is.
+    pub(super) fn machine(&self) -> &MachineConfig {
+        &self.machine
+    }
+
+    pub(super) fn places(&self) -> &Places {
+        &self.places
+    }
+
+    pub(super) fn is_verbose(&self) -> bool {
+        self.args.verbose
     }
 
     /// Has the image, and completes the plan with what it says.
@@ -164,36 +164,22 @@ impl Draft {
             .with_prefetch_program(prefetches.then(|| process.programs()).into_iter().flatten());
         let image_at = image_mount.at().clone();
         let (share_mounts, shares): (Vec<_>, _) = self.shares.into_iter().unzip();
-        let vm = vm(&self.sandbox, self.assets, &self.container, process, |spec| {
+        let vm = vm(&self.sandbox, &self.container, process, |spec| {
             spec.shares = shares;
             // Without privileges the daemon cannot keep an overlay's attributes on the host.
             if !self.privileged {
                 spec.upper = UpperDir::GuestMemory;
             }
-            spec.memory_bytes = args.memory.bytes();
-            spec.accel = args.accel.into();
-            if let Some(cpus) = args.cpus {
-                spec.cpus = cpus;
-            }
         })?;
-        let run_dir = self.data_dir.run(&self.name);
-        let shared_dir = run_dir.join("shared");
-        let snapshot_dir = shared_dir.join(self.container.as_str()).join("snapshotdir");
         Ok(Plan {
             sandbox: self.sandbox,
             mounts: std::iter::once(image_mount).chain(share_mounts).collect(),
             image_at,
             vm,
-            run_dir,
-            shared_dir,
-            snapshot_dirs: [snapshot_dir.join("fs"), snapshot_dir.join("work")],
-            cache_dir: self.data_dir.cache(),
-            certificates: self.certificates,
             is_stock: args.daemon != BUILTIN,
             image,
             image_took,
             keep: args.keep,
-            verbose: args.verbose,
             report: args.report,
             record,
         })
@@ -210,9 +196,23 @@ fn program(daemon: &str) -> Result<Program, Failure> {
     }
 }
 
+fn machine(args: &RunArgs, assets: GuestAssets, data_dir: &DataDir) -> Result<MachineConfig, Failure> {
+    let mut spec = MachineSpec::new(assets);
+    spec.memory_bytes = args.memory.bytes();
+    spec.accel = args.accel.into();
+    if let Some(cpus) = args.cpus {
+        spec.cpus = cpus;
+    }
+    spec.templates = match args.template {
+        Template::Never => Templates::Never,
+        Template::Auto => Templates::WhenEmulated(data_dir.templates()),
+        Template::Always => Templates::Always(data_dir.templates()),
+    };
+    MachineConfig::new(spec).map_err(|e| Failure::new("configure the VM", &e))
+}
+
 fn vm(
     sandbox: &SandboxConfig,
-    assets: GuestAssets,
     container: &ContainerId,
     process: Process,
     adjust: impl FnOnce(&mut VmSpec),
@@ -221,7 +221,6 @@ fn vm(
     let socket = ShareSocket::new(sandbox.vhost_socket().as_path()).map_err(|e| failed(&e))?;
     let container = nydusbox_rootfs::ContainerId::new(container.as_str()).map_err(|e| failed(&e))?;
     let mut spec = VmSpec::new(
-        assets,
         ShareDevice::on(socket),
         OverlayPlan::for_container(&container),
         process.command,

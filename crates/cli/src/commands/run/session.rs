@@ -1,61 +1,149 @@
 //! Does what was planned, and undoes it whatever happens: VMM first, then the daemon with its mounts, then the
-//! directories. Ctrl-C and SIGTERM go the same way.
+//! directories. Ctrl-C and SIGTERM go the same way. The machine is started first of all, since nothing about it depends on
+//! the image, and is given its command last.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use nydusbox::{Exit, Sandbox};
 use nydusbox_image::{BlobCache, Quiet};
-use nydusbox_vmm::{GuestEvent, GuestStdio, Vm, VmOutcome};
+use nydusbox_vmm::{BootError, GuestEvent, GuestStdio, Machine, Vm, VmOutcome};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::complaints::Complaints;
-use super::plan::Plan;
+use super::places::Places;
+use super::plan::{Draft, Plan};
 use super::timeline::{MountTime, Report, Timeline, ms};
 use crate::cache_quota;
 use crate::error::{Failure, INTERRUPTED};
 
-/// The VM's files, in the run's directory.
-const VM_DIR: &str = "vm";
+/// A machine that is being started.
+type Starting = JoinHandle<Result<Machine, BootError>>;
 
-/// `cancelled` is what Ctrl-C and SIGTERM have set so far; from now on they are watched for here.
-pub(super) fn run(plan: &Plan, cancelled: &AtomicBool) -> Result<u8, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new("start the runtime", &e))?;
-    let result = runtime.block_on(supervised(plan, cancelled));
-    // Standard input may still be waited for on a blocking thread.
-    runtime.shutdown_background();
-    result
+/// A run that has begun: its directories are there, and its machine boots.
+pub(super) struct Session {
+    runtime: Runtime,
+    places: Places,
+    machine: Option<Starting>,
+    timeline: Timeline,
 }
 
-async fn supervised(plan: &Plan, cancelled: &AtomicBool) -> Result<u8, Failure> {
-    let interrupt = Interrupt::watch().map_err(|e| Failure::new("watch for signals", &e))?;
-    // A signal before the watch began; one after it is seen by both.
-    if cancelled.load(Ordering::Relaxed) {
-        return Ok(INTERRUPTED);
+impl Session {
+    /// `cancelled` is set if there will be no machine, so that nobody goes on to have the image.
+    pub(super) fn begin(draft: &Draft, cancelled: &Arc<AtomicBool>) -> Result<Self, Failure> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::new("start the runtime", &e))?;
+        let places = draft.places().clone();
+        places.make()?;
+        let timeline = Timeline::new(draft.is_verbose());
+        let (config, dir) = (draft.machine().clone(), places.vm_dir.clone());
+        let (steps, cancelled) = (timeline.clone(), Arc::clone(cancelled));
+        let machine = runtime.spawn(async move {
+            let since = Instant::now();
+            let started = Machine::start(&config, &dir).await;
+            match &started {
+                Ok(machine) => {
+                    let (accel, origin) = (machine.accel().accel(), machine.origin());
+                    steps.step(&format!("VMM started ({accel:?}, {origin:?})"), since);
+                }
+                Err(_) => cancelled.store(true, Ordering::Relaxed),
+            }
+            started
+        });
+        Ok(Self {
+            runtime,
+            places,
+            machine: Some(machine),
+            timeline,
+        })
     }
-    let timeline = Timeline::new(plan.verbose);
+
+    /// Ends it: there is nothing to run. Returns why there is no machine, if that is so; it may be the reason.
+    pub(super) fn abandon(self) -> Result<(), Failure> {
+        let failed = self.machine.map(|machine| self.runtime.block_on(kill(machine)));
+        if let Err(failure) = self.places.remove() {
+            let _ = failure.report(0);
+        }
+        self.runtime.shutdown_background();
+        failed.unwrap_or(Ok(()))
+    }
+
+    /// `cancelled` is what Ctrl-C and SIGTERM have set so far; from now on they are watched for here.
+    pub(super) fn run(self, plan: &Plan, cancelled: &AtomicBool) -> Result<u8, Failure> {
+        let Self {
+            runtime,
+            places,
+            mut machine,
+            timeline,
+        } = self;
+        let result = runtime.block_on(supervised(plan, &places, &mut machine, &timeline, cancelled));
+        // Standard input may still be waited for on a blocking thread.
+        runtime.shutdown_background();
+        result
+    }
+}
+
+/// Ends a machine that has no command, unless it could not be started.
+async fn kill(machine: Starting) -> Result<(), Failure> {
+    machine.abort();
+    match machine.await {
+        Ok(Ok(machine)) => machine.kill().await,
+        Ok(Err(error)) => return Err(not_booted(&error)),
+        // With its start, its process is gone.
+        Err(_) => {}
+    }
+    Ok(())
+}
+
+fn not_booted(error: &BootError) -> Failure {
+    Failure::new("boot the VM", error)
+}
+
+async fn supervised(
+    plan: &Plan,
+    places: &Places,
+    machine: &mut Option<Starting>,
+    timeline: &Timeline,
+    cancelled: &AtomicBool,
+) -> Result<u8, Failure> {
+    let interrupt = Interrupt::watch().map_err(|e| Failure::new("watch for signals", &e))?;
     let mut report = Report {
         image_ms: ms(plan.image_took),
         image_bytes: plan.image.data_bytes,
         ..Report::default()
     };
-    let dirs = RunDirs::make(plan)?;
-    let result = tokio::select! {
-        result = in_sandbox(plan, &interrupt, &timeline, &mut report) => result,
-        never = cache_quota::keep_on(&plan.cache_dir) => match never {},
+    // A signal before the watch began; one after it is seen by both.
+    let result = if cancelled.load(Ordering::Relaxed) {
+        Ok(INTERRUPTED)
+    } else {
+        tokio::select! {
+            result = in_sandbox(plan, places, machine, &interrupt, timeline, &mut report) => result,
+            never = cache_quota::keep_on(&places.cache_dir) => match never {},
+        }
     };
+    if let Some(machine) = machine.take() {
+        // What kept it from having a command is the failure that matters.
+        let _ = kill(machine).await;
+    }
     // Nothing is mounted any longer.
-    cache_quota::keep(&BTreeSet::from([plan.cache_dir.clone()])).await;
-    let removed = dirs.remove(plan.keep);
+    cache_quota::keep(&BTreeSet::from([places.cache_dir.clone()])).await;
+    let removed = if plan.keep {
+        places.keep();
+        Ok(())
+    } else {
+        places.remove()
+    };
     if let Some(file) = &plan.report {
         write_report(file, &report)?;
     }
@@ -101,6 +189,8 @@ impl Interrupt {
 
 async fn in_sandbox(
     plan: &Plan,
+    places: &Places,
+    machine: &mut Option<Starting>,
     interrupt: &Interrupt,
     timeline: &Timeline,
     report: &mut Report,
@@ -108,7 +198,7 @@ async fn in_sandbox(
     let config = plan
         .sandbox
         .clone()
-        .with_share(&plan.shared_dir)
+        .with_share(&places.shared_dir)
         .map_err(|e| Failure::new("share the container's directory", &e))?;
     let since = Instant::now();
     let started = tokio::select! {
@@ -118,7 +208,7 @@ async fn in_sandbox(
     };
     let sandbox = started.map_err(|e| Failure::start(&e))?;
     report.sandbox_start_ms = timeline.step("sandbox started, /containers mounted", since);
-    let result = in_vm(plan, &sandbox, interrupt, timeline, report).await;
+    let result = in_vm(plan, places, machine, &sandbox, interrupt, timeline, report).await;
     let since = Instant::now();
     let outcome = sandbox.stop().await;
     report.stop_ms += timeline.step("daemon stopped", since);
@@ -142,13 +232,14 @@ async fn in_sandbox(
 /// Mounts the image and the shares. Dropped, it leaves what it has mounted to the sandbox.
 async fn mount_all(
     plan: &Plan,
+    places: &Places,
     sandbox: &Sandbox,
     timeline: &Timeline,
     report: &mut Report,
 ) -> Result<(), Failure> {
     // Until a daemon that is not ours has the image mounted, nothing else tells that its blobs are in use.
     let guard = plan.is_stock.then(|| {
-        tokio::task::block_in_place(|| BlobCache::new(&plan.cache_dir).mounting(&Quiet))
+        tokio::task::block_in_place(|| BlobCache::new(&places.cache_dir).mounting(&Quiet))
             .map_err(|e| Failure::new("use the blob cache", &e))
     });
     let _guard = guard.transpose()?;
@@ -174,13 +265,15 @@ enum End {
 
 async fn in_vm(
     plan: &Plan,
+    places: &Places,
+    starting: &mut Option<Starting>,
     sandbox: &Sandbox,
     interrupt: &Interrupt,
     timeline: &Timeline,
     report: &mut Report,
 ) -> Result<u8, Failure> {
     tokio::select! {
-        mounted = mount_all(plan, sandbox, timeline, report) => mounted?,
+        mounted = mount_all(plan, places, sandbox, timeline, report) => mounted?,
         () = interrupt.happened() => return Ok(INTERRUPTED),
     }
     if let Some(record) = &plan.record {
@@ -192,10 +285,19 @@ async fn in_vm(
         stdout: Box::new(tokio::io::stdout()),
         stderr: Box::new(tokio::io::stderr()),
     };
-    let mut vm = Vm::boot(&plan.vm, &plan.run_dir.join(VM_DIR), stdio)
-        .await
-        .map_err(|e| Failure::new("boot the VM", &e))?;
-    timeline.step(&format!("VMM started ({:?})", vm.accel().accel()), booting);
+    let machine = match starting.as_mut() {
+        Some(machine) => tokio::select! {
+            machine = machine => machine,
+            () = interrupt.happened() => return Ok(INTERRUPTED),
+        },
+        None => unreachable!("it is taken here, once"),
+    };
+    *starting = None;
+    let machine = match machine {
+        Ok(started) => started.map_err(|e| not_booted(&e))?,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    };
+    let mut vm = machine.run(&plan.vm, stdio);
     let complaints = Complaints::default();
     let end = tokio::select! {
         outcome = follow(&mut vm, booting, timeline, report) => End::Outcome(outcome),
@@ -301,46 +403,4 @@ fn write_report(file: &Path, report: &Report) -> Result<(), Failure> {
     };
     let text = serde_json::to_string_pretty(report).map_err(|e| failed(&e))?;
     fs::write(file, text + "\n").map_err(|e| failed(&e))
-}
-
-/// The directories of this run only.
-struct RunDirs<'a> {
-    run_dir: &'a Path,
-}
-
-impl<'a> RunDirs<'a> {
-    fn make(plan: &'a Plan) -> Result<Self, Failure> {
-        let dirs = Self {
-            run_dir: &plan.run_dir,
-        };
-        let vm_dir = plan.run_dir.join(VM_DIR);
-        let wanted = plan.snapshot_dirs.iter().chain([&plan.cache_dir, &vm_dir]);
-        for dir in wanted {
-            if let Err(e) = fs::create_dir_all(dir) {
-                let _ = dirs.remove(false);
-                return Err(Failure::new(&format!("create {}", dir.display()), &e)
-                    .hint("give a writable place with --data-dir"));
-            }
-        }
-        if let Some((file, text)) = &plan.certificates
-            && let Err(e) = fs::write(file, text)
-        {
-            let _ = dirs.remove(false);
-            return Err(Failure::new(&format!("write {}", file.display()), &e));
-        }
-        Ok(dirs)
-    }
-
-    /// Removes them; with `keep`, says what is kept. Nothing is ever mounted in there.
-    fn remove(&self, keep: bool) -> Result<(), Failure> {
-        if keep {
-            eprintln!("kept: {}", self.run_dir.display());
-            return Ok(());
-        }
-        match fs::remove_dir_all(self.run_dir) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(Failure::new(&format!("remove {}", self.run_dir.display()), &e)),
-        }
-    }
 }

@@ -11,7 +11,7 @@ pub(super) struct Report {
     pub(super) image_ms: f64,
     pub(super) sandbox_start_ms: f64,
     pub(super) mounts: Vec<MountTime>,
-    /// From the start of the VMM to the start of the command.
+    /// Until the command started, once all else was there: what of the boot was waited for.
     pub(super) boot_ms: f64,
     pub(super) command_ms: f64,
     /// VMM, daemon, mounts and directories.
@@ -32,7 +32,7 @@ pub(super) struct MountTime {
 }
 
 /// Times the steps and, when asked to, says each on stderr.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Timeline {
     started: Instant,
     verbose: bool,

@@ -89,8 +89,14 @@ macro_rules! starts {
                 LAZY,
             ),
             row(
+                concat!("start-", $name, "-booting-seconds"),
+                "the same where each machine boots",
+                "s",
+                None,
+            ),
+            row(
                 concat!("start-", $name, "-boot"),
-                "of the first, the boot",
+                "of the first, waiting for the boot",
                 "s",
                 None,
             ),

@@ -1,0 +1,255 @@
+//! Machines that were booted once: kept as their memory and their devices' state, to go on from there as often as
+//! wanted.
+//!
+//! ```text
+//! DIR/lock                  held by who saves
+//! DIR/KEY/about             what it is, as text; its time is that of its last use
+//! DIR/KEY/state             the devices, as QEMU writes them
+//! DIR/KEY/memory            the guest's memory, with holes
+//! DIR/.KEY.partial/         being saved, or left by who was killed
+//! ```
+//! A template is of one start of this host ([`Description`]), so nothing of it has to survive a crash of the host, and
+//! what it has of the processor is true. It has nobody's data in it: it is saved before the guest knows what it is for.
+//! Here are the files; `qemu/` makes and uses them.
+
+mod description;
+pub(crate) mod memory;
+
+use std::fs::{self, File, FileTimes};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+pub(crate) use description::Description;
+
+/// Beyond so many the least recently used go: one for each size of machine that is in use is enough.
+const KEPT: usize = 4;
+/// Nobody needs what was not used for so long.
+const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+/// More than any machine's devices have to say; a longer file is not ours.
+const MAX_STATE_LEN: u64 = 64 << 20;
+
+const ABOUT: &str = "about";
+const STATE: &str = "state";
+const MEMORY: &str = "memory";
+
+/// Whether machines are booted each, or go on from one that was booted before.
+///
+/// All machines of a template have the kernel at the same random address, and other secrets that a kernel draws when it
+/// boots are the same. What is drawn later is not: the guest gets new random numbers before its command starts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Templates {
+    /// Each boots.
+    #[default]
+    Never,
+    /// From a template in this directory where guests are emulated, and a boot takes seconds.
+    WhenEmulated(PathBuf),
+    /// From a template in this directory.
+    Always(PathBuf),
+}
+
+/// A directory of templates.
+#[derive(Debug, Clone)]
+pub(crate) struct TemplateDir(PathBuf);
+
+/// A machine that can go on.
+#[derive(Debug)]
+pub(crate) struct Template {
+    dir: PathBuf,
+    /// The guest's memory.
+    pub(crate) memory: File,
+    /// What QEMU has written; not empty.
+    state: Vec<u8>,
+}
+
+/// The place of a machine that is being saved. Dropped, it leaves nothing.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    staging: PathBuf,
+    target: PathBuf,
+    /// Unlocked when it is closed.
+    _lock: File,
+}
+
+impl TemplateDir {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self(dir.to_owned())
+    }
+
+    /// The template of such a machine, if there is one. What is there and can't be one is removed.
+    pub(crate) fn find(&self, description: &Description) -> Option<Template> {
+        let dir = self.0.join(description.key());
+        match Template::open(&dir, description) {
+            Ok(template) => template,
+            Err(error) => {
+                tracing::warn!(?dir, %error, "a template can't be used");
+                remove(&dir);
+                None
+            }
+        }
+    }
+
+    /// Begins to save one; `None` if somebody else is saving. What was left, and what nobody needs, goes first.
+    pub(crate) fn save(&self, description: &Description) -> io::Result<Option<Slot>> {
+        let mut builder = fs::DirBuilder::new();
+        // Whoever may write here decides what guests run.
+        builder.recursive(true).mode(0o700).create(&self.0)?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(self.0.join("lock"))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        }
+        self.tidy(description)?;
+        let key = description.key();
+        let slot = Slot {
+            staging: self.0.join(format!(".{key}.partial")),
+            target: self.0.join(key),
+            _lock: lock,
+        };
+        builder.create(&slot.staging)?;
+        slot.write(ABOUT, description.text().as_bytes())?;
+        Ok(Some(slot))
+    }
+
+    /// Removes what was being saved when its owner was killed, templates of another start of this host, and those that
+    /// were not used for long. The lock is held.
+    fn tidy(&self, description: &Description) -> io::Result<()> {
+        let mut kept = Vec::new();
+        for entry in fs::read_dir(&self.0)? {
+            let path = entry?.path();
+            if !path.is_dir() {
+                continue;
+            }
+            match last_use(&path, description) {
+                Some(used) => kept.push((used, path)),
+                None => remove(&path),
+            }
+        }
+        kept.sort();
+        // One is about to come.
+        let surplus = (kept.len() + 1).saturating_sub(KEPT);
+        kept.drain(..surplus).for_each(|(_, path)| remove(&path));
+        Ok(())
+    }
+}
+
+/// When a template of this start of the host was last used, unless that was too long ago.
+fn last_use(dir: &Path, description: &Description) -> Option<SystemTime> {
+    let is_partial = dir.file_name()?.to_str()?.starts_with('.');
+    let about = fs::read_to_string(dir.join(ABOUT)).ok()?;
+    let used = fs::metadata(dir.join(ABOUT))
+        .and_then(|about| about.modified())
+        .ok()?;
+    let recent = used.elapsed().is_ok_and(|age| age <= KEPT_FOR);
+    (!is_partial && recent && description.is_of_same_start(&about)).then_some(used)
+}
+
+fn remove(dir: &Path) {
+    match fs::remove_dir_all(dir) {
+        Ok(()) => tracing::debug!(?dir, "removed a template"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(?dir, %error, "cannot remove a template"),
+    }
+}
+
+impl Template {
+    fn open(dir: &Path, description: &Description) -> io::Result<Option<Self>> {
+        let about = match fs::read_to_string(dir.join(ABOUT)) {
+            Ok(about) => about,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if about != description.text() {
+            return Err(io::Error::other("it is of another machine"));
+        }
+        let memory = File::open(dir.join(MEMORY))?;
+        if memory.metadata()?.len() != description.memory_bytes() {
+            return Err(io::Error::other("its memory is cut"));
+        }
+        let mut state = Vec::new();
+        File::open(dir.join(STATE))?
+            .take(MAX_STATE_LEN)
+            .read_to_end(&mut state)?;
+        if state.is_empty() {
+            return Err(io::Error::other("its state is cut"));
+        }
+        // Says when it was last used; that it can't be said hinders nobody.
+        let now = FileTimes::new().set_modified(SystemTime::now());
+        let touched = File::options().write(true).open(dir.join(ABOUT));
+        if let Err(error) = touched.and_then(|about| about.set_times(now)) {
+            tracing::debug!(?dir, %error, "cannot note the use of a template");
+        }
+        Ok(Some(Self {
+            dir: dir.to_owned(),
+            memory,
+            state,
+        }))
+    }
+
+    /// The state's first byte.
+    pub(crate) fn first_byte(&self) -> u8 {
+        self.state[0]
+    }
+
+    /// The rest of the state.
+    pub(crate) fn after_first_byte(&self) -> &[u8] {
+        &self.state[1..]
+    }
+
+    /// Removes it: a machine did not go on from it.
+    pub(crate) fn discard(&self) {
+        tracing::warn!(dir = ?self.dir, "a machine did not go on from its template, which is removed");
+        remove(&self.dir);
+    }
+}
+
+impl Slot {
+    /// The file for the guest's memory, of `len` bytes.
+    pub(crate) fn memory(&self, len: u64) -> io::Result<File> {
+        let file = self.create(MEMORY)?;
+        file.set_len(len)?;
+        Ok(file)
+    }
+
+    /// Completes the template.
+    pub(crate) fn finish(self, state: &[u8]) -> io::Result<()> {
+        self.write(STATE, state)?;
+        // Nobody else may save, so what is there is one that was found to be no good, or was removed meanwhile.
+        remove(&self.target);
+        fs::rename(&self.staging, &self.target)
+    }
+
+    fn create(&self, name: &str) -> io::Result<File> {
+        File::options()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(self.staging.join(name))
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        io::Write::write_all(&mut self.create(name)?, bytes)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // Once it is complete, it is there no more.
+        if self.staging.exists() {
+            remove(&self.staging);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! The files of templates; what is in them is nobody's business here.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::os::unix::fs::{FileExt, PermissionsExt};
+
+use super::*;
+
+const MEMORY_BYTES: u64 = 4 << 20;
+
+/// A machine like no other, of a file that stands for QEMU and the kernel.
+fn description(dir: &Path, argument: &str) -> Description {
+    let file = dir.join("file");
+    if !file.exists() {
+        fs::write(&file, "").unwrap();
+    }
+    Description::new(&file, &[argument.to_owned()], &file, b"", MEMORY_BYTES).unwrap()
+}
+
+fn saved(dir: &TemplateDir, description: &Description) {
+    let slot = dir.save(description).unwrap().unwrap();
+    let memory = slot.memory(MEMORY_BYTES).unwrap();
+    memory.write_all_at(b"memory", 4096).unwrap();
+    slot.finish(b"state").unwrap();
+}
+
+fn entries(dir: &TemplateDir) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(&dir.0)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != "lock")
+        .collect();
+    names.sort();
+    names
+}
+
+fn used_before(dir: &TemplateDir, description: &Description, age: Duration) {
+    let about = File::options()
+        .write(true)
+        .open(dir.0.join(description.key()).join(ABOUT))
+        .unwrap();
+    let then = FileTimes::new().set_modified(SystemTime::now() - age);
+    about.set_times(then).unwrap();
+}
+
+#[test]
+fn what_is_saved_is_found_and_is_the_owners_only() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = TemplateDir::new(&root.path().join("a/templates"));
+    let first = description(root.path(), "first");
+    assert!(dir.find(&first).is_none());
+    saved(&dir, &first);
+    let template = dir.find(&first).unwrap();
+    assert_eq!(
+        (template.first_byte(), template.after_first_byte()),
+        (b's', &b"tate"[..])
+    );
+    let mut bytes = [0; 6];
+    template.memory.read_exact_at(&mut bytes, 4096).unwrap();
+    assert_eq!(&bytes, b"memory");
+    assert!(dir.find(&description(root.path(), "second")).is_none());
+
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&dir.0), 0o700);
+    assert_eq!(mode(&dir.0.join(first.key())), 0o700);
+    assert_eq!(mode(&dir.0.join(first.key()).join(MEMORY)), 0o600);
+
+    template.discard();
+    assert!(dir.find(&first).is_none());
+    assert!(entries(&dir).is_empty());
+}
+
+#[test]
+fn one_saves_at_a_time_and_leaves_nothing_if_it_fails() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = TemplateDir::new(root.path());
+    let (first, second) = (
+        description(root.path(), "first"),
+        description(root.path(), "second"),
+    );
+    let slot = dir.save(&first).unwrap().unwrap();
+    assert!(dir.save(&second).unwrap().is_none());
+    slot.memory(MEMORY_BYTES).unwrap();
+    drop(slot);
+    assert!(dir.find(&first).is_none());
+    saved(&dir, &second);
+    assert_eq!(entries(&dir), [second.key(), "file".to_owned()]);
+}
+
+#[test]
+fn what_is_left_and_what_is_old_goes_when_the_next_is_saved() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = TemplateDir::new(&root.path().join("templates"));
+    let of = |argument: &str| description(root.path(), argument);
+    // Killed while it was saved: nobody has dropped the slot.
+    let slot = dir.save(&of("killed")).unwrap().unwrap();
+    fs::rename(&slot.staging, root.path().join("kept")).unwrap();
+    let staging = slot.staging.clone();
+    drop(slot);
+    fs::rename(root.path().join("kept"), staging).unwrap();
+    saved(&dir, &of("old"));
+    used_before(&dir, &of("old"), KEPT_FOR + Duration::from_secs(60));
+    saved(&dir, &of("earlier start"));
+    let about = dir.0.join(of("earlier start").key()).join(ABOUT);
+    let text = fs::read_to_string(&about).unwrap();
+    fs::write(&about, text.replacen("host-start ", "host-start 0", 1)).unwrap();
+    for (age, argument) in [(3, "a"), (9, "b"), (1, "c"), (4, "d")] {
+        saved(&dir, &of(argument));
+        used_before(&dir, &of(argument), Duration::from_secs(60 * age));
+    }
+    saved(&dir, &of("e"));
+    let mut expected: Vec<String> = ["a", "c", "d", "e"].map(|argument| of(argument).key()).into();
+    expected.sort();
+    assert_eq!(entries(&dir), expected);
+
+    // Used again, it is not the one that goes.
+    used_before(&dir, &of("e"), Duration::from_secs(60));
+    dir.find(&of("d")).unwrap();
+    saved(&dir, &of("f"));
+    assert!(dir.find(&of("d")).is_some() && dir.find(&of("a")).is_none());
+}
+
+#[test]
+fn what_cannot_be_one_is_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = TemplateDir::new(&root.path().join("templates"));
+    let first = description(root.path(), "first");
+    let broken = |breaks: &dyn Fn(&Path)| {
+        saved(&dir, &first);
+        breaks(&dir.0.join(first.key()));
+        assert!(dir.find(&first).is_none());
+        assert!(entries(&dir).is_empty());
+    };
+    broken(&|at| fs::remove_file(at.join(STATE)).unwrap());
+    broken(&|at| fs::remove_file(at.join(MEMORY)).unwrap());
+    broken(&|at| fs::write(at.join(STATE), "").unwrap());
+    broken(&|at| fs::write(at.join(ABOUT), "another").unwrap());
+    broken(&|at| {
+        let memory = File::options().write(true).open(at.join(MEMORY)).unwrap();
+        memory.set_len(MEMORY_BYTES - 1).unwrap();
+    });
+    // Without its description it is nothing at all, and whoever saves the next one clears it away.
+    saved(&dir, &first);
+    fs::remove_file(dir.0.join(first.key()).join(ABOUT)).unwrap();
+    assert!(dir.find(&first).is_none());
+    saved(&dir, &first);
+    assert!(dir.find(&first).is_some());
+}
