@@ -26,6 +26,8 @@ export PATH=/bin
     ln -s fd/1 /dev/stdout
     ln -s fd/2 /dev/stderr
     ifconfig lo 127.0.0.1 2>/dev/null
+    # Kata's place for the share.
+    mkdir -p /run/kata-containers/shared
 } &
 places=$!
 /bin/busybox mount -t sysfs sysfs /sys
@@ -135,7 +137,7 @@ locate() {
 # The share's device has been plugged in, which the kernel need not have noticed yet; or not at all, if it leaves that to
 # a driver it doesn't have.
 echo 1 >/sys/bus/pci/rescan
-try share mkdir -p "$NB_SHARE"
+[ -d "$NB_SHARE" ] || try share mkdir -p "$NB_SHARE"
 try share mount -t virtiofs "$NB_TAG" "$NB_SHARE"
 event share-mounted
 
@@ -155,10 +157,21 @@ mount -t overlay -o "$NB_OVERLAY" overlay "$NB_ROOT" 2>/dev/null ||
     try rootfs mount -t overlay -o "$NB_OVERLAY,userxattr" overlay "$NB_ROOT"
 # The container's root is the upper directory, which knows nothing of the image's. Whoever may not give it away leaves
 # it as it is.
-if [ -z "$(ls -A "$NB_UPPER")" ]; then
-    of_image=$(stat -c '%u:%g %a' "$NB_LOWER")
-    chown "${of_image% *}" "$NB_ROOT" 2>/dev/null
-    chmod "${of_image#* }" "$NB_ROOT"
+is_empty() {
+    for entry in "$1"/* "$1"/.[!.]* "$1"/..?*; do
+        ! [ -e "$entry" ] && ! [ -L "$entry" ] || return 1
+    done
+}
+if is_empty "$NB_UPPER"; then
+    # On two lines: of the image, and of what is there.
+    owners=$(stat -c '%u:%g %a' "$NB_LOWER" "$NB_ROOT")
+    of_image=${owners%%
+*}
+    if [ "$owners" != "$of_image
+$of_image" ]; then
+        chown "${of_image% *}" "$NB_ROOT" 2>/dev/null
+        chmod "${of_image#* }" "$NB_ROOT"
+    fi
 fi
 
 # Mounts on the container's directory $1; the rest is for mount.

@@ -36,7 +36,8 @@ pub(super) fn markdown(report: &Report) -> String {
          compressed; once. nydus-image 2.2.0 makes the same format (RAFS v6, zstd, chunks of 1 MiB) of each layer, one \
          after the other, then merges. A request to the registry takes {} ms, {} ms where prefetch was learned (for the \
          same python), and nothing else limits it but the slow link, of {} Mbit/s. Every start has an empty cache. Its \
-         guest, emulated where there is no KVM, is the same for all. To pull and unpack first takes skopeo and tar, after \
+         guest, emulated where there is no KVM, is the same for all, and goes on from a machine that was booted before \
+         unless it is said that it boots. To pull and unpack first takes skopeo and tar, after \
          which an image that is all there is booted; to pull and convert first is `nydusbox run` of the original image.",
         report.conversions,
         report.starts,
@@ -70,7 +71,6 @@ fn standing(row: &Row, report: &Report) -> String {
     let times = verdict.times.map_or(String::new(), number);
     let goal = row.goal.map_or(String::new(), |goal| match goal {
         Goal::Of(times, of) => {
-            let of = if of == "pull" { "pulling first" } else { of };
             format!("≤ {} × {of}", number(times))
         }
         Goal::AtMost(most) => format!("≤ {} {}", number(most), row.unit),
@@ -98,8 +98,8 @@ mod tests {
         );
         assert_eq!(
             line("| `python3"),
-            "| `python3 -c 'import json'`, first output | 2.00 s | nydusd 4.00 s<br>pull and convert first 5.00 s<br>pull and unpack first 5.90 s \
-             | 0.40 | ≤ 0.33 × pulling first ✘ |"
+            "| `python3 -c 'import json'`, first output | 2.00 s | nydusd 4.00 s<br>pull and convert first 5.00 s<br>pull and unpack first 6.30 s \
+             | 0.32 | ≤ 0.33 × pull and unpack first ✔ |"
         );
         assert_eq!(
             line("| the guest read"),
