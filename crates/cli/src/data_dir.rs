@@ -47,9 +47,14 @@ impl DataDir {
         self.0.join("templates")
     }
 
+    /// What belongs to one run each.
+    pub(crate) fn runs(&self) -> PathBuf {
+        self.0.join("run")
+    }
+
     /// What belongs to one run only.
     pub(crate) fn run(&self, name: &str) -> PathBuf {
-        self.0.join("run").join(name)
+        self.runs().join(name)
     }
 }
 

@@ -121,6 +121,42 @@ fn vm_and_daemon_go_on_ctrl_c() {
     machine.assert_clean();
 }
 
+/// SIGKILL leaves no time for anything. The machine and the daemon end by themselves, `sweep` knows the sandbox, and the
+/// next run removes the directories.
+#[test]
+fn vm_of_a_killed_run_leaves_nothing_that_the_next_does_not_remove() {
+    let Some(machine) = machine() else { return };
+    let mut child = machine.sleeping();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Bounded by the runner.
+    while !machine.running().is_empty() {
+        std::thread::yield_now();
+    }
+    let left = || std::fs::read_dir(machine.path("data/run")).unwrap().count();
+    assert_eq!(left(), 2, "a directory and its lock");
+    let output = machine
+        .run()
+        .args(["--keep", "--", "sh", "-c", "echo x >/new"])
+        .output()
+        .unwrap();
+    let (code, _, err) = told(&output);
+    assert_eq!((code, left()), (0, 1), "{err}");
+    let kept = err.split_whitespace().last().unwrap();
+    let kept = std::path::Path::new(kept);
+    assert!(kept.join("shared/c1/snapshotdir/fs/new").exists(), "{err}");
+    // What is kept stays.
+    let output = machine.run().args(["--", "true"]).output().unwrap();
+    assert_eq!(told(&output).0, 0);
+    assert!(kept.exists() && left() == 1);
+    std::fs::remove_dir_all(kept).unwrap();
+
+    let mut sweep = std::process::Command::new(env!("CARGO_BIN_EXE_nydusbox"));
+    let sweep = sweep.arg("sweep").arg("--state-dir").arg(machine.path("state"));
+    assert!(sweep.output().unwrap().status.success());
+    machine.assert_clean();
+}
+
 #[test]
 fn vm_ends_with_a_reason_when_its_daemon_is_killed() {
     let Some(machine) = machine() else { return };

@@ -120,12 +120,19 @@ impl Machine {
     pub fn assert_clean(&self) {
         let left = |name: &str| std::fs::read_dir(self.path(name)).map_or(0, Iterator::count);
         assert_eq!((left("data/run"), left("state")), (0, 0));
-        let needle = self.dir.path().to_str().unwrap().to_owned();
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let cmdline = String::from_utf8_lossy(&cmdline).into_owned();
-            assert!(!cmdline.contains(&needle), "still running: {cmdline}");
-        }
+        let running = self.running();
+        assert!(running.is_empty(), "still running: {running:?}");
+    }
+
+    /// The command lines of processes that run for it.
+    pub fn running(&self) -> Vec<String> {
+        let needle = self.dir.path().to_str().unwrap();
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let lines = entries.map(|entry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default());
+        lines
+            .map(|line| String::from_utf8_lossy(&line).into_owned())
+            .filter(|line| line.contains(needle))
+            .collect()
     }
 }
 

@@ -38,6 +38,20 @@ power_off() {
     /bin/busybox poweroff -f
 }
 
+# The host is gone, and its daemon may be, too: then what waits for the share, as a sync does, waits for ever.
+host_gone() {
+    {
+        /bin/busybox sync
+        : >/tmp/synced
+    } &
+    tries=0
+    until [ -e /tmp/synced ] || [ "$tries" -ge 50 ]; do
+        tries=$((tries + 1))
+        /bin/busybox usleep 100000
+    done
+    /bin/busybox poweroff -n -f
+}
+
 # Without a control port nobody can be told but the console's reader.
 without_control() {
     echo "init: $*" >/dev/console
@@ -99,7 +113,7 @@ fail() {
     shift
     event error "$step" "$(echo "$*" | tr '\n' ' ')" &
     [ -z "$watcher" ] || wait "$watcher"
-    read -r answer <&6
+    read -r answer <&6 || host_gone
     power_off
 }
 
@@ -108,14 +122,14 @@ wait "$others" || fail modules "cannot load $(cat /modules/failed)"
 event waiting &
 # If the host goes away instead, so does the machine. While it is stopped to be saved, QEMU does not tell it that: so a
 # word has to come soon, and only then it may wait for as long as it takes.
-read -t 30 -r word <&6 || power_off
-read -r length <&6 || power_off
+read -t 30 -r word <&6 || host_gone
+read -r length <&6 || host_gone
 head -c "$length" <&6 >/params
 . /params
 event ready
 
 # If the host goes away while the command runs, so does the machine.
-(read -r answer <&6; power_off) &
+(read -r answer <&6 || host_gone; power_off) &
 watcher=$!
 
 # The clock is that of when the machine was saved.

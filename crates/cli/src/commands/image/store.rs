@@ -20,6 +20,7 @@ use super::bar::{Bar, cancelled_by_signals};
 use crate::args::StateDirArg;
 use crate::commands::output::OutputArgs;
 use crate::commands::registry::RegistryArgs;
+use crate::commands::run::claim;
 use crate::commands::size::Size;
 use crate::commands::stored::FirstUseArgs;
 use crate::data_dir::{DataDir, DataDirArg};
@@ -175,6 +176,9 @@ pub(super) fn gc(args: GcArgs, state_dir: &StateDir) -> Result<(), Failure> {
         unused_for: args.unused_for.map(|days| DAY * days),
         dry_run: args.dry_run,
     };
+    if !args.dry_run {
+        claim::clear(&data_dir.runs());
+    }
     let bar = Bar::new(cancelled_by_signals()?);
     let collected = store.gc(config, &|| in_use(state_dir), &bar);
     let cache = BlobCache::new(&data_dir.cache());

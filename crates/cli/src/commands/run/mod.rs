@@ -5,6 +5,7 @@
 //! its mounts, directories (`places.rs`). The machine boots while the image is had and mounted. `timeline.rs` keeps the
 //! times, `complaints.rs` says what the guest is not told.
 
+pub(super) mod claim;
 mod complaints;
 mod places;
 mod plan;

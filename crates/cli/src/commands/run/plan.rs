@@ -14,6 +14,7 @@ use nydusbox_vmm::{
     GuestAssets, MachineConfig, MachineSpec, SharedDir, Templates, UpperDir, VmConfig, VmSpec,
 };
 
+use super::claim::Claim;
 use super::places::Places;
 use super::process::{Overrides, Process, ProcessError};
 use super::trace::Record;
@@ -47,6 +48,8 @@ pub(super) struct Plan {
     pub(super) keep: bool,
     pub(super) report: Option<PathBuf>,
     pub(super) record: Option<Record>,
+    /// Held until the run is over.
+    _claim: Claim,
 }
 
 /// What is decided before the image is had.
@@ -57,6 +60,7 @@ pub(super) struct Draft {
     sandbox: SandboxConfig,
     container: ContainerId,
     data_dir: DataDir,
+    claim: Claim,
     places: Places,
     shares: Vec<(MountRequest, SharedDir)>,
     overrides: Overrides,
@@ -78,8 +82,6 @@ impl Draft {
                 "--keep works for root only: for others the guest's writes stay in its memory",
             ));
         }
-        let name = format!("run-{}", std::process::id());
-        let id = SandboxId::new(&name).map_err(|e| Failure::new("name the sandbox", &e))?;
         let container = ContainerId::new("c1").map_err(|e| Failure::new("name the container", &e))?;
         let shares = args.share.iter().enumerate();
         let shares = shares.map(|(number, text)| share(number, text, args.daemon == BUILTIN));
@@ -101,7 +103,10 @@ impl Draft {
             true => None,
             false => Some(daemon_env::with_system_certificates(&ca_files)?),
         };
-        let places = Places::new(&data_dir, &name, &container, trusted);
+        // The first that is done; whatever else can be said without it has been.
+        let claim = Claim::take(&data_dir)?;
+        let id = SandboxId::new(claim.name()).map_err(|e| Failure::new("name the sandbox", &e))?;
+        let places = Places::new(&data_dir, claim.name(), &container, trusted);
         let mut program = daemon_env::beside_proxies(program(&args.daemon)?);
         if let Some(file) = places.certificates() {
             program = daemon_env::trusting(program, file);
@@ -114,6 +119,7 @@ impl Draft {
             sandbox,
             container,
             data_dir,
+            claim,
             places,
             shares,
             overrides,
@@ -182,6 +188,7 @@ impl Draft {
             keep: args.keep,
             report: args.report,
             record,
+            _claim: self.claim,
         })
     }
 }

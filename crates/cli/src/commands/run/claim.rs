@@ -1,0 +1,145 @@
+//! The name of a run, which nobody else has while it lives, and what is left of runs that were killed.
+//!
+//! ```text
+//! DATA_DIR/run/NAME/       what belongs to the run
+//! DATA_DIR/run/NAME.lock   locked while it lives; gone when it is over, also where NAME is kept
+//! ```
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock, fstat};
+
+use crate::data_dir::DataDir;
+use crate::error::Failure;
+
+const LOCK: &str = "lock";
+
+/// A name that is this run's. Dropped, it is anybody's again.
+#[derive(Debug)]
+pub(super) struct Claim {
+    name: String,
+    lock: PathBuf,
+    _held: File,
+}
+
+impl Claim {
+    /// Takes a name, after removing what was left by who was killed.
+    pub(super) fn take(data_dir: &DataDir) -> Result<Self, Failure> {
+        let runs = data_dir.runs();
+        let failed = |e: io::Error| {
+            Failure::new(&format!("use the directory {}", runs.display()), &e)
+                .hint("give a writable place with --data-dir")
+        };
+        fs::create_dir_all(&runs).map_err(failed)?;
+        clear(&runs);
+        Self::in_dir(&runs).map_err(failed)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The process' number makes it unique among those that live, but what is kept has one, too.
+    fn in_dir(runs: &Path) -> io::Result<Self> {
+        let names = (1_u32..).map(|number| match number {
+            1 => format!("run-{}", std::process::id()),
+            _ => format!("run-{}-{number}", std::process::id()),
+        });
+        for name in names {
+            let lock = runs.join(&name).with_extension(LOCK);
+            if runs.join(&name).exists() {
+                continue;
+            }
+            let held = match File::options().write(true).create_new(true).open(&lock) {
+                Ok(held) => held,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(e) => return Err(e),
+            };
+            // Whoever clears may have found it before it was locked.
+            if flock(&held, FlockOperation::NonBlockingLockExclusive).is_ok() && fstat(&held)?.st_nlink > 0 {
+                return Ok(Self {
+                    name,
+                    lock,
+                    _held: held,
+                });
+            }
+        }
+        unreachable!("there are as many names as one tries")
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.lock) {
+            tracing::warn!(lock = ?self.lock, %error, "cannot give a name back");
+        }
+    }
+}
+
+/// Removes what belongs to runs that are over and were not: they were killed. What can't be removed is said, and in
+/// nobody's way.
+pub(in crate::commands) fn clear(runs: &Path) {
+    let entries = fs::read_dir(runs).into_iter().flatten().flatten();
+    for lock in entries.map(|entry| entry.path()) {
+        if lock.extension().is_none_or(|extension| extension != LOCK) {
+            continue;
+        }
+        let Ok(held) = File::open(&lock) else { continue };
+        if flock(&held, FlockOperation::NonBlockingLockExclusive).is_err() {
+            continue;
+        }
+        let left = lock.with_extension("");
+        let removed = match fs::remove_dir_all(&left) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            Ok(()) | Err(_) => fs::remove_file(&lock),
+        };
+        match removed {
+            Ok(()) => tracing::info!(?left, "removed what a killed run has left"),
+            Err(error) => tracing::warn!(?left, %error, "cannot remove what a killed run has left"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn names(runs: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(runs)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_lives_and_what_is_kept_stays_and_what_was_killed_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = dir.path();
+        let living = Claim::in_dir(runs).unwrap();
+        fs::create_dir(runs.join(living.name())).unwrap();
+        let kept = Claim::in_dir(runs).unwrap();
+        fs::create_dir(runs.join(kept.name())).unwrap();
+        let kept_name = kept.name().to_owned();
+        drop(kept);
+        // As a killed one leaves it.
+        fs::create_dir_all(runs.join("run-0/shared/c1")).unwrap();
+        fs::write(runs.join("run-0.lock"), "").unwrap();
+        // Before it had made anything.
+        fs::write(runs.join("run-1.lock"), "").unwrap();
+        clear(runs);
+        let mut expected = [
+            living.name().to_owned(),
+            format!("{}.lock", living.name()),
+            kept_name.clone(),
+        ];
+        expected.sort();
+        assert_eq!(names(runs), expected);
+        let next = Claim::in_dir(runs).unwrap();
+        assert!(next.name() != living.name() && next.name() != kept_name);
+    }
+}
