@@ -126,14 +126,14 @@ read -t 30 -r word <&6 || host_gone
 read -r length <&6 || host_gone
 head -c "$length" <&6 >/params
 . /params
-event ready
-
-# If the host goes away while the command runs, so does the machine.
+# From now on as well: whatever else waits for the host.
 (read -r answer <&6 || host_gone; power_off) &
 watcher=$!
+event ready
 
 # The clock is that of when the machine was saved.
 date -s "@$NB_NOW" >/dev/null &
+clock=$!
 
 # Runs a command of step $1, whose own message explains a failure. The last kernel messages go with it: mount(2) says
 # no more than "invalid argument", the file system says which one and why.
@@ -237,6 +237,7 @@ cat </run/stdout >&4 &
 out=$!
 cat </run/stderr >&5 &
 err=$!
+wait "$clock"
 event command-started
 (nb_command 3<&- 4>&- 5>&- 6>&-) </run/stdin >/run/stdout 2>/run/stderr
 code=$?
