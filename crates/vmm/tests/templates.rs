@@ -43,7 +43,9 @@ fn now() -> u64 {
 
 /// What must not be the same in two machines, nor that of the time they were saved; and what a command needs.
 const ASKS: &str = "cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; \
-                    busybox od -An -tx1 -N16 /dev/urandom; busybox date +%s; cat; hostname";
+                    busybox od -An -tx1 -N16 /dev/urandom; busybox date +%s; cat; hostname; \
+                    busybox head -c 1 /dev/random >/dev/null; \
+                    busybox dmesg | busybox grep -o -e 'crng init done' -e 'enabling device'";
 
 #[tokio::test]
 async fn machines_that_go_on_from_one_have_nothing_of_each_other() {
@@ -67,9 +69,13 @@ async fn machines_that_go_on_from_one_have_nothing_of_each_other() {
             "{outcome} {stderr}"
         );
         let lines: Vec<&str> = stdout.lines().collect();
-        let [boot, uuid, bytes, time, hostname] = lines[..] else {
+        let [boot, uuid, bytes, time, hostname, ref kernel @ ..] = lines[..] else {
             panic!("{stdout}")
         };
+        // Not before the devices came: what is drawn in a machine that others go on from, they would draw, too.
+        let said = |what: &str| kernel.iter().position(|line| *line == what);
+        let (plugged_in, random) = (said("enabling device"), said("crng init done"));
+        assert!(plugged_in.is_some() && plugged_in < random, "{stdout}");
         let time: u64 = time.parse().unwrap();
         assert!((before - 1..=now()).contains(&time), "{before} {time}");
         assert_eq!(hostname, format!("guest{number}"));
