@@ -65,9 +65,11 @@ const fn row(name: &'static str, title: &'static str, unit: &'static str, goal: 
 const QUICKER: Option<Goal> = Some(Goal::Of(0.7, "nydus-image"));
 /// A conversion's memory, in MB.
 const FRUGAL: Option<Goal> = Some(Goal::AtMost(300.0));
-/// First output, against pulling everything first with the tools that there are for that. Our own way to pull first is
-/// quicker, and shown beside it; it is part of what is measured, not of what it is measured by.
+/// First output, against pulling everything first with the tools that there are for that.
 const LAZY: Option<Goal> = Some(Goal::Of(1.0 / 3.0, "pull and unpack first"));
+/// Against our own way to pull first, which unpacks nothing: more than is asked for, and out of reach where the machine
+/// and the program alone take longer than a third.
+const LAZIER: Option<Goal> = Some(Goal::Of(1.0 / 3.0, "pull and convert first"));
 /// What is fetched, as a multiple of what the guest read.
 const LITTLE: Option<Goal> = Some(Goal::AtMost(1.3));
 /// First output with learned prefetch, against that without any.
@@ -88,6 +90,18 @@ macro_rules! starts {
                 "the same over a slow link",
                 "s",
                 LAZY,
+            ),
+            row(
+                concat!("start-", $name, "-seconds"),
+                "the first, against our own way to pull first",
+                "s",
+                LAZIER,
+            ),
+            row(
+                concat!("start-", $name, "-slow-seconds"),
+                "the second, likewise",
+                "s",
+                LAZIER,
             ),
             row(
                 concat!("start-", $name, "-booting-seconds"),
