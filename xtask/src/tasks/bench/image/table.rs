@@ -71,6 +71,7 @@ fn standing(row: &Row, report: &Report) -> String {
     let times = verdict.times.map_or(String::new(), number);
     let goal = row.goal.map_or(String::new(), |goal| match goal {
         Goal::Of(times, of) => {
+            let of = if of == "pull" { "pulling first" } else { of };
             format!("≤ {} × {of}", number(times))
         }
         Goal::AtMost(most) => format!("≤ {} {}", number(most), row.unit),
@@ -98,8 +99,8 @@ mod tests {
         );
         assert_eq!(
             line("| `python3"),
-            "| `python3 -c 'import json'`, first output | 2.00 s | nydusd 4.00 s<br>pull and convert first 5.00 s<br>pull and unpack first 6.30 s \
-             | 0.32 | ≤ 0.33 × pull and unpack first ✔ |"
+            "| `python3 -c 'import json'`, first output | 2.00 s | nydusd 4.00 s<br>pull and convert first 5.00 s<br>pull and unpack first 5.90 s \
+             | 0.40 | ≤ 0.33 × pulling first ✘ |"
         );
         assert_eq!(
             line("| the guest read"),
