@@ -37,6 +37,16 @@ fn only(templates: &Path) -> PathBuf {
     found.remove(0)
 }
 
+/// Has a machine booted and saved in an empty directory: its template.
+async fn save_one(templates: &Path) -> Option<PathBuf> {
+    let host = Host::new()?;
+    let started = host.start(machine(&host, templates)).await;
+    assert_eq!(started.origin(), Origin::BootToTemplate);
+    let (outcome, ..) = host.run_in(started, host.spec(&["true"])).await;
+    assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{outcome}");
+    Some(only(templates))
+}
+
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
@@ -143,12 +153,10 @@ async fn a_template_that_is_of_no_use_is_replaced() {
 /// it.
 #[tokio::test]
 async fn a_template_whose_guest_does_not_go_on_is_removed() {
-    let Some(host) = Host::new() else { return };
     let templates = tempfile::tempdir().unwrap();
-    let first = host.start(machine(&host, templates.path())).await;
-    let (outcome, ..) = host.run_in(first, host.spec(&["true"])).await;
-    assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{outcome}");
-    let template = only(templates.path());
+    let Some(template) = save_one(templates.path()).await else {
+        return;
+    };
     // In half a gigabyte that is found sooner by grep than by a test that is not optimised.
     let found = Command::new("grep")
         .args(["--byte-offset", "--only-matching", "--text", "head -c"])
@@ -206,11 +214,10 @@ async fn a_full_disk_costs_the_template_only() {
 /// killed when it has started a machine: one that boots, and one that has gone on from a template.
 #[tokio::test]
 async fn a_machine_without_a_command_does_not_outlive_its_owner() {
-    let Some(host) = Host::new() else { return };
     let templates = tempfile::tempdir().unwrap();
-    let first = host.start(machine(&host, templates.path())).await;
-    let (outcome, ..) = host.run_in(first, host.spec(&["true"])).await;
-    assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{outcome}");
+    let Some(_) = save_one(templates.path()).await else {
+        return;
+    };
     let nowhere = tempfile::tempdir().unwrap();
     for (templates, origin) in [(templates.path(), "Template"), (nowhere.path(), "BootToTemplate")] {
         // The victim can't remove its directories; they are in this one.
@@ -269,12 +276,10 @@ async fn where_no_template_can_be_kept_machines_boot() {
 
 #[tokio::test]
 async fn what_fails_for_another_reason_leaves_the_template() {
-    let Some(host) = Host::new() else { return };
     let templates = tempfile::tempdir().unwrap();
-    let first = host.start(machine(&host, templates.path())).await;
-    let (outcome, ..) = host.run_in(first, host.spec(&["true"])).await;
-    assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{outcome}");
-    let template = only(templates.path());
+    let Some(template) = save_one(templates.path()).await else {
+        return;
+    };
     let Some(mut host) = Host::new() else { return };
     let started = host.start(machine(&host, templates.path())).await;
     host.stop_daemon();

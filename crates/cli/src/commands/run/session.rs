@@ -117,20 +117,21 @@ async fn supervised(
     timeline: &Timeline,
     cancelled: &AtomicBool,
 ) -> Result<u8, Failure> {
-    let interrupt = Interrupt::watch().map_err(|e| Failure::new("watch for signals", &e))?;
+    let interrupt = Interrupt::watch().map_err(|e| Failure::new("watch for signals", &e));
     let mut report = Report {
         image_ms: ms(plan.image_took),
         image_bytes: plan.image.data_bytes,
         ..Report::default()
     };
-    // A signal before the watch began; one after it is seen by both.
-    let result = if cancelled.load(Ordering::Relaxed) {
-        Ok(INTERRUPTED)
-    } else {
-        tokio::select! {
+    // Whatever happens from here on: the machine and the directories are there already, and go at the end.
+    let result = match interrupt {
+        Err(failure) => Err(failure),
+        // A signal before the watch began; one after it is seen by both.
+        Ok(_) if cancelled.load(Ordering::Relaxed) => Ok(INTERRUPTED),
+        Ok(interrupt) => tokio::select! {
             result = in_sandbox(plan, places, machine, &interrupt, timeline, &mut report) => result,
             never = cache_quota::keep_on(&places.cache_dir) => match never {},
-        }
+        },
     };
     if let Some(machine) = machine.take() {
         // What kept it from having a command is the failure that matters.
