@@ -13,8 +13,8 @@
 //! - [`leak`]: what a test must not leave behind;
 //! - [`suite`]: one set of behaviours that runs against our daemon and the genuine one.
 //!
-//! Nothing here is ever shipped, and nothing here depends on the daemon's code: what the tests
-//! believe about the wire formats is written down a second time on purpose.
+//! Nothing here is ever shipped. The library, `nydusbox-rootfs` and `nydusbox-vmm` are used here, but nothing of the
+//! daemon's code: what the tests believe about the wire formats is written down a second time on purpose.
 
 #![forbid(unsafe_code)]
 

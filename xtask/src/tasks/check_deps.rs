@@ -5,7 +5,8 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use crate::error::TaskError;
 use crate::workspace::Workspace;
 
-/// Every package of the workspace, with those of ours it may be built with.
+/// Every package of the workspace, with those of ours it may be built with. Some are built with fewer: the testkit has
+/// nothing of the daemon's code.
 ///
 /// Not in here for good: `nydusbox` with `nydusbox-fsd`. The library starts a program; that the program may be
 /// the one it is linked into is known to the command only.
