@@ -17,7 +17,7 @@
 //! // It boots while the daemon is started and the image mounted.
 //! let machine = Machine::start(&machine, "/run/nydusbox/s1/vm".as_ref()).await?;
 //!
-//! let share = ShareDevice::on(ShareSocket::new("/run/nydusbox/s1/fs.sock")?);
+//! let share = ShareDevice::on(ShareSocket::new("/run/nydusbox/s1/vhost.sock")?);
 //! let rootfs = OverlayPlan::for_container(&ContainerId::new("c1")?);
 //! let config = VmConfig::new(VmSpec::new(share, rootfs, vec!["cat".into(), "/etc/os-release".into()]))?;
 //! let mut vm = machine.run(&config, GuestStdio::output(tokio::io::stdout(), tokio::io::stderr()));
