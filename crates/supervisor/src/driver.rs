@@ -34,8 +34,8 @@ use crate::program::ProgramKind;
 use crate::recovery::{OnExit, Recovery};
 use crate::request::{MountRequest, Snapshotdir};
 use crate::requests::{Envelope, Requests};
-use crate::snapshot::{snapshot, status_phase};
-use crate::state::{Journal, OsText, PhaseRecord};
+use crate::snapshot::{self, snapshot, status_phase};
+use crate::state::{Books, Journal, OsText, PhaseRecord};
 use crate::status::{Status, StatusPhase};
 use crate::stop::{StopOutcome, StopStep, ending};
 
@@ -129,7 +129,7 @@ impl Driver {
         }
         let sockets = (config.vhost_socket(), config.successor_vhost_socket());
         let frontend = FrontendWatch::new(config.program().kind(), pid, sockets.0, sockets.1);
-        let (status, status_out) = watch::channel(snapshot(0, &lifecycle, &binds, &daemon));
+        let (status, status_out) = watch::channel(snapshot(&lifecycle, &binds, &daemon));
         let strings = Strings {
             requests: requests_in,
             stop: stop_in,
@@ -469,13 +469,12 @@ impl Driver {
             }
         };
         self.unrecorded = false;
-        let (ledger, binds) = (self.lifecycle.ledger(), &self.binds);
-        let version = self.daemon.version();
-        let log_level = self.config.log_level();
-        self.recorded = self.journal.write(|document| {
-            version.clone_into(&mut document.program.version);
-            document.settings.log_level = log_level;
-            document.enter(phase, ledger, binds);
+        self.recorded = self.journal.enter(&Books {
+            phase,
+            ledger: self.lifecycle.ledger(),
+            binds: &self.binds,
+            version: self.daemon.version(),
+            log_level: self.config.log_level(),
         });
         if let Err(error) = &self.recorded {
             tracing::error!(sandbox = %self.config.id(), %error, "cannot write the state down");
@@ -505,16 +504,11 @@ impl Driver {
     fn publish(&self) {
         let pid = self.daemon.id();
         self.status.send_if_modified(|status| {
-            let mut next = snapshot(status.generation, &self.lifecycle, &self.binds, &self.daemon);
-            if next.phase == StatusPhase::Serving && next.pid == status.pid {
-                next.health = status.health.clone();
-            }
-            let changed = next != *status;
+            let changed = snapshot::refresh(status, &self.lifecycle, &self.binds, &self.daemon);
             if changed {
-                if let StatusPhase::Exited(exit) = &next.phase {
+                if let StatusPhase::Exited(exit) = &status.phase {
                     tracing::warn!(sandbox = %self.config.id(), pid, "{exit}");
                 }
-                *status = next;
                 status.generation += 1;
             }
             changed

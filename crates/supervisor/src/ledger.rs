@@ -39,6 +39,37 @@ struct Entry {
     slot: Option<Slot>,
 }
 
+impl Entry {
+    fn record(&self) -> MountRecord {
+        MountRecord {
+            at: self.at.clone(),
+            command: self.command.clone(),
+            slot: self.slot,
+            replacements: self.may_have().cloned().collect(),
+        }
+    }
+
+    /// Whether this is its record. (A mount waits for it: nothing is cloned.)
+    fn is_recorded(&self, record: &MountRecord) -> bool {
+        let MountRecord {
+            at,
+            command,
+            slot,
+            replacements,
+        } = record;
+        (&self.at, &self.command, &self.slot) == (at, command, slot) && self.may_have().eq(replacements)
+    }
+
+    /// New commands it may have got, or may yet, the last one last.
+    fn may_have(&self) -> impl Iterator<Item = &SharedCommand> {
+        let asked = self
+            .asked
+            .iter()
+            .filter(|asked| !self.replacements.contains(asked));
+        self.replacements.iter().chain(asked)
+    }
+}
+
 /// What a permitted mount request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
@@ -273,17 +304,17 @@ impl Ledger {
         Self { mounts, slots }
     }
 
-    /// What is to be remembered of every mount that is or may be there.
-    pub(crate) fn records(&self) -> impl Iterator<Item = MountRecord> {
-        self.mounts.iter().map(|m| MountRecord {
-            at: m.at.clone(),
-            command: m.command.clone(),
-            slot: m.slot,
-            replacements: {
-                let asked = m.asked.iter().filter(|asked| !m.replacements.contains(asked));
-                m.replacements.iter().chain(asked).cloned().collect()
-            },
-        })
+    /// What is to be remembered of every mount that is or may be there, but for the first `after`.
+    pub(crate) fn records(&self, after: usize) -> impl Iterator<Item = MountRecord> {
+        self.mounts.iter().skip(after).map(Entry::record)
+    }
+
+    /// How many of these records, from the first on, are what is to be remembered.
+    pub(crate) fn agrees_with(&self, records: &[MountRecord]) -> usize {
+        let pairs = self.mounts.iter().zip(records);
+        pairs
+            .take_while(|(entry, record)| entry.is_recorded(record))
+            .count()
     }
 
     /// Where the daemon's count of slots stands, if that is known.

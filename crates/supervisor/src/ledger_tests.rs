@@ -237,7 +237,7 @@ fn a_remount_whose_answer_was_lost_leaves_the_content_in_doubt() {
         assert_eq!(ledger.admit(&request(0, content)), Err(Refusal::Conflict));
     }
     ledger.admit_remount(&request(0, 1)).unwrap();
-    assert_eq!(ledger.records().next().unwrap().replacements.len(), 1);
+    assert_eq!(ledger.records(0).next().unwrap().replacements.len(), 1);
     ledger.settle_remount(&request(0, 1), Ok(())).unwrap();
     assert_eq!(ledger.admit(&request(0, 1)), Ok(Admission::Present));
 }
@@ -302,12 +302,12 @@ mod recalled {
 
     fn recall(ledger: &Ledger, places: Option<&[&str]>) -> Ledger {
         let reported = places.map(reported);
-        Ledger::recalled(ledger.records().collect(), ledger.next_slot(), reported.as_ref())
+        Ledger::recalled(ledger.records(0).collect(), ledger.next_slot(), reported.as_ref())
     }
 
     fn slots(ledger: &Ledger) -> Vec<(String, Option<Slot>)> {
         let slot = |record: MountRecord| (record.at.as_str().to_owned(), record.slot);
-        ledger.records().map(slot).collect()
+        ledger.records(0).map(slot).collect()
     }
 
     fn pairs(expected: &[(&str, Option<Slot>)]) -> Vec<(String, Option<Slot>)> {
@@ -360,12 +360,12 @@ mod recalled {
         let mut ledger = predecessor();
         let new = request(2, 1);
         ledger.admit_remount(&new).unwrap();
-        let record = ledger.records().next().unwrap();
+        let record = ledger.records(0).next().unwrap();
         assert_eq!(record.command, *request(2, 0).command());
         assert_eq!(record.replacements, [new.command().clone()]);
         let recalled = recall(&ledger, Some(&["/b", "/ab"]));
         assert_eq!(recalled.iter().next().unwrap().2, Knowledge::Doubtful);
         ledger.settle_remount(&new, Err(Peer::refused())).unwrap_err();
-        assert_eq!(ledger.records().next().unwrap().replacements, []);
+        assert_eq!(ledger.records(0).next().unwrap().replacements, []);
     }
 }

@@ -61,6 +61,11 @@ impl BindBook {
         self.binds.iter().map(|(at, bind)| (at, bind))
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.binds.len()
+    }
+
     /// The book of a predecessor. What it had begun to make is looked for.
     pub(crate) fn recalled(binds: impl IntoIterator<Item = (MountPoint, Bind)>) -> Self {
         let mut binds: Vec<_> = binds.into_iter().collect();

@@ -3,47 +3,32 @@
 //! A mount waits for what it promises to be written down. One short line is a tenth of the work of a document (22 of
 //! 25 µs, and more where the caches are cold), however much is mounted already. Pure; who writes which: [`super::journal`].
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::document::{MountRecord, StateDocument};
 use crate::slots::Slot;
 
+/// What the line has beside the commands' own JSON, about, in bytes.
+const FRAME_BYTES: usize = 256;
+
 /// The mounts from one on, in place of those that were there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Amendment {
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Amendment<'a> {
     from: usize,
-    mounts: Vec<MountRecord>,
+    mounts: Cow<'a, [MountRecord]>,
     next_slot: Option<Slot>,
 }
 
-impl Amendment {
-    /// What makes `new` of `old`; `None` when more than mounts has changed.
-    pub(crate) fn between(old: &StateDocument, new: &StateDocument) -> Option<Self> {
-        // Every field by name: one that is added must be compared too.
-        let StateDocument {
-            version,
-            sandbox,
-            phase,
-            program,
-            settings,
-            daemon,
-            cgroup,
-            mounts,
-            next_slot,
-            binds,
-        } = new;
-        let same = (version, phase, settings, daemon)
-            == (&old.version, &old.phase, &old.settings, &old.daemon)
-            && (sandbox, program, cgroup, binds) == (&old.sandbox, &old.program, &old.cgroup, &old.binds);
-        same.then(|| {
-            let pairs = mounts.iter().zip(&old.mounts);
-            let from = pairs.take_while(|(new, old)| new == old).count();
-            Self {
-                from,
-                mounts: mounts[from..].to_vec(),
-                next_slot: *next_slot,
-            }
-        })
+impl<'a> Amendment<'a> {
+    /// What makes this document of one that had the same mounts before `from`, and the same of all else.
+    pub(crate) fn of(document: &'a StateDocument, from: usize) -> Self {
+        Self {
+            from,
+            mounts: Cow::Borrowed(&document.mounts[from..]),
+            next_slot: document.next_slot,
+        }
     }
 
     /// Applies it; `false` when it is not one of this document.
@@ -53,20 +38,16 @@ impl Amendment {
             return false;
         }
         document.mounts.truncate(self.from);
-        document.mounts.extend(self.mounts);
+        document.mounts.extend(self.mounts.into_owned());
         document.next_slot = self.next_slot;
         true
     }
 
-    /// Whether it leaves this document, of which it is one, as it is.
-    pub(crate) fn is_none(&self, document: &StateDocument) -> bool {
-        self.mounts.is_empty() && (self.from, self.next_slot) == (document.mounts.len(), document.next_slot)
-    }
-
     /// Its line.
     pub(crate) fn encode(&self) -> serde_json::Result<Vec<u8>> {
+        let commands = self.mounts.iter().map(|mount| mount.command.json().len());
+        let mut line = Vec::with_capacity(commands.sum::<usize>() + FRAME_BYTES);
         // Of its own: what an interrupted write has left of another is not continued.
-        let mut line = Vec::with_capacity(1024);
         line.push(b'\n');
         serde_json::to_writer(&mut line, self)?;
         Ok(line)

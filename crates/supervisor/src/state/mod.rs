@@ -22,6 +22,6 @@ pub(crate) use document::{MountRecord, PhaseRecord, ProgramRecord, Settings, mil
 pub use document::{StateDocument, StateError};
 pub(crate) use holders::{DAEMON_LOCK, DaemonLock, Holder, holders, probe, take};
 pub(crate) use identity::{DaemonRecord, is_dead};
-pub(crate) use journal::Journal;
+pub(crate) use journal::{Books, Journal};
 pub(crate) use os_text::OsText;
 pub(crate) use store::{STATE, STATE_NEW, read};
