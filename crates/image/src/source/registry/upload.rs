@@ -269,10 +269,14 @@ impl<'a> Upload<'a> {
                                 parts += 1;
                                 continue;
                             }
+                            // Some say for ever what they had after the first piece, or nothing.
+                            Some(now) if now == from => return Ok(Sent::Not(Ended::Whole)),
                             _ => return Ok(Sent::Not(Ended::Lost(self.lost().into()))),
                         }
                     }
                     Verdict::Moment => self.moment(&ask, *answer),
+                    // A session that was opened just now: it is the piece that it does not know.
+                    Verdict::Lost if from == 0 => return Ok(Sent::Not(Ended::Whole)),
                     Verdict::Lost => {
                         return Ok(Sent::Not(Ended::Lost(self.refusal(&ask, *answer).into())));
                     }

@@ -13,7 +13,7 @@ pub(super) enum Verdict {
     Moment,
     /// It has something else than was sent, or nothing.
     Lost,
-    /// It doesn't take pieces.
+    /// It doesn't take pieces, or not these.
     Whole,
     Refused,
 }
@@ -21,10 +21,11 @@ pub(super) enum Verdict {
 /// The answer to a piece (PATCH).
 pub(super) fn at_piece(status: u16) -> Verdict {
     match status {
-        200 | 202 | 204 => Verdict::Taken,
+        // 201 is Amazon's.
+        200..=202 | 204 => Verdict::Taken,
         // A session that is not known, or known to have something else.
         400 | 404 | 410 | 416 => Verdict::Lost,
-        405 | 411 | 415 | 501 => Verdict::Whole,
+        405 | 406 | 409 | 411 | 412 | 415 | 417 | 422 | 501 => Verdict::Whole,
         status if Retry::is_for_the_moment(status) => Verdict::Moment,
         _ => Verdict::Refused,
     }
@@ -89,7 +90,11 @@ mod tests {
             );
         }
         assert_eq!((at_piece(405), at_end(405)), (Verdict::Whole, Verdict::Refused));
-        assert_eq!((at_piece(201), at_end(201)), (Verdict::Refused, Verdict::Taken));
-        assert_eq!((at_piece(202), at_end(202)), (Verdict::Taken, Verdict::Taken));
+        for status in [201, 202] {
+            assert_eq!(
+                (at_piece(status), at_end(status)),
+                (Verdict::Taken, Verdict::Taken)
+            );
+        }
     }
 }

@@ -126,8 +126,27 @@ fn what_a_registry_lost_is_sent_again_from_the_beginning() {
 }
 
 #[test]
+fn a_registry_that_answers_pieces_as_it_should_not_gets_all_at_once() {
+    // It has no words for pieces but "bad request", or 201 and a range that stays where it was after the first one.
+    let refusing = taking(|asked, _, _| (asked.method == "PATCH").then(|| reply(400)));
+    let stuck = taking(|asked, before, _| {
+        let has = format!("0-{}", PIECE_BYTES - 1);
+        (asked.method == "PATCH" && before > 0).then(|| reply(201).header("Range", has))
+    });
+    for (server, pieces) in [(refusing, 1), (stuck, 2)] {
+        let large = large();
+        assert_eq!(put(&sink(&server).0, &large), Ok(Put::Written));
+        let mut expected = vec!["HEAD", "POST"];
+        expected.extend(vec!["PATCH"; pieces]);
+        expected.extend(["DELETE", "POST", "PUT"]);
+        assert_eq!(methods(&server), expected);
+        assert!(server.asked().last().unwrap().body == large);
+    }
+}
+
+#[test]
 fn a_registry_that_loses_it_every_time_is_given_up() {
-    let server = taking(|asked, _, _| (asked.method == "PATCH").then(|| reply(404)));
+    let server = taking(|asked, _, _| matches!(&*asked.method, "PATCH" | "PUT").then(|| reply(404)));
     let (sink, clock) = sink(&server);
     let sentence = put(&sink, &large()).unwrap_err();
     assert!(
