@@ -71,6 +71,22 @@ struct State {
     /// `None` until the server has asked.
     manner: Option<Manner>,
     tokens: HashMap<Scope, Token>,
+    /// What the server itself calls a scope: one that stands for another under a path of its own calls the repository
+    /// otherwise.
+    names: HashMap<Scope, Vec<String>>,
+}
+
+impl State {
+    /// What a token for this scope is asked for: the scope in our words, and in the server's.
+    fn scopes(&self, scope: &Scope) -> Vec<String> {
+        let mut scopes = scope.0.clone();
+        for name in self.names.get(scope).into_iter().flatten() {
+            if !scopes.contains(name) {
+                scopes.push(name.clone());
+            }
+        }
+        scopes
+    }
 }
 
 /// What one server is shown.
@@ -143,7 +159,7 @@ impl Authorizer {
             Some(Manner::Basic) => Proof::Ready(self.basic()),
             Some(Manner::Bearer(server)) => match state.tokens.get(scope) {
                 Some(token) if now + MARGIN < token.until => Proof::Ready(Some(token.header.clone())),
-                _ => Proof::Token(self.token_request(server, scope)),
+                _ => Proof::Token(self.token_request(server, &state.scopes(scope))),
             },
         }
     }
@@ -158,11 +174,17 @@ impl Authorizer {
         over_tls: bool,
     ) -> Result<Proof, NoProof> {
         let bearer = challenges.iter().find_map(|challenge| match challenge {
-            Challenge::Bearer { realm, service, .. } => Some((realm, service)),
+            Challenge::Bearer {
+                realm,
+                service,
+                scope,
+                ..
+            } => Some((realm, service, scope)),
             Challenge::Basic => None,
         });
+        let named = bearer.and_then(|(_, _, scope)| scope.as_deref());
         let manner = match bearer {
-            Some((realm, service)) => {
+            Some((realm, service, _)) => {
                 let realm: Url = realm.parse().map_err(|_| NoProof::BadTokenServer)?;
                 let here = realm.host_str().is_some_and(super::name::is_loopback);
                 if realm.scheme() != "https" && (realm.scheme() != "http" || (over_tls && !here)) {
@@ -187,6 +209,11 @@ impl Authorizer {
             state.tokens.remove(scope);
         }
         state.manner = Some(manner.clone());
+        if let Some(named) = named {
+            let names = named.split_ascii_whitespace().map(str::to_owned).collect();
+            state.names.insert(scope.clone(), names);
+        }
+        let scopes = state.scopes(scope);
         drop(state);
         match (manner, newer) {
             (Manner::Basic, _) if sent.is_some() => Err(NoProof::Refused),
@@ -195,7 +222,7 @@ impl Authorizer {
                 .map(|header| Proof::Ready(Some(header)))
                 .ok_or(NoProof::NoCredentials),
             (Manner::Bearer(_), Some(newer)) => Ok(Proof::Ready(Some(newer))),
-            (Manner::Bearer(server), None) => Ok(Proof::Token(self.token_request(&server, scope))),
+            (Manner::Bearer(server), None) => Ok(Proof::Token(self.token_request(&server, &scopes))),
         }
     }
 
@@ -238,7 +265,7 @@ impl Authorizer {
         }
     }
 
-    fn token_request(&self, server: &TokenServer, scope: &Scope) -> TokenRequest {
+    fn token_request(&self, server: &TokenServer, scopes: &[String]) -> TokenRequest {
         let mut url = server.realm.clone();
         if let Some(Credentials::IdentityToken(token)) = &self.credentials {
             // The OAuth2 form. A password needs no more than the older one, which every server has.
@@ -249,7 +276,7 @@ impl Authorizer {
                 pairs.append_pair("grant_type", "refresh_token");
                 pairs.append_pair("client_id", CLIENT_ID);
                 pairs.append_pair("service", server.service.as_deref().unwrap_or_default());
-                pairs.append_pair("scope", &scope.0.join(" "));
+                pairs.append_pair("scope", &scopes.join(" "));
                 pairs.append_pair("refresh_token", token.reveal());
             }
             return TokenRequest {
@@ -263,7 +290,7 @@ impl Authorizer {
             if let Some(service) = &server.service {
                 pairs.append_pair("service", service);
             }
-            for scope in &scope.0 {
+            for scope in scopes {
                 pairs.append_pair("scope", scope);
             }
             pairs.append_pair("client_id", CLIENT_ID);

@@ -371,7 +371,7 @@ fn a_token_is_got_once_and_again_when_it_is_no_longer_taken() {
     assert_eq!(tokens.len(), 2);
     assert_eq!(
         tokens[0].target,
-        "/token?account=a&service=reg&scope=repository%3Ateam%2Fapp%3Apull&client_id=nydusbox"
+        "/token?account=a&service=reg&scope=repository%3Ateam%2Fapp%3Apull&scope=s&client_id=nydusbox"
     );
     assert_eq!(tokens[0].header("authorization"), Some("Basic bWU6aHVudGVyMg=="));
     // 401, token, 200, 200, 401, token, 200.
@@ -417,7 +417,7 @@ fn an_identity_token_is_changed_for_one_by_the_form_of_oauth2() {
     assert_eq!(asked[1].line(), "POST /token?account=a");
     assert_eq!(
         String::from_utf8(asked[1].body.clone()).unwrap(),
-        "grant_type=refresh_token&client_id=nydusbox&service=reg&scope=repository%3Ateam%2Fapp%3Apull\
+        "grant_type=refresh_token&client_id=nydusbox&service=reg&scope=repository%3Ateam%2Fapp%3Apull+s\
          &refresh_token=id%26token"
     );
 }
@@ -449,11 +449,15 @@ fn a_manifest_without_end_is_not_read_to_it() {
 
 /// `hosts.toml` of a registry that is `server`, with `mirror` before it.
 fn with_mirror(server: &TestServer, mirror: &str, capabilities: &str) -> (RegistrySource, tempfile::TempDir) {
+    with_mirror_of(server, mirror, &format!("capabilities = [{capabilities}]"))
+}
+
+fn with_mirror_of(server: &TestServer, mirror: &str, table: &str) -> (RegistrySource, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let own = dir.path().join("example.com");
     std::fs::create_dir(&own).unwrap();
     let text = format!(
-        "server = \"http://{}\"\n[host.\"http://{mirror}\"]\ncapabilities = [{capabilities}]\n",
+        "server = \"http://{}\"\n[host.\"http://{mirror}\"]\n{table}\n",
         server.host()
     );
     std::fs::write(own.join("hosts.toml"), text).unwrap();
@@ -491,6 +495,36 @@ fn a_mirror_is_asked_first_and_the_registry_for_what_it_lacks_or_cannot() {
         (mirror.asked().len(), server.lines().last().unwrap().as_str()),
         (2, "GET /v2/team/app/manifests/1")
     );
+}
+
+#[test]
+fn a_mirror_below_a_path_gives_a_token_for_the_repository_by_its_own_name() {
+    let server = TestServer::start(|_, _| reply(404));
+    // As Harbor's proxy of another registry, which is a project of its own.
+    let mirror = TestServer::start(|asked, _| {
+        if asked.target.starts_with("/token") {
+            let is_named = asked
+                .target
+                .contains("scope=repository%3Ahub%2Fteam%2Fapp%3Apull");
+            return reply(200).body(json!({"token": if is_named { "good" } else { "bad" }}).to_string());
+        }
+        if asked.header("authorization") == Some("Bearer good") {
+            return reply(200).body("x");
+        }
+        let host = asked.header("host").unwrap();
+        let challenge =
+            format!("Bearer realm=\"http://{host}/token\",scope=\"repository:hub/team/app:pull\"");
+        reply(401).header("WWW-Authenticate", challenge)
+    });
+    let place = format!("{}/v2/hub", mirror.host());
+    let (source, _dir) = with_mirror_of(&server, &place, "override_path = true");
+    assert_eq!(read(&source, &layer(b"x")), Ok(b"x".to_vec()));
+    let x = layer(b"x").digest().clone();
+    assert_eq!(
+        mirror.lines().last().unwrap(),
+        &format!("GET /v2/hub/team/app/blobs/{x}?ns=example.com")
+    );
+    assert!(server.asked().is_empty());
 }
 
 #[test]
