@@ -17,9 +17,10 @@ use rustix::fs::{
 use crate::common::told;
 
 /// How lines of its files begin, in their order. That these are found shows what both image and listing have.
-pub(crate) const EXPECTED: [&str; 21] = [
+pub(crate) const EXPECTED: [&str; 22] = [
     "/ 40755 7:8",
     "/opt/all 40750 0:0 mtime=981173106.250000000 links=4 [user.on-directory=79657300ff]",
+    "/opt/all/at-1970 100644 0:0 size=0 mtime=0.000000000 links=1 sha256:e3b0c44298fc1c14",
     "/opt/all/before-1970 100644 0:0 size=0 mtime=-2.250000000 links=1 sha256:e3b0c44298fc1c14",
     "/opt/all/block 60600 0:0 size=0 mtime=981173106.250000000 links=1 7:3",
     "/opt/all/capable 100755 0:0 size=5 mtime=981173106.250000000 links=1 \
@@ -137,6 +138,7 @@ fn make_everything(root: &Path) {
     file("owned".as_ref(), b"owned", 0o640);
     file("before-1970".as_ref(), b"", 0o644);
     file("in-2262".as_ref(), b"", 0o644);
+    file("at-1970".as_ref(), b"", 0o644);
     file("sp ace\nnewline".as_ref(), b"odd", 0o644);
     file(OsStr::from_bytes(b"not-utf8-\xff\xfe"), b"bytes", 0o644);
     fs::write(root.join("opt/opaque/gone"), "gone").unwrap();
@@ -170,6 +172,7 @@ fn make_everything(root: &Path) {
     attribute(&all.join("capable"), "user.binary", b"\0\xff=\0");
     attribute(&all.join("capable"), "trusted.note", b"1");
     set_times(root, (981_173_106, 250_000_000));
+    set_times(&all.join("at-1970"), (0, 0));
     set_times(&all.join("before-1970"), (-2, 250_000_000));
     set_times(&all.join("in-2262"), (9_214_646_400, 123_456_789));
 }

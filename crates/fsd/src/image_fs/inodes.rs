@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use fuse_backend_rs::abi::fuse_abi::Attr;
 use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
-use nydus_rafs::metadata::{RafsInode, RafsInodeWalkAction};
+use nydus_rafs::metadata::layout::v6::{EROFS_BLOCK_SIZE_512, EROFS_BLOCK_SIZE_4096, EROFS_INODE_SLOT_SIZE};
+use nydus_rafs::metadata::{RafsInode, RafsInodeWalkAction, RafsSuperFlags};
 use rustix::io::Errno;
 
 use super::Image;
@@ -52,7 +53,7 @@ impl Image {
             attr.uid = self.settings.uid;
             attr.gid = self.settings.gid;
         }
-        if attr.mtime == 0 {
+        if attr.mtime == 0 && !self.has_time(ino) {
             (attr.atime, attr.ctime, attr.mtime) =
                 (self.settings.time, self.settings.time, self.settings.time);
         }
@@ -61,6 +62,26 @@ impl Image {
         }
         self.index.attributes.keep(epoch, ino, attr, 1);
         attr
+    }
+
+    /// Whether an inode says of when it is: a compact one of RAFS v6 has no place for that, and in v5 nothing is none.
+    /// nydus reads 0 in each case.
+    fn has_time(&self, ino: u64) -> bool {
+        let meta = &self.sb.meta;
+        if !meta.is_v6() {
+            return false;
+        }
+        let block = match meta.flags.contains(RafsSuperFlags::TARTFS_MODE) {
+            true => EROFS_BLOCK_SIZE_512,
+            false => EROFS_BLOCK_SIZE_4096,
+        };
+        let tables = u64::from(meta.meta_blkaddr) * block;
+        let format = self
+            .bootstrap
+            .load()
+            .le16_at(tables + ino * EROFS_INODE_SLOT_SIZE as u64);
+        // "Inode Version" in the kernel's documentation of EROFS: extended.
+        format.is_ok_and(|format| format & 1 == 1)
     }
 
     /// A file as a lookup shows it.

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -44,6 +45,16 @@ impl Wholeness {
             file,
             is_lost: AtomicBool::new(false),
         })
+    }
+
+    /// A number in it.
+    ///
+    /// # Errors
+    /// What the file system said; the end.
+    pub(super) fn le16_at(&self, at_bytes: u64) -> io::Result<u16> {
+        let mut bytes = [0; 2];
+        self.file.read_exact_at(&mut bytes, at_bytes)?;
+        Ok(u16::from_le_bytes(bytes))
     }
 
     /// # Errors
