@@ -124,6 +124,7 @@ behaviours! {
         image_whose_bootstrap_is_truncated_fails_and_no_other_does
         image_mounts_end_at_255_with_a_clear_message
         guest_reboots_without_destroy
+        guest_gets_all_it_can_use_after_one_that_could_little
         guest_reboots_with_requests_in_flight
         guest_leaves_and_a_new_one_comes
         guest_uses_several_request_queues

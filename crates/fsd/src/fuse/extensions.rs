@@ -1,37 +1,15 @@
 //! Extensions at the end of a request: supplementary groups (`FUSE_CREATE_SUPP_GROUP`, FUSE 7.38).
 //!
-//! The FUSE library knows nothing of them. So the flag is added to its answer to FUSE_INIT, and what the guest then
-//! sends is read here.
+//! The FUSE library knows nothing of them. They are asked for in the answer to FUSE_INIT (`init.rs`), and what the guest
+//! then sends is read here.
 
 use super::header::{IN_HEADER_LEN, InHeader, read_at};
-use super::reply;
 use crate::transport::Chain;
 
-/// `FUSE_INIT_EXT`: the request has more flags.
-const INIT_EXT: u32 = 1 << 30;
-/// `FUSE_CREATE_SUPP_GROUP`, in the upper flags.
-const CREATE_SUPP_GROUP: u32 = 1 << (34 - 32);
-/// Offset of `flags2` in the answer to FUSE_INIT, header included.
-const OUT_FLAGS2: usize = 16 + 32;
 /// `FUSE_EXT_GROUPS`.
 const GROUPS: u32 = 32;
 /// `NGROUPS_MAX` is 65536; a guest sends the one that matters.
 const MOST_GROUPS: usize = 1024;
-
-/// Whether this FUSE_INIT offers to send supplementary groups.
-pub(super) fn guest_sends_groups(chain: &Chain<'_>) -> bool {
-    let mut raw = [0; 8];
-    // `flags` and `flags2` of `fuse_init_in`.
-    if read_at(chain, u64::from(IN_HEADER_LEN) + 12, &mut raw).is_none() {
-        return false;
-    }
-    word(&raw, 0) & INIT_EXT != 0 && word(&raw, 4) & CREATE_SUPP_GROUP != 0
-}
-
-/// Adds to the answer to FUSE_INIT that groups are wanted.
-pub(super) fn ask_for_groups(chain: &Chain<'_>) {
-    reply::set_bits(chain, OUT_FLAGS2, CREATE_SUPP_GROUP);
-}
 
 /// The supplementary groups of whoever makes a request.
 pub(super) fn groups(header: &InHeader, chain: &Chain<'_>) -> Vec<u32> {

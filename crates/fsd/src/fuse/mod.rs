@@ -3,12 +3,13 @@
 //! `direct.rs` answers what guests ask most, `unlisted.rs` what the library has no case for; fuse-backend-rs decodes
 //! and dispatches the rest. This module stands between them and a guest that may send anything. It reads the header
 //! itself, refuses what must not get further (`screen.rs`), makes sure that every request that expects an answer gets
-//! one (`reply.rs`), that a panic costs one request, and that a guest may start over with FUSE_INIT. FUSE protocol:
-//! Linux's `include/uapi/linux/fuse.h`, 7.33.
+//! one (`reply.rs`), that a panic costs one request, and that a guest may start over with FUSE_INIT (`init.rs`). FUSE
+//! protocol: Linux's `include/uapi/linux/fuse.h`, 7.33.
 
 mod direct;
 mod extensions;
 mod header;
+mod init;
 mod listing;
 mod outcome;
 mod reply;
@@ -20,6 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use fuse_backend_rs::abi::fuse_abi::FsOptions;
 use fuse_backend_rs::api::Vfs;
 use fuse_backend_rs::api::filesystem::FileSystem;
 use fuse_backend_rs::api::server::Server;
@@ -27,6 +29,7 @@ use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
 use rustix::io::Errno;
 
 use self::header::{InHeader, opcode};
+use self::init::{CREATE_SUPP_GROUP, Offer};
 use self::screen::Verdict;
 use crate::inflight::Slot;
 use crate::metrics::Answered;
@@ -121,24 +124,41 @@ impl FuseServer {
 
     fn dispatch(&self, header: &InHeader, chain: &Chain<'_>) -> u32 {
         if header.opcode == opcode::INIT {
-            // A guest that reboots without DESTROY starts over on the same connection.
-            if self.vfs.initialized() {
-                self.reset();
-            }
-            let groups = extensions::guest_sends_groups(chain);
-            let written = self.handle(header, chain);
-            self.record_init();
-            if groups && self.vfs.initialized() {
-                extensions::ask_for_groups(chain);
-            }
-            self.shares.common().knows_groups.store(groups, Ordering::Relaxed);
-            return written;
+            return self
+                .init(header, chain)
+                .unwrap_or_else(|errno| reply::error(chain, header.unique, errno));
         }
         if header.opcode == opcode::DESTROY {
             self.reset();
             return reply::ok(chain, header.unique);
         }
         self.handle(header, chain)
+    }
+
+    fn init(&self, header: &InHeader, chain: &Chain<'_>) -> Result<u32, Errno> {
+        let offer = Offer::read(chain)?;
+        if offer.is_ahead() {
+            return Ok(offer.reply(None, header.unique, chain));
+        }
+        // A guest that reboots without DESTROY starts over on the same connection.
+        self.reset();
+        let ours = self.vfs.init(FsOptions::all()).map_err(|e| direct::errno(&e))?;
+        let record = offer.agree(ours);
+        let uses = |flag: u64| record.out_flags & flag != 0;
+        let common = self.shares.common();
+        common
+            .knows_groups
+            .store(uses(CREATE_SUPP_GROUP), Ordering::Relaxed);
+        common
+            .knows_submounts
+            .store(uses(FsOptions::SUBMOUNTS.bits()), Ordering::Relaxed);
+        tracing::info!(
+            ?offer,
+            out_flags = format_args!("{:#x}", record.out_flags),
+            "FUSE_INIT"
+        );
+        *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = Some(record);
+        Ok(offer.reply(Some(&record), header.unique, chain))
     }
 
     fn handle(&self, header: &InHeader, chain: &Chain<'_>) -> u32 {
@@ -179,16 +199,5 @@ impl FuseServer {
         let reader = Reader::from_descriptor_chain(mem, descriptors.clone()).ok()?;
         let writer = VirtioFsWriter::new(mem, descriptors).ok()?;
         self.server.handle_message(reader, writer.into(), None, None).ok()
-    }
-
-    fn record_init(&self) {
-        if self.vfs.initialized() {
-            let options = self.vfs.options();
-            let record = InitRecord {
-                in_flags: options.in_opts.bits(),
-                out_flags: options.out_opts.bits(),
-            };
-            *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = Some(record);
-        }
     }
 }

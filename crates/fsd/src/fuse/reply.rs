@@ -59,20 +59,6 @@ pub(super) fn put(chain: &Chain<'_>, raw: &[u8]) -> u32 {
     }
 }
 
-/// Sets bits of a word of an answer that stands in the guest's buffer already.
-pub(super) fn set_bits(chain: &Chain<'_>, at: usize, bits: u32) {
-    let end = at + 4;
-    let mut raw = vec![0; end];
-    let read = each_writable(chain, end, |at, addr, len| {
-        chain.memory().read_slice(&mut raw[at..at + len], addr).is_ok()
-    });
-    if read {
-        let word = u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]) | bits;
-        raw[at..].copy_from_slice(&word.to_le_bytes());
-        put(chain, &raw);
-    }
-}
-
 /// The error of an answer, positive; 0 if it is none.
 pub(super) fn errno(chain: &Chain<'_>) -> i32 {
     word(chain, 4).map_or(0, |word| word.cast_signed().saturating_neg())

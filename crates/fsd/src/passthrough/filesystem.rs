@@ -50,7 +50,8 @@ impl FileSystem for MountedShare {
     type Handle = u64;
 
     fn init(&self, agreed: FsOptions) -> io::Result<FsOptions> {
-        self.0.begin(agreed.contains(FsOptions::SUBMOUNTS));
+        // What an earlier session knew is forgotten.
+        self.0.reset();
         Ok(agreed)
     }
 

@@ -63,6 +63,8 @@ pub(crate) struct Common {
     pub(crate) budget: Budget,
     /// The guest sends supplementary groups along (`FUSE_CREATE_SUPP_GROUP`).
     pub(crate) knows_groups: AtomicBool,
+    /// The guest makes a mount of its own of a directory that is one on the host (`FUSE_SUBMOUNTS`).
+    pub(crate) knows_submounts: AtomicBool,
 }
 
 impl Default for Common {
@@ -70,6 +72,7 @@ impl Default for Common {
         Self {
             budget: Budget::of_process(),
             knows_groups: AtomicBool::new(false),
+            knows_submounts: AtomicBool::new(false),
         }
     }
 }
@@ -87,7 +90,6 @@ pub(crate) struct Share {
     handles_work: bool,
     inodes: Inodes,
     files: Files,
-    submounts: AtomicBool,
 }
 
 impl std::fmt::Debug for Share {
@@ -126,14 +128,7 @@ impl Share {
             handles_work,
             inodes: Inodes::new(host_id(&stat), Location::Pinned(pinned, None)),
             files: Files::default(),
-            submounts: AtomicBool::new(false),
         })
-    }
-
-    /// The guest begins a session. What an earlier one knew is forgotten.
-    fn begin(&self, submounts: bool) {
-        self.reset();
-        self.submounts.store(submounts, Ordering::Relaxed);
     }
 
     /// Closes and forgets everything the guest has open or knows.
@@ -153,7 +148,7 @@ impl Share {
     }
 
     fn announces_submounts(&self) -> bool {
-        self.submounts.load(Ordering::Relaxed)
+        self.common.knows_submounts.load(Ordering::Relaxed)
     }
 
     fn knows_groups(&self) -> bool {

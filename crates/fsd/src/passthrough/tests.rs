@@ -32,6 +32,7 @@ impl Shared {
         let common = Common {
             budget: Budget::new(files, inodes),
             knows_groups: AtomicBool::new(true),
+            knows_submounts: AtomicBool::new(false),
         };
         let share = Share::new(&dir.path().join("share"), options, Arc::new(common)).unwrap();
         Self { share, dir }
@@ -564,7 +565,10 @@ fn a_mount_of_the_host_below_the_directory_is_announced() {
     let unmounted = Unmount(shared.path("mnt"));
     fs::write(shared.path("mnt/file"), "x").unwrap();
     let plain = shared.lookup(c"mnt").unwrap();
-    shared.share.begin(true);
+    // The next guest can do that.
+    shared.share.reset();
+    let common = &shared.share.common;
+    common.knows_submounts.store(true, Ordering::Relaxed);
     let announced = shared.lookup(c"mnt").unwrap();
     let below = shared.share.lookup(announced.inode, c"file").unwrap();
     assert_eq!(

@@ -201,6 +201,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     ),
     ours("guest_reboots_without_destroy", ONE_INIT, sessions::reboot),
     ours(
+        "guest_gets_all_it_can_use_after_one_that_could_little",
+        ONE_INIT,
+        sessions::firmware_first,
+    ),
+    ours(
         "guest_reboots_with_requests_in_flight",
         ONE_INIT,
         sessions::reboot_in_flight,

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use super::fixture::{Fixture, SHARE, guest, guest_with};
 use crate::daemon::{DaemonProcess, Stopped};
+use crate::guest::fuse::types::InitOut;
+use crate::guest::fuse::wire::init;
 use crate::guest::fuse::{ROOT, ops};
-use crate::guest::{FuseClient, GuestConfig, Lane};
+use crate::guest::{FuseClient, GuestConfig, Lane, SimGuest};
 use crate::peers::Skip;
 use crate::tree;
 
@@ -39,6 +41,36 @@ pub(super) fn reboot(fx: &Fixture) -> Outcome {
     fs.destroy().unwrap();
     fs.reboot().unwrap();
     works(&mut fs, fx, "after-destroy");
+    Ok(())
+}
+
+/// Firmware (edk2's VirtioFsDxe) says that it can do little, and then starts a kernel that can do all.
+pub(super) fn firmware_first(fx: &Fixture) -> Outcome {
+    let daemon = fx.sharing_daemon();
+    let mut fs = FuseClient::new(SimGuest::connect(&daemon.vhost_socket(), GuestConfig::default()).unwrap());
+    let firmware = || ops::init(31, init::DO_READDIRPLUS);
+    assert_eq!(fs.init_with(firmware()).unwrap().flags, init::DO_READDIRPLUS);
+    let all = init::ASYNC_READ
+        | init::ATOMIC_O_TRUNC
+        | init::AUTO_INVAL_DATA
+        | init::PARALLEL_DIROPS
+        | init::MAX_PAGES
+        | init::SUBMOUNTS
+        | init::HANDLE_KILLPRIV_V2
+        | init::INIT_EXT;
+    let has_all = |agreed: InitOut| {
+        assert_eq!(agreed.flags & all, all, "{agreed:?}");
+        assert_eq!(agreed.max_write, 1 << 20);
+    };
+    // The same connection, after an orderly end, and another VMM's.
+    has_all(fs.reboot().unwrap());
+    fs.init_with(firmware()).unwrap();
+    fs.destroy().unwrap();
+    has_all(fs.reboot().unwrap());
+    fs.init_with(firmware()).unwrap();
+    let mut fs = fs.reconnect().unwrap();
+    has_all(*fs.negotiated());
+    works(&mut fs, fx, "file");
     Ok(())
 }
 

@@ -135,6 +135,10 @@ pub(super) fn supplementary_groups(fx: &Fixture) -> Outcome {
     answered(&mut fs, request).unwrap();
     let made = fs::metadata(team.join("dir")).unwrap();
     assert_eq!((made.uid(), made.gid()), (1234, 5678));
+    // A guest that offers the flag where nobody looks sends no groups: it has checked them itself.
+    answered(&mut fs, ops::init(38, CREATE_SUPP_GROUP)).unwrap();
+    let node = fs.resolve(format!("{SHARE}/team")).unwrap().nodeid;
+    answered(&mut fs, ops::mkdir(node, b"other", 0o755)).unwrap();
     Ok(())
 }
 

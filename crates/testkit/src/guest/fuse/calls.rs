@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use super::types::{Attr, DirEntry, Entry, InitOut, Opened, SetAttr, StatFs, dir_entries};
 use super::wire::{Take, init};
 use super::{FuseClient, FuseError, ops};
+use crate::guest::request::Request;
 
 type Result<T> = std::result::Result<T, FuseError>;
 
@@ -35,7 +36,12 @@ fn attr_out(from: &mut Take<'_>) -> Attr {
 impl FuseClient {
     /// FUSE_INIT as Linux 6.1 sends it. Forgets what an earlier mount knew.
     pub fn init(&mut self) -> Result<InitOut> {
-        let body = self.call("INIT", ops::init_linux_6_1())?;
+        self.init_with(ops::init_linux_6_1())
+    }
+
+    /// FUSE_INIT as some other guest sends it.
+    pub fn init_with(&mut self, request: Request) -> Result<InitOut> {
+        let body = self.call("INIT", request)?;
         self.init = decode("INIT", &body, InitOut::take)?;
         if self.init.major != 7 {
             return Err(FuseError::Malformed {
