@@ -270,6 +270,18 @@ impl DaemonProcess {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
     }
 
+    /// The most memory it has had at once, in bytes.
+    ///
+    /// # Errors
+    /// What reading /proc said.
+    pub fn peak_memory(&self) -> io::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.map(|kib| kib << 10)
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
     /// How many threads it has.
     ///
     /// # Errors

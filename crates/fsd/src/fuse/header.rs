@@ -20,6 +20,7 @@ pub(super) mod opcode {
     pub(in crate::fuse) const READDIR: u32 = 28;
     pub(in crate::fuse) const INTERRUPT: u32 = 36;
     pub(in crate::fuse) const DESTROY: u32 = 38;
+    pub(in crate::fuse) const IOCTL: u32 = 39;
     pub(in crate::fuse) const BATCH_FORGET: u32 = 42;
     pub(in crate::fuse) const READDIRPLUS: u32 = 44;
     pub(in crate::fuse) const COPY_FILE_RANGE: u32 = 47;

@@ -10,7 +10,8 @@ use crate::transport::Chain;
 
 /// The largest extended attribute or list of names Linux has (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`), in bytes.
 const XATTR_MAX: u32 = 64 * 1024;
-
+/// What a driver's buffers may have beyond what its header says, in bytes. Those of Linux, Windows and edk2 have nothing.
+const SLACK: u64 = 4096;
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -23,12 +24,16 @@ pub(super) enum Verdict {
 }
 
 pub(super) fn screen(header: &InHeader, chain: &Chain<'_>) -> Verdict {
-    if header.len < IN_HEADER_LEN {
+    // Descriptors may all name the same page: what can be read is no measure of what a guest has.
+    let readable = chain.readable().iter().map(|s| u64::from(s.len)).sum::<u64>();
+    if header.len < IN_HEADER_LEN || readable > u64::from(header.len) + SLACK {
         return refuse(header.opcode, Errno::IO);
     }
     match header.opcode {
         // There is no DAX window to map into.
         opcode::SETUPMAPPING | opcode::REMOVEMAPPING => Verdict::Refuse(Errno::NOSYS),
+        // No file has any; as much would be allocated for the argument as the guest names.
+        opcode::IOCTL => Verdict::Refuse(Errno::NOTTY),
         // The buffer for the answer is allocated at the size the guest names.
         opcode::GETXATTR | opcode::LISTXATTR => {
             let mut size = [0; 4];

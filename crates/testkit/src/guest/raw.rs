@@ -19,6 +19,13 @@ use super::transport::SimGuest;
 /// A guest address where there is no memory.
 pub const NOWHERE: u64 = 0xdead_0000_0000;
 
+/// The memory that a chain has several times, and how often.
+const ALIASED: Segment = Segment {
+    addr: 0,
+    len: 32 << 20,
+};
+const ALIASES: u8 = 16;
+
 /// One way of being hostile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -87,6 +94,10 @@ pub enum Hostile {
     NameHuge,
     /// GETATTR without its argument.
     ArgumentMissing,
+    /// GETATTR, and behind it the same memory again and again: far more than its header says.
+    ReadableMuch,
+    /// IOCTL with an argument of half a GiB, which is the same memory again and again.
+    IoctlHuge,
     /// BATCH_FORGET that claims 2^32-1 entries.
     BatchForgetLies,
     /// An INIT of version 6.
@@ -138,6 +149,8 @@ impl Hostile {
         Self::NameEmpty,
         Self::NameHuge,
         Self::ArgumentMissing,
+        Self::ReadableMuch,
+        Self::IoctlHuge,
         Self::BatchForgetLies,
         Self::InitOldMajor,
         Self::InitShort,
@@ -155,6 +168,8 @@ impl Hostile {
                 | Self::NameWithoutEnd
                 | Self::NameHuge
                 | Self::ArgumentMissing
+                | Self::ReadableMuch
+                | Self::IoctlHuge
         )
     }
 }
@@ -339,7 +354,13 @@ impl SimGuest {
             other => {
                 let bytes = self.lying_message(other);
                 let message = self.place(chain, &bytes)?;
-                chain.read(message).write(room);
+                chain.read(message);
+                if matches!(other, Hostile::ReadableMuch | Hostile::IoctlHuge) {
+                    for _ in 0..ALIASES {
+                        chain.read(ALIASED);
+                    }
+                }
+                chain.write(room);
             }
         }
         Ok(())
@@ -399,6 +420,13 @@ impl SimGuest {
                 patch(bytes, 40 + 16, &0xffff_u32.to_le_bytes())
             }
             Hostile::NameWithoutEnd => self.message(&Request::new(wire::op::LOOKUP, 1).arg(*b"no end")),
+            Hostile::ReadableMuch => getattr(1),
+            Hostile::IoctlHuge => {
+                // `fuse_ioctl_in`: `in_size` is the last but one.
+                let mut args = [0; 32];
+                args[24..28].copy_from_slice(&(u32::from(ALIASES) * ALIASED.len).to_le_bytes());
+                self.message(&Request::new(wire::op::IOCTL, 1).arg(args))
+            }
             Hostile::NameEmpty => self.message(&ops::lookup(1, b"")),
             Hostile::NameHuge => self.message(&ops::lookup(1, &[b'n'; 4000])),
             Hostile::ArgumentMissing => self.message(&Request::new(wire::op::GETATTR, 1)),

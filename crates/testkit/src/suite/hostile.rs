@@ -9,8 +9,10 @@ use rustix::io::Errno;
 
 use super::fixture::{Fixture, SHARE, done, guest};
 use crate::daemon::DaemonProcess;
+use crate::guest::fuse::wire::op;
 use crate::guest::fuse::{ROOT, ops};
 use crate::guest::raw::{self, Hostile, errno_of, garbage_session};
+use crate::guest::request::Request;
 use crate::guest::{FuseClient, GuestConfig, Lane, SimGuest};
 use crate::peers::Skip;
 
@@ -130,6 +132,17 @@ pub(super) fn huge_answers(fx: &Fixture) -> Outcome {
         assert_eq!(fs.wait(ticket).unwrap_err().errno(), Some(Errno::TOOBIG));
     }
     still_serves(&mut fs, &daemon, "requests for 4 GiB");
+    let before = daemon.peak_memory().unwrap();
+    for hostile in [Hostile::IoctlHuge, Hostile::ReadableMuch] {
+        let ticket = fs.guest().send_hostile(Lane::Request(0), hostile).unwrap();
+        let reply = fs.guest().wait(ticket).unwrap();
+        assert!(errno_of(&reply).is_some(), "{hostile:?}: {:?}", reply.body);
+    }
+    let ioctl = fs.submit(Request::new(op::IOCTL, share).arg([0; 32])).unwrap();
+    assert_eq!(fs.wait(ioctl).unwrap_err().errno(), Some(Errno::NOTTY));
+    // The guest's own memory counts, as far as it was looked at.
+    let more = daemon.peak_memory().unwrap() - before;
+    assert!(more < 128 << 20, "{more} bytes for a request");
     Ok(())
 }
 
