@@ -133,6 +133,7 @@ behaviours! {
         guest_jumps_its_available_index
         guest_sends_headers_that_deserve_an_errno
         guest_asks_for_more_than_there_can_be
+        guest_does_not_write_the_log
         frontend_sends_garbage_and_the_next_is_served
         frontend_breaks_off_in_the_middle
         held_reads_do_not_delay_a_getattr

@@ -28,6 +28,9 @@ where
     let (handle, offset, size) = (u64_at(&raw, 0), u64_at(&raw, 8), u32_at(&raw, 16));
     let room = usize::try_from(size).ok()?;
     let writer = GuestWriter::new(chain, HEADER)?;
+    if writer.available_bytes() + HEADER < room {
+        return Some(Err(Errno::NOMEM));
+    }
     if writer.available_bytes() < room {
         return None;
     }

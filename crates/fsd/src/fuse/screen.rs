@@ -1,7 +1,7 @@
 //! What a guest asks for and must not get.
 //!
-//! Each rule is here because the code behind it trusts a length. All other requests pass and are judged by the
-//! file system they are for.
+//! Each rule is here because the code behind it trusts a length, or writes what it does not understand into the log.
+//! All other requests pass and are judged by the file system they are for.
 
 use rustix::io::Errno;
 
@@ -10,8 +10,13 @@ use crate::transport::Chain;
 
 /// The largest extended attribute or list of names Linux has (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`), in bytes.
 const XATTR_MAX: u32 = 64 * 1024;
+/// The longest request, in bytes: a WRITE of all that FUSE_INIT allows, with room for what comes before it.
+const MOST_BYTES: u32 = (1 << 20) + 4096;
 /// What a driver's buffers may have beyond what its header says, in bytes. Those of Linux, Windows and edk2 have nothing.
 const SLACK: u64 = 4096;
+/// How much of a name is looked at at once, in bytes: all of any that a file can have.
+const NAME_PART: usize = 256;
+
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -28,6 +33,14 @@ pub(super) fn screen(header: &InHeader, chain: &Chain<'_>) -> Verdict {
     let readable = chain.readable().iter().map(|s| u64::from(s.len)).sum::<u64>();
     if header.len < IN_HEADER_LEN || readable > u64::from(header.len) + SLACK {
         return refuse(header.opcode, Errno::IO);
+    }
+    if header.len > MOST_BYTES {
+        return refuse(header.opcode, Errno::NOMEM);
+    }
+    if let Some(from) = name_at(header.opcode)
+        && let Err(errno) = find_end(header, chain, from)
+    {
+        return Verdict::Refuse(errno);
     }
     match header.opcode {
         // There is no DAX window to map into.
@@ -55,4 +68,31 @@ fn refuse(code: u32, errno: Errno) -> Verdict {
     } else {
         Verdict::Refuse(errno)
     }
+}
+
+/// Where in its argument a request has a name that the library quotes in the log if it has no end, in bytes.
+fn name_at(code: u32) -> Option<u32> {
+    match code {
+        opcode::LOOKUP | opcode::UNLINK | opcode::RMDIR | opcode::REMOVEXATTR => Some(0),
+        opcode::MKDIR | opcode::LINK | opcode::GETXATTR => Some(8),
+        opcode::MKNOD | opcode::CREATE => Some(16),
+        _ => None,
+    }
+}
+
+/// # Errors
+/// `INVAL` if the name has no NUL, `IO` if the request is shorter than it says.
+fn find_end(header: &InHeader, chain: &Chain<'_>, from: u32) -> Result<(), Errno> {
+    let mut at = u64::from(IN_HEADER_LEN + from);
+    let mut part = [0; NAME_PART];
+    while at < u64::from(header.len) {
+        let left = usize::try_from(u64::from(header.len) - at).unwrap_or(NAME_PART);
+        let part = &mut part[..left.min(NAME_PART)];
+        read_at(chain, at, part).ok_or(Errno::IO)?;
+        if part.contains(&0) {
+            return Ok(());
+        }
+        at += part.len() as u64;
+    }
+    Err(Errno::INVAL)
 }

@@ -146,6 +146,39 @@ pub(super) fn huge_answers(fx: &Fixture) -> Outcome {
     Ok(())
 }
 
+/// The FUSE library quotes names that have no end, five characters a byte.
+pub(super) fn endless_names(fx: &Fixture) -> Outcome {
+    let daemon = fx.sharing_daemon();
+    let mut fs = guest(&daemon);
+    let share = fs.resolve(SHARE).unwrap().nodeid;
+    let before = daemon.output().len();
+    for (opcode, fixed) in [
+        (op::LOOKUP, 0),
+        (op::UNLINK, 0),
+        (op::RMDIR, 0),
+        (op::MKDIR, 8),
+        (op::LINK, 8),
+        (op::MKNOD, 16),
+        (op::CREATE, 16),
+        (op::GETXATTR, 8),
+        (op::REMOVEXATTR, 0),
+    ] {
+        let request = Request::new(opcode, share)
+            .arg(vec![0; fixed])
+            .arg([b'n'; 10_000]);
+        let ticket = fs.submit(request).unwrap();
+        assert_eq!(
+            fs.wait(ticket).unwrap_err().errno(),
+            Some(Errno::INVAL),
+            "{opcode}"
+        );
+    }
+    still_serves(&mut fs, &daemon, "names without end");
+    let log = daemon.output().len() - before;
+    assert!(log < 10_000, "{log} bytes of log");
+    Ok(())
+}
+
 /// READ and WRITE carry open flags, which the FUSE library applies to the open file with fcntl. Where
 /// that is refused (O_DIRECT on procfs) fuse-backend-rs 0.14 closes a descriptor it only borrowed: the
 /// next open gets its number, and the handle then leads to another file.
