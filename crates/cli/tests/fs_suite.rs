@@ -144,6 +144,7 @@ behaviours! {
         cold_cache_cut_while_it_is_read_gives_no_wrong_byte
         cold_cache_is_let_go_by_reads_that_an_unmount_overtakes
         cold_cache_truncated_under_the_daemon_is_filled_again
+        cold_cache_that_a_power_cut_emptied_is_filled_again
         cold_batches_are_shared
         cold_batches_are_read_from_their_middle
         cold_batches_outlive_faults_and_truncation

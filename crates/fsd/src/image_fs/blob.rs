@@ -31,6 +31,7 @@ use super::range_lock::RangeLock;
 use super::ready::Ready;
 use super::retry::{Retry, RetryPolicy};
 use super::runs::merge;
+use super::settling::{self, Unsettled};
 use crate::metrics::{FetchCounters, Reason};
 use crate::sys::mapping::Mapping;
 
@@ -95,6 +96,8 @@ pub(super) struct Generation {
     ready: Ready,
     /// The files were damaged: whatever their map says, nothing is here.
     abandoned: AtomicBool,
+    /// There is content that may not be on the disk, and somebody sees to it.
+    unsettled: Arc<AtomicBool>,
 }
 
 impl Generation {
@@ -112,6 +115,7 @@ impl Generation {
             mapping,
             ready,
             abandoned: AtomicBool::new(false),
+            unsettled: Arc::default(),
         })
     }
 
@@ -342,6 +346,7 @@ impl Blob {
                     self.cache_failed(error);
                 }
                 generation.ready.set(chunk.id);
+                self.settle_later(generation);
                 self.parts.counters.entries_count.inc();
                 self.refusing.store(false, Ordering::Relaxed);
                 Landing::Stored
@@ -354,6 +359,18 @@ impl Blob {
                 self.refused(error);
                 Landing::Held(Arc::new(content))
             }
+        }
+    }
+
+    fn settle_later(&self, generation: &Generation) {
+        if !generation.unsettled.swap(true, Ordering::AcqRel) {
+            settling::later(Unsettled {
+                dir: self.parts.dir.clone(),
+                blob: self.parts.id.clone(),
+                size: self.parts.size,
+                chunks: self.parts.chunks,
+                waits: Arc::clone(&generation.unsettled),
+            });
         }
     }
 

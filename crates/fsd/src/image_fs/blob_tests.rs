@@ -128,6 +128,15 @@ fn reads_of_the_cache_leave_its_access_time_alone() {
 }
 
 #[test]
+fn content_is_settled_once_it_came() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::default());
+    let blob = blob(dir.path(), &backend);
+    assert!(!blob.generation().unsettled.load(Ordering::SeqCst));
+    blob.ensure(&chunks([0]), Urgency::Demand).unwrap();
+    assert!(blob.generation().unsettled.load(Ordering::SeqCst));
+}
+
+#[test]
 fn neighbours_are_asked_for_in_one_request() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::default());
     let blob = blob(dir.path(), &backend);

@@ -8,7 +8,7 @@
 //! copied out of a mapping by readers that survive that (`sys/mapping.rs`). A file that has become shorter is never
 //! made longer again, since what is missing would read as zeros; it is replaced by a new one, and a process that still
 //! has the old one finds it too short. A data file is locked while it is open, so that whoever keeps the cache small
-//! removes none that is in use. Next: `blob.rs` fills it.
+//! removes none that is in use. What a power cut has left of it is found out in `settled.rs`. Next: `blob.rs` fills it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -22,11 +22,10 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::range_lock::{self, RangeLock};
+use super::settled::{self, Boot, HEADER};
 
 /// How much of a map's header is not zero, in bytes.
 const HEAD: usize = 12;
-/// Bytes before the bits of a chunk map.
-const HEADER: u64 = 4096;
 /// `PAMB`, `PAMC` as nydus writes them, and the version between them.
 const MAGIC1: u32 = 0x424D_4150;
 const MAGIC2: u32 = 0x434D_4150;
@@ -122,6 +121,7 @@ impl CacheFiles {
                 remove(&map_path)?;
                 remove(&old_map(dir, blob))?;
             } else if is_at(&files.data, &data_path)? && is_at(&files.map, &map_path)? {
+                settled::believe(&files.map, files.bits_len(), Boot::present())?;
                 return Ok(files);
             }
         }
@@ -129,6 +129,34 @@ impl CacheFiles {
             "{} is replaced again and again",
             data_path.display()
         )))
+    }
+
+    /// The files as they are, if they are there and right. Nobody is kept from removing them.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn find(dir: &Path, blob: &str, size: u64, chunks: u32) -> io::Result<Option<Self>> {
+        let (data_path, map_path) = paths(dir, blob);
+        let (Some(data), Some(map)) = (open_existing(&data_path)?, open_existing(&map_path)?) else {
+            return Ok(None);
+        };
+        let files = Self {
+            data,
+            map,
+            size,
+            chunks,
+            map_change: Mutex::new(()),
+        };
+        // The data first, when they are opened and when they are replaced: they are still there, so the map is theirs.
+        Ok((files.is_sound()? && is_at(&files.data, &data_path)?).then_some(files))
+    }
+
+    /// Has all content written to the disk, and notes of which chunks that is so.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        settled::settle(&self.data, &self.map, || self.ready_bits(), Boot::present())
     }
 
     /// Whether the files have the size and the kind they are made with. A file that is too short may be one that is
@@ -145,9 +173,13 @@ impl CacheFiles {
     /// # Errors
     /// What the file system said.
     pub(super) fn ready_bits(&self) -> io::Result<Vec<u8>> {
-        let mut bits = vec![0; usize::try_from(self.chunks.div_ceil(8)).unwrap_or_default()];
+        let mut bits = vec![0; self.bits_len()];
         read_as_far_as_it_goes(&self.map, &mut bits, HEADER)?;
         Ok(bits)
+    }
+
+    fn bits_len(&self) -> usize {
+        usize::try_from(self.chunks.div_ceil(8)).unwrap_or_default()
     }
 
     /// Whether the map says that a chunk is there.
@@ -284,6 +316,7 @@ fn header() -> [u8; HEAD] {
 fn empty_map(chunks: u32) -> Vec<u8> {
     let mut content = header().to_vec();
     content.resize(usize::try_from(map_size(chunks)).unwrap_or(HEAD), 0);
+    settled::begin(&mut content, Boot::present());
     content
 }
 
@@ -470,6 +503,23 @@ mod tests {
         other.mark(2, false).unwrap();
         assert!(!one.is_ready(2).unwrap());
         assert!(one.mark(10, true).is_err());
+    }
+
+    #[test]
+    fn after_a_restart_of_the_machine_what_was_settled_is_there_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open(dir.path());
+        files.write(&[7; 4096], 8192).unwrap();
+        files.mark(2, true).unwrap();
+        let found = CacheFiles::find(dir.path(), "b", SIZE, 10).unwrap();
+        found.unwrap().settle().unwrap();
+        files.mark(9, true).unwrap();
+        // The note's boot, as `settled.rs` has it.
+        files.map.write_all_at(b"another", 520).unwrap();
+        let after = open(dir.path());
+        assert!(after.is_ready(2).unwrap() && !after.is_ready(9).unwrap());
+        after.data().set_len(SIZE - 1).unwrap();
+        assert!(CacheFiles::find(dir.path(), "b", SIZE, 10).unwrap().is_none());
     }
 
     #[test]

@@ -40,6 +40,8 @@ mod renewal;
 mod retry;
 mod runs;
 mod sealed;
+mod settled;
+mod settling;
 mod startup;
 mod storage;
 mod thrift;

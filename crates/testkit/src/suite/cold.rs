@@ -225,6 +225,26 @@ pub(super) fn cache_truncated_under_the_daemon_is_filled_again(fx: &Fixture) -> 
     Ok(())
 }
 
+/// What a power cut may leave: all is marked, none of the content came to the disk, and nobody has noted that it did.
+pub(super) fn cache_that_a_power_cut_emptied_is_filled_again(fx: &Fixture) -> Outcome {
+    let cold = cold(fx, RafsVersion::V6)?;
+    let cache = fx.path("cache");
+    let daemon = cold.daemon(fx, &cold.config(fx, &cache));
+    cold.assert_reads_right(&mut cold.guest(&daemon).0);
+    drop(daemon);
+    let data = cache_file(&cache, ".blob.data");
+    let length = data.metadata().unwrap().len();
+    data.set_len(0).unwrap();
+    data.set_len(length).unwrap();
+    // `image_fs/settled.rs`: of another boot, and no digest.
+    let mut note = b"on disk1another".to_vec();
+    note.resize(3568, 0);
+    cache_file(&cache, ".chunk_map").write_all_at(&note, 512).unwrap();
+    let daemon = cold.daemon(fx, &cold.config(fx, &cache));
+    cold.assert_reads_right(&mut cold.guest(&daemon).0);
+    Ok(())
+}
+
 /// A configuration in which content is compared with the image's digests.
 fn validating(config: &str) -> String {
     let mut value: serde_json::Value = serde_json::from_str(config).unwrap();

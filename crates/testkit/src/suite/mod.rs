@@ -309,6 +309,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         TRUNCATED,
         cold::cache_truncated_under_the_daemon_is_filled_again,
     ),
+    ours(
+        "cold_cache_that_a_power_cut_emptied_is_filled_again",
+        TRUNCATED,
+        cold::cache_that_a_power_cut_emptied_is_filled_again,
+    ),
     both(
         "cold_cache_with_wrong_bytes_is_found_out_and_filled_again",
         cold::cache_with_wrong_bytes_is_found_out_and_filled_again,
