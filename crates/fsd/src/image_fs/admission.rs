@@ -10,9 +10,9 @@ use nydus_storage::device::BlobInfo;
 
 /// An image has a layer's blob for each; each takes a few descriptors.
 const MOST_BLOBS: usize = 1024;
-/// nydus' own limit, which it does not apply to RAFS v5.
-const MOST_CHUNKS: u32 = 1 << 24;
-/// Of a blob's table of chunks, which is mapped: that of an indexed layer of some 30 GiB.
+/// Of all blobs together: nydus' own limit for one, which it does not apply to RAFS v5.
+const MOST_CHUNKS: u64 = 1 << 24;
+/// Of all blobs' tables of chunks together, which are mapped: those of indexed layers of some 30 GiB.
 const MOST_TABLE_BYTES: u64 = 1 << 30;
 
 /// Why an image isn't taken.
@@ -22,8 +22,10 @@ pub(super) enum Refusal {
     Blobs { count: usize },
     #[error("it names a blob {id:?}, which cannot be the name of one")]
     Id { id: String },
-    #[error("it has blob {id} with a table of chunks that cannot be")]
-    Table { id: String },
+    #[error("its blobs have {count} chunks, and {MOST_CHUNKS} are the most")]
+    Chunks { count: u64 },
+    #[error("its blobs have tables of chunks of {bytes} bytes, and {MOST_TABLE_BYTES} are the most")]
+    Tables { bytes: u64 },
 }
 
 /// Whether an image with these blobs is taken.
@@ -40,19 +42,28 @@ fn refusal(infos: &[Arc<BlobInfo>]) -> Option<Refusal> {
     if infos.len() > MOST_BLOBS {
         return Some(Refusal::Blobs { count: infos.len() });
     }
-    infos.iter().find_map(|info| {
-        let id = info.blob_id();
-        let table = info
-            .meta_ci_uncompressed_size()
-            .max(info.meta_ci_compressed_size());
-        if !is_name(&id) || !is_name(info.raw_blob_id().trim_end_matches('\0')) {
-            Some(Refusal::Id { id })
-        } else if info.chunk_count() > MOST_CHUNKS || table > MOST_TABLE_BYTES {
-            Some(Refusal::Table { id })
-        } else {
-            None
-        }
-    })
+    let nameless = infos
+        .iter()
+        .find(|info| !is_name(&info.blob_id()) || !is_name(info.raw_blob_id().trim_end_matches('\0')));
+    if let Some(info) = nameless {
+        return Some(Refusal::Id { id: info.blob_id() });
+    }
+    let table = |info: &BlobInfo| {
+        info.meta_ci_uncompressed_size()
+            .max(info.meta_ci_compressed_size())
+    };
+    // Of the sum, because a bootstrap of a few KiB can name a thousand blobs.
+    let count = infos.iter().map(|info| u64::from(info.chunk_count())).sum();
+    let bytes = infos
+        .iter()
+        .fold(0, |sum: u64, info| sum.saturating_add(table(info)));
+    if count > MOST_CHUNKS {
+        Some(Refusal::Chunks { count })
+    } else if bytes > MOST_TABLE_BYTES {
+        Some(Refusal::Tables { bytes })
+    } else {
+        None
+    }
 }
 
 /// Whether it is one name, in a directory and in a URL. Not hexadecimal digits only: nydus-image takes any name.
@@ -87,17 +98,21 @@ mod tests {
 
     #[test]
     fn what_takes_too_much_is_refused() {
-        let id = || "x".to_owned();
         let many = vec![blob("x", 1, 16); MOST_BLOBS + 1];
         let count = many.len();
         assert_eq!(refusal(&many), Some(Refusal::Blobs { count }));
+        // A little of each blob, and too much in all.
+        let chunks = (1 << 24) / 1000;
+        let (bytes, count) = (MOST_TABLE_BYTES / 1000, u64::from(chunks) * 1000);
+        let blobs = |chunks, bytes| vec![blob("x", chunks, bytes); 1000];
+        assert_eq!(refusal(&blobs(chunks, bytes)), None);
         assert_eq!(
-            refusal(&[blob("x", MOST_CHUNKS + 1, 16)]),
-            Some(Refusal::Table { id: id() })
+            refusal(&blobs(chunks + 1, 16)),
+            Some(Refusal::Chunks { count: count + 1000 })
         );
-        assert_eq!(
-            refusal(&[blob("x", 1, MOST_TABLE_BYTES + 1)]),
-            Some(Refusal::Table { id: id() })
-        );
+        let bytes = (bytes + 1) * 1000;
+        assert_eq!(refusal(&blobs(1, bytes / 1000)), Some(Refusal::Tables { bytes }));
+        let (bytes, too_much) = (u64::MAX, vec![blob("x", 1, u64::MAX); 2]);
+        assert_eq!(refusal(&too_much), Some(Refusal::Tables { bytes }));
     }
 }

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -188,12 +188,22 @@ impl WorkDir {
             Err(e) if e.kind() == ErrorKind::NotFound => None,
             Err(e) => return Err(e),
         };
-        let content = match (content, whole) {
-            (Some(content), _) => content,
-            (None, Some(whole)) => vec![0; usize::try_from(whole).map_err(io::Error::other)?],
-            (None, None) => return Ok(()),
-        };
-        write_new(&ours, 0o600, &content)
+        match (content, whole) {
+            (Some(content), _) => write_new(&ours, 0o600, &content),
+            (None, Some(whole)) => self.make_room(&ours, whole),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Makes a file of zeros that nydus will write to through a mapping.
+    fn make_room(&self, path: &Path, length: u64) -> io::Result<()> {
+        let mut file = create(path, 0o600)?;
+        if self.lock.is_none() {
+            // In memory, where there is room as long as there is any, none is taken before it is written to: how long
+            // the table is is the image's word.
+            return file.set_len(length);
+        }
+        io::copy(&mut io::repeat(0).take(length), &mut file).map(drop)
     }
 
     /// Shares what nydus has fetched of a blob's tables, if nobody has. What the cache does not take is not shared.
@@ -267,19 +277,24 @@ fn table_size(info: &BlobInfo) -> u64 {
     TABLE_HEADER + info.meta_ci_uncompressed_size().next_multiple_of(TABLE_HEADER)
 }
 
-fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
-    let file = OpenOptions::new()
+fn create(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(mode)
-        .open(path)?;
-    file.write_all_at(content, 0)
+        .open(path)
+}
+
+fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    create(path, mode)?.write_all_at(content, 0)
 }
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn places(cache: &Path) -> usize {
@@ -322,6 +337,17 @@ mod tests {
         let _next = WorkDir::roomy(cache.path()).unwrap();
         assert!(!left.exists());
         assert_eq!(places(cache.path()), 1);
+    }
+
+    #[test]
+    fn a_table_takes_no_memory_before_it_is_there() {
+        let cache = tempfile::tempdir().unwrap();
+        let work = WorkDir::small(cache.path()).unwrap();
+        let (in_memory, file) = (work.lock.is_none(), work.path.join("b.blob.meta"));
+        work.make_room(&file, 1 << 20).unwrap();
+        let made = fs::metadata(&file).unwrap();
+        assert_eq!((made.len(), made.blocks() == 0), (1 << 20, in_memory));
+        assert!(fs::read(&file).unwrap().iter().all(|byte| *byte == 0));
     }
 
     #[test]
