@@ -15,9 +15,9 @@ use nydus_rafs::metadata::layout::v6::{EROFS_BLOCK_SIZE_512, EROFS_BLOCK_SIZE_40
 use nydus_rafs::metadata::{RafsInode, RafsInodeWalkAction, RafsSuperFlags};
 use rustix::io::Errno;
 
-use super::Image;
 use super::index::{Listing, Name};
 use super::kept::Epoch;
+use super::{Image, Served};
 
 /// Permissions of an image's root, whatever it says: converters write 0750, and then only root could enter.
 const ROOT_PERMISSIONS: u32 = 0o755;
@@ -43,45 +43,26 @@ impl Image {
             return Ok(attr);
         }
         let epoch = self.index.attributes.epoch();
-        let inode = self.sb.get_inode(ino, self.settings.validate_inodes)?;
-        Ok(self.keep_attributes(epoch, ino, inode.as_ref()))
+        let served = self.served();
+        let inode = served.sb.get_inode(ino, self.settings.validate_inodes)?;
+        Ok(self.keep_attributes(&served, epoch, ino, inode.as_ref()))
     }
 
-    fn keep_attributes(&self, epoch: Epoch, ino: u64, inode: &dyn RafsInode) -> Attr {
+    fn keep_attributes(&self, served: &Served, epoch: Epoch, ino: u64, inode: &dyn RafsInode) -> Attr {
         let mut attr = inode.get_attr();
-        if !self.sb.meta.explicit_uidgid() {
+        if !served.sb.meta.explicit_uidgid() {
             attr.uid = self.settings.uid;
             attr.gid = self.settings.gid;
         }
-        if attr.mtime == 0 && !self.has_time(ino) {
+        if attr.mtime == 0 && !served.has_time(ino) {
             (attr.atime, attr.ctime, attr.mtime) =
                 (self.settings.time, self.settings.time, self.settings.time);
         }
-        if attr.ino == self.sb.superblock.root_ino() {
+        if attr.ino == served.sb.superblock.root_ino() {
             attr.mode = attr.mode & !PERMISSIONS | ROOT_PERMISSIONS;
         }
         self.index.attributes.keep(epoch, ino, attr, 1);
         attr
-    }
-
-    /// Whether an inode says of when it is: a compact one of RAFS v6 has no place for that, and in v5 nothing is none.
-    /// nydus reads 0 in each case.
-    fn has_time(&self, ino: u64) -> bool {
-        let meta = &self.sb.meta;
-        if !meta.is_v6() {
-            return false;
-        }
-        let block = match meta.flags.contains(RafsSuperFlags::TARTFS_MODE) {
-            true => EROFS_BLOCK_SIZE_512,
-            false => EROFS_BLOCK_SIZE_4096,
-        };
-        let tables = u64::from(meta.meta_blkaddr) * block;
-        let format = self
-            .bootstrap
-            .load()
-            .le16_at(tables + ino * EROFS_INODE_SLOT_SIZE as u64);
-        // "Inode Version" in the kernel's documentation of EROFS: extended.
-        format.is_ok_and(|format| format & 1 == 1)
     }
 
     /// A file as a lookup shows it.
@@ -98,13 +79,14 @@ impl Image {
 
     /// "There is no such name", which a guest may remember like a name.
     pub(super) fn no_entry(&self) -> Entry {
+        let meta = &self.served().sb.meta;
         Entry {
             attr: Attr::default().into(),
             inode: 0,
             generation: 0,
             attr_flags: 0,
-            attr_timeout: self.sb.meta.attr_timeout,
-            entry_timeout: self.sb.meta.entry_timeout,
+            attr_timeout: meta.attr_timeout,
+            entry_timeout: meta.entry_timeout,
         }
     }
 
@@ -122,10 +104,11 @@ impl Image {
             return Ok(child);
         }
         let epochs = (self.index.names.epoch(), self.index.attributes.epoch());
-        let directory = self.directory(parent)?;
+        let served = self.served();
+        let directory = self.directory_of(&served, parent)?;
         let child = match directory.get_child_by_name(OsStr::from_bytes(name)) {
             Ok(child) => {
-                self.keep_attributes(epochs.1, child.ino(), child.as_inode());
+                self.keep_attributes(&served, epochs.1, child.ino(), child.as_inode());
                 Some(child.ino())
             }
             Err(e) if e.kind() == ErrorKind::NotFound => None,
@@ -192,11 +175,35 @@ impl Image {
     /// # Errors
     /// ENOTDIR, or nydus' own.
     pub(super) fn directory(&self, ino: u64) -> io::Result<Arc<dyn RafsInode>> {
-        let inode = self.sb.get_inode(ino, self.settings.validate_inodes)?;
+        self.directory_of(&self.served(), ino)
+    }
+
+    fn directory_of(&self, served: &Served, ino: u64) -> io::Result<Arc<dyn RafsInode>> {
+        let inode = served.sb.get_inode(ino, self.settings.validate_inodes)?;
         if inode.is_dir() {
             return Ok(inode);
         }
         Err(Errno::NOTDIR.into())
+    }
+}
+
+impl Served {
+    /// Whether an inode says of when it is: a compact one of RAFS v6 has no place for that, and in v5 nothing is none.
+    /// nydus reads 0 in each case.
+    fn has_time(&self, ino: u64) -> bool {
+        let meta = &self.sb.meta;
+        if !meta.is_v6() {
+            return false;
+        }
+        let block = match meta.flags.contains(RafsSuperFlags::TARTFS_MODE) {
+            true => EROFS_BLOCK_SIZE_512,
+            false => EROFS_BLOCK_SIZE_4096,
+        };
+        let tables = u64::from(meta.meta_blkaddr) * block;
+        let slot = ino.saturating_mul(EROFS_INODE_SLOT_SIZE as u64);
+        let format = self.bootstrap.le16_at(tables.saturating_add(slot));
+        // "Inode Version" in the kernel's documentation of EROFS: extended.
+        format.is_ok_and(|format| format & 1 == 1)
     }
 }
 

@@ -11,12 +11,11 @@ use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use arc_swap::{ArcSwapOption, Guard};
-use nydus_rafs::metadata::RafsSuper;
 use rustix::io::Errno;
 
+use super::Served;
 use super::chunk::Chunk;
 use super::events::report;
-use super::storage::Storage;
 
 /// The part of a file that is laid out at once, in bytes.
 pub(super) const SEGMENT: u64 = 16 << 20;
@@ -57,12 +56,18 @@ const RECENT: u64 = 256;
 #[derive(Debug)]
 pub(super) struct Segment {
     key: Key,
+    /// Which metadata say so.
+    version: u64,
     /// The length of the whole file, in bytes.
     pub(super) file_size: u64,
     pub(super) pieces: Vec<Piece>,
 }
 
 impl Segment {
+    fn is(&self, key: Key, version: u64) -> bool {
+        self.key == key && self.version == version
+    }
+
     /// The pieces from the one with this byte on.
     pub(super) fn from(&self, offset: u64) -> &[Piece] {
         &self.pieces[self.pieces.partition_point(|p| p.end() <= offset)..]
@@ -107,31 +112,33 @@ impl Layouts {
     ///
     /// # Errors
     /// ENOENT and the like from the image's metadata, EIO if they cannot be.
-    pub(super) fn segment(
-        &self,
-        image: &RafsSuper,
-        storage: &Storage,
-        ino: u64,
-        offset: u64,
-    ) -> io::Result<Found> {
+    pub(super) fn segment(&self, served: &Served, ino: u64, offset: u64) -> io::Result<Found> {
         let key = (ino, offset / SEGMENT);
         let recent = &self.recent[usize::try_from((ino ^ key.1) % RECENT).unwrap_or(0)];
         let found = recent.load();
-        if found.as_ref().is_some_and(|segment| segment.key == key) {
+        if found
+            .as_ref()
+            .is_some_and(|segment| segment.is(key, served.version))
+        {
             return Ok(Found(found));
         }
-        let segment = self.kept(image, storage, key)?;
+        let segment = self.kept(served, key)?;
         recent.store(Some(Arc::clone(&segment)));
         Ok(Found(Guard::from(Some(segment))))
     }
 
-    fn kept(&self, image: &RafsSuper, storage: &Storage, key: Key) -> io::Result<Arc<Segment>> {
+    fn kept(&self, served: &Served, key: Key) -> io::Result<Arc<Segment>> {
         let shard = usize::try_from(self.hasher.hash_one(key)).unwrap_or(0) % SHARDS;
         let shard = &self.shards[shard];
-        if let Some(segment) = shard.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
-            return Ok(Arc::clone(segment));
+        let kept = shard
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+            .cloned();
+        if let Some(segment) = kept.filter(|segment| segment.is(key, served.version)) {
+            return Ok(segment);
         }
-        let segment = Arc::new(lay_out(image, storage, key)?);
+        let segment = Arc::new(lay_out(served, key)?);
         let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
         // Started anew rather than aged: laying out again is cheap, a list of uses would cost every read.
         if shard.values().map(|s| s.pieces.len() + 1).sum::<usize>() + segment.pieces.len() > PIECES_PER_SHARD
@@ -142,7 +149,7 @@ impl Layouts {
         Ok(segment)
     }
 
-    /// Forgets everything: the image has changed.
+    /// Forgets everything: the image has changed. What is only being found out now has its version, and is not found later.
     pub(super) fn clear(&self) {
         for shard in &self.shards {
             shard.write().unwrap_or_else(PoisonError::into_inner).clear();
@@ -161,12 +168,14 @@ struct BadLayout {
     offset: u64,
 }
 
-fn lay_out(image: &RafsSuper, storage: &Storage, key: Key) -> io::Result<Segment> {
+fn lay_out(served: &Served, key: Key) -> io::Result<Segment> {
+    let storage = &served.storage;
     let (ino, from) = (key.0, key.1 * SEGMENT);
-    let inode = image.get_inode(ino, false)?;
+    let inode = served.sb.get_inode(ino, false)?;
     let file_size = inode.size();
     let mut segment = Segment {
         key,
+        version: served.version,
         file_size,
         pieces: Vec::new(),
     };

@@ -84,13 +84,20 @@ pub(crate) struct ImageFs {
     image: Arc<Image>,
 }
 
+/// What is served of an image. Replaced as a whole: metadata are never used with the blobs of other metadata.
+struct Served {
+    /// The image's metadata.
+    sb: Arc<RafsSuper>,
+    bootstrap: Arc<Wholeness>,
+    storage: Storage,
+    /// Which metadata these are: how often there have been others before.
+    version: u64,
+}
+
 /// What requests, and work in the background, share.
 struct Image {
-    /// The image's metadata.
-    sb: RafsSuper,
-    bootstrap: ArcSwap<Wholeness>,
     /// Read by every request, which should not write to a cache line that others use for it.
-    storage: ArcSwap<Storage>,
+    served: ArcSwap<Served>,
     renewals: Renewals,
     layouts: Layouts,
     index: Index,
@@ -171,9 +178,12 @@ impl ImageFs {
             recorder
         });
         let image = Image {
-            sb,
-            bootstrap: ArcSwap::from_pointee(bootstrap),
-            storage: ArcSwap::from_pointee(storage),
+            served: ArcSwap::from_pointee(Served {
+                sb: Arc::new(sb),
+                bootstrap: Arc::new(bootstrap),
+                storage,
+                version: 0,
+            }),
             renewals: Renewals::default(),
             layouts: Layouts::default(),
             index: Index::default(),
@@ -211,8 +221,8 @@ impl ImageFs {
         if asked.is_some_and(|rafs| prefetch::start(&self.image, &rafs.prefetch, reader, named)) {
             return;
         }
-        let storage = self.image.storage();
-        if !program.is_empty() && !storage.blobs.is_empty() && !storage.is_complete() {
+        let served = self.image.served();
+        if !program.is_empty() && !served.storage.blobs.is_empty() && !served.storage.is_complete() {
             startup::start(&self.image, program);
         }
     }
@@ -220,20 +230,28 @@ impl ImageFs {
     /// Takes a new bootstrap of the same image, or a new configuration of its backend.
     ///
     /// # Errors
-    /// nydus' own; the image stays as it was if the bootstrap is none that is taken.
+    /// nydus' own; the image stays as it was.
     pub(crate) fn update(&self, path: &Path, config: &Arc<ConfigV2>) -> RafsResult<()> {
         let config = for_nydus(config);
-        let (new, mut reader) =
-            RafsSuper::load_from_file(path, Arc::clone(&config), false).map_err(RafsError::FillSuperBlock)?;
-        admission::check(&new.superblock.get_blob_infos()).map_err(RafsError::FillSuperBlock)?;
-        drop(new);
         let bootstrap = Wholeness::of(path).map_err(RafsError::FillSuperBlock)?;
-        self.image.sb.update(&mut reader)?;
-        self.image.bootstrap.store(Arc::new(bootstrap));
-        let infos = self.image.sb.superblock.get_blob_infos();
+        let (sb, _) =
+            RafsSuper::load_from_file(path, Arc::clone(&config), false).map_err(RafsError::FillSuperBlock)?;
+        let before = self.image.served().version;
+        if sb.meta.is_v6() != self.image.served().sb.meta.is_v6() {
+            // Its inodes have other numbers.
+            return Err(RafsError::Incompatible(if sb.meta.is_v6() { 6 } else { 5 }));
+        }
+        let infos = sb.superblock.get_blob_infos();
+        admission::check(&infos).map_err(RafsError::FillSuperBlock)?;
         let storage = Storage::open(&config, &infos, &self.image.gate, &self.image.fetches)
             .map_err(RafsError::SwapBackend)?;
-        self.image.set_storage(storage);
+        show_device(&sb, &storage);
+        self.image.served.store(Arc::new(Served {
+            sb: Arc::new(sb),
+            bootstrap: Arc::new(bootstrap),
+            storage,
+            version: before + 1,
+        }));
         self.image.layouts.clear();
         self.image.index.clear();
         Ok(())
@@ -241,7 +259,7 @@ impl ImageFs {
 
     /// What it fetches; `None` where nydus does.
     pub(crate) fn fetches(&self) -> Option<Arc<FetchCounters>> {
-        (!self.image.storage().blobs.is_empty()).then(|| Arc::clone(&self.image.fetches))
+        (!self.image.served().storage.blobs.is_empty()).then(|| Arc::clone(&self.image.fetches))
     }
 
     /// What nydus records of single files.
@@ -272,7 +290,7 @@ impl ImageFs {
     /// # Errors
     /// nydus' own.
     pub(crate) fn trace(&self) -> RafsResult<Option<ReadTrace>> {
-        self.image.tracer.shown(&self.image.sb)
+        self.image.tracer.shown(&self.image.served().sb)
     }
 
     /// Finds out where the data of a file begins, and its further segments; `inode` is the VFS's.
@@ -281,13 +299,13 @@ impl ImageFs {
         for segment in 0..4 {
             let at = segment * layout::SEGMENT;
             let image = &self.image;
-            let _ = image.layouts.segment(&image.sb, &image.storage(), ino, at);
+            let _ = image.layouts.segment(&image.served(), ino, at);
         }
     }
 
     /// The superblock.
-    pub(crate) fn metadata(&self) -> &RafsSuperMeta {
-        &self.image.sb.meta
+    pub(crate) fn metadata(&self) -> RafsSuperMeta {
+        self.image.served().sb.meta
     }
 }
 
@@ -302,16 +320,23 @@ impl Image {
     /// # Errors
     /// EIO if its metadata are no longer all there.
     fn whole(&self) -> io::Result<()> {
-        self.bootstrap.load().check()
+        self.served().bootstrap.check()
     }
 
-    fn storage(&self) -> Guard<Arc<Storage>> {
-        self.storage.load()
+    fn served(&self) -> Guard<Arc<Served>> {
+        self.served.load()
     }
 
-    fn set_storage(&self, storage: Storage) {
-        show_device(&self.sb, &storage);
-        self.storage.store(Arc::new(storage));
+    /// Gives metadata another storage, unless they are no longer those that are served.
+    fn renew_storage(&self, of: &Arc<Served>, storage: Storage) {
+        show_device(&of.sb, &storage);
+        let renewed = Served {
+            sb: Arc::clone(&of.sb),
+            bootstrap: Arc::clone(&of.bootstrap),
+            storage,
+            version: of.version,
+        };
+        let _other_metadata_are_served_now = self.served.compare_and_swap(of, Arc::new(renewed));
     }
 }
 

@@ -38,7 +38,7 @@ impl Image {
     }
 
     fn has_xattrs(&self) -> bool {
-        self.settings.xattr || self.sb.meta.has_xattr()
+        self.settings.xattr || self.served().sb.meta.has_xattr()
     }
 }
 
@@ -48,7 +48,7 @@ impl ImageFs {
     /// # Errors
     /// ENOTDIR if it is none, or nydus' own.
     pub(crate) fn root(&self) -> io::Result<Entry> {
-        let root = self.image.sb.superblock.root_ino();
+        let root = self.image.served().sb.superblock.root_ino();
         self.image.directory(root)?;
         self.image.entry(root)
     }
@@ -58,7 +58,7 @@ impl BackendFileSystem for ImageFs {
     fn mount(&self) -> io::Result<(Entry, u64)> {
         let root = self.root()?;
         self.image.known(root.inode);
-        Ok((root, self.image.sb.get_max_ino()))
+        Ok((root, self.image.served().sb.get_max_ino()))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -103,7 +103,7 @@ impl FileSystem for ImageFs {
                 image.directory(ino)?;
                 match name {
                     b".." if ino != ROOT_ID => {
-                        let parent = image.sb.get_extended_inode(ino, false)?.parent();
+                        let parent = image.served().sb.get_extended_inode(ino, false)?.parent();
                         image.entry(parent).unwrap_or_else(|_| image.no_entry())
                     }
                     _ => image.entry(ino)?,
@@ -131,7 +131,7 @@ impl FileSystem for ImageFs {
         image.whole()?;
         let attr = image.attributes(ino)?;
         recorder.mark_success(0);
-        Ok((attr.into(), image.sb.meta.attr_timeout))
+        Ok((attr.into(), image.served().sb.meta.attr_timeout))
     }
 
     fn readlink(&self, _ctx: &Context, ino: u64) -> io::Result<Vec<u8>> {
@@ -139,6 +139,7 @@ impl FileSystem for ImageFs {
         let mut recorder = image.record(StatsFop::Readlink, ino);
         image.whole()?;
         let target = image
+            .served()
             .sb
             .get_inode(ino, image.settings.validate_inodes)?
             .get_symlink()?;
@@ -199,7 +200,7 @@ impl FileSystem for ImageFs {
     }
 
     fn statfs(&self, ctx: &Context, inode: u64) -> io::Result<statvfs64> {
-        let meta = &self.image.sb.meta;
+        let meta = self.image.served().sb.meta;
         let mut stat = Defaults.statfs(ctx, inode)?;
         stat.f_fsid = u64::from(meta.magic);
         stat.f_files = meta.inodes_count;
@@ -214,6 +215,7 @@ impl FileSystem for ImageFs {
             return Err(Errno::NOSYS.into());
         }
         let value = image
+            .served()
             .sb
             .get_inode(ino, false)?
             .get_xattr(OsStr::from_bytes(name.to_bytes()))?;
@@ -240,7 +242,7 @@ impl FileSystem for ImageFs {
             return Err(Errno::NOSYS.into());
         }
         let mut names = Vec::new();
-        for name in image.sb.get_inode(ino, false)?.get_xattrs()? {
+        for name in image.served().sb.get_inode(ino, false)?.get_xattrs()? {
             names.extend_from_slice(&name);
             names.push(0);
         }

@@ -15,13 +15,13 @@ use nydus_rafs::RafsIoReader;
 use nydus_rafs::metadata::RafsInodeWalkAction;
 use nydus_utils::metrics::Metric;
 
-use super::Image;
 use super::blob::Urgency;
 use super::chunk::Chunk;
 use super::layout::SEGMENT;
 use super::readahead::REQUEST;
 use super::runs::follows;
 use super::storage::Storage;
+use super::{Image, Served};
 
 /// Threads of one image at the most, whatever the configuration says.
 const MOST_THREADS: usize = 16;
@@ -57,21 +57,22 @@ pub(super) fn start(
     names: Named,
 ) -> bool {
     let mut work = VecDeque::new();
-    for (index, info) in image.sb.superblock.get_blob_infos().iter().enumerate() {
+    let served = image.served();
+    for (index, info) in served.sb.superblock.get_blob_infos().iter().enumerate() {
         if info.prefetch_size() > 0 {
             work.push_back(Work::Front(index, info.prefetch_size()));
         }
     }
-    let root = image.sb.superblock.root_ino();
+    let root = served.sb.superblock.root_ino();
     let named: Vec<u64> = match names.files {
         // What a mount names takes the place of what the image names.
         Some(files) => files
             .iter()
-            .filter_map(|f| image.sb.ino_from_path(f).ok())
+            .filter_map(|f| served.sb.ino_from_path(f).ok())
             .collect(),
         // So do parts of files.
-        None if names.parts.is_empty() && image.sb.meta.prefetch_table_entries > 0 => {
-            let table = image.sb.get_prefetched_inos(&mut reader).unwrap_or_default();
+        None if names.parts.is_empty() && served.sb.meta.prefetch_table_entries > 0 => {
+            let table = served.sb.get_prefetched_inos(&mut reader).unwrap_or_default();
             table.into_iter().map(u64::from).filter(|ino| *ino != 0).collect()
         }
         None => Vec::new(),
@@ -80,7 +81,7 @@ pub(super) fn start(
     work.extend(named.into_iter().map(Work::Inode));
     let last = everything.then_some(Work::Inode(root));
     let nothing = work.is_empty() && names.parts.is_empty() && last.is_none();
-    if nothing || image.storage().blobs.is_empty() {
+    if nothing || served.storage.blobs.is_empty() {
         return false;
     }
     let queue = Arc::new(Mutex::new(Queue {
@@ -118,10 +119,11 @@ struct Queue {
 impl Queue {
     /// The next request; `None` when all is done. Threads take turns: where chunks are is known at once, but for the
     /// table of a blob that is being fetched, and without that none of them could do anything.
-    fn next(&mut self, image: &Image, storage: &Storage) -> Option<(usize, Vec<Chunk>)> {
+    fn next(&mut self, image: &Image, served: &Served) -> Option<(usize, Vec<Chunk>)> {
         loop {
             let has = |(blob, chunk): &(usize, Chunk)| {
-                storage
+                served
+                    .storage
                     .blobs
                     .get(*blob)
                     .is_none_or(|b| b.blob.generation().has(chunk.id))
@@ -133,9 +135,9 @@ impl Queue {
             let length = self.request_length();
             // As long as there may be more that follows.
             if length == self.found.len()
-                && let Some(work) = self.next_work(image)
+                && let Some(work) = self.next_work(served)
             {
-                self.expand(image, storage, work);
+                self.expand(image, served, work);
                 continue;
             }
             let (blob, _) = self.found.front()?;
@@ -144,13 +146,13 @@ impl Queue {
         }
     }
 
-    fn next_work(&mut self, image: &Image) -> Option<Work> {
+    fn next_work(&mut self, served: &Served) -> Option<Work> {
         if let Some(work) = self.work.pop_front() {
             return Some(work);
         }
         while let Some((file, from, to)) = self.parts.pop_front() {
-            let ino = image.sb.ino_from_path(&file).ok();
-            if let Some(inode) = ino.and_then(|ino| image.sb.get_inode(ino, false).ok())
+            let ino = served.sb.ino_from_path(&file).ok();
+            if let Some(inode) = ino.and_then(|ino| served.sb.get_inode(ino, false).ok())
                 && inode.is_reg()
             {
                 return Some(Work::Part(inode.ino(), from, inode.size().min(to)));
@@ -179,16 +181,16 @@ impl Queue {
     }
 
     /// Finds the chunks of one piece of work; what else there is to do is put in front of the rest.
-    fn expand(&mut self, image: &Image, storage: &Storage, next: Work) {
+    fn expand(&mut self, image: &Image, served: &Served, next: Work) {
         match next {
             Work::Front(index, size) => {
-                let blob = storage.blobs.get(index);
+                let blob = served.storage.blobs.get(index);
                 let table = blob.and_then(|b| b.table()).unwrap_or_default();
                 let chunks = table.iter().filter(|c| c.blob_offset < size);
                 self.found.extend(chunks.map(|c| (index, c.clone())));
             }
             Work::Inode(ino) => {
-                let Ok(inode) = image.sb.get_inode(ino, false) else {
+                let Ok(inode) = served.sb.get_inode(ino, false) else {
                     return;
                 };
                 if !self.seen.insert(ino) {
@@ -211,7 +213,7 @@ impl Queue {
             }
             Work::Part(ino, from, to) if from < to => {
                 // One segment after the other: how many there are is the image's word.
-                if let Ok(segment) = image.layouts.segment(&image.sb, storage, ino, from) {
+                if let Ok(segment) = image.layouts.segment(served, ino, from) {
                     let pieces = segment.from(from).iter().take_while(|piece| piece.at < to);
                     self.found
                         .extend(pieces.map(|piece| (piece.blob, piece.chunk.clone())));
@@ -229,16 +231,16 @@ impl Queue {
 impl Image {
     fn prefetch(&self, queue: &Mutex<Queue>, bytes_a_second: u64) {
         loop {
-            let storage = self.storage();
+            let served = self.served();
             let next = queue
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .next(self, &storage);
+                .next(self, &served);
             let Some((blob, chunks)) = next else { return };
             if !self.gate.wait_until_calm() {
                 return;
             }
-            self.prefetch_chunks(&storage, blob, &chunks, bytes_a_second);
+            self.prefetch_chunks(&served.storage, blob, &chunks, bytes_a_second);
         }
     }
 

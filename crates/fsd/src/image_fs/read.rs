@@ -10,7 +10,6 @@ use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 use nydus_utils::metrics::Metric;
 use rustix::io::Errno;
 
-use super::Image;
 use super::blob::{Blob, Generation, Held, Urgency};
 use super::chunk::Chunk;
 use super::layout::{Piece, Segment};
@@ -18,6 +17,7 @@ use super::readahead;
 use super::runs::follows;
 use super::storage::{ImageBlob, Storage};
 use super::thrift::Amount;
+use super::{Image, Served};
 use crate::sys::volatile;
 
 /// How often a read starts over because the cache lost what it had.
@@ -35,11 +35,11 @@ impl Image {
         size: u64,
         offset: u64,
     ) -> io::Result<usize> {
-        let mut storage = self.storage();
-        if storage.blobs.is_empty() {
-            return self.read_by_nydus(&storage, w, ino, size, offset);
+        let mut served = self.served();
+        if served.storage.blobs.is_empty() {
+            return self.read_by_nydus(&served, w, ino, size, offset);
         }
-        let mut segment = self.segment(&mut storage, ino, offset)?;
+        let mut segment = self.segment(&mut served, ino, offset)?;
         let size = size
             .min(segment.file_size.saturating_sub(offset))
             .min(w.available_bytes() as u64);
@@ -47,10 +47,10 @@ impl Image {
         if size == 0 {
             return Ok(0);
         }
-        if !storage.is_complete() {
+        if !served.storage.is_complete() {
             self.thrift.read(size);
             if let Some(range) = self.streams.note(ino, offset..end, segment.file_size) {
-                self.fetch_ahead(&storage, ino, range);
+                self.fetch_ahead(&served, ino, range);
             }
         }
         let mut at = offset;
@@ -61,7 +61,7 @@ impl Image {
             let to = end.min(last);
             let mut part = SegmentRead {
                 image: self,
-                storage: &storage,
+                served: &served,
                 segment: &segment,
                 ino,
                 at,
@@ -76,7 +76,7 @@ impl Image {
             if at >= end {
                 break;
             }
-            segment = self.segment(&mut storage, ino, at)?;
+            segment = self.segment(&mut served, ino, at)?;
             if segment.from(at).is_empty() {
                 return Err(Errno::IO.into());
             }
@@ -91,28 +91,23 @@ impl Image {
     }
 
     /// Has a part of a file fetched in the background.
-    pub(super) fn fetch_ahead(
-        self: &Arc<Self>,
-        storage: &Arc<Storage>,
-        ino: u64,
-        range: std::ops::Range<u64>,
-    ) {
+    pub(super) fn fetch_ahead(self: &Arc<Self>, served: &Arc<Served>, ino: u64, range: std::ops::Range<u64>) {
         let mut at = range.start;
         while at < range.end {
             // What is wrong there is told to whoever reads it.
-            let Ok(segment) = self.layouts.segment(&self.sb, storage, ino, at) else {
+            let Ok(segment) = self.layouts.segment(served, ino, at) else {
                 return;
             };
             let pieces = segment.from(at);
             let until = pieces.partition_point(|p| p.at < range.end);
             let Some(last) = pieces[..until].last() else { break };
             at = last.end();
-            for request in requests(storage, &pieces[..until]) {
+            for request in requests(&served.storage, &pieces[..until]) {
                 self.thrift.fetch_ahead(Amount::of(&request.1));
-                let (image, storage) = (Arc::clone(self), Arc::clone(storage));
+                let (image, served) = (Arc::clone(self), Arc::clone(served));
                 self.workers.submit(move || {
                     if !image.gate.is_closed()
-                        && let Some(blob) = storage.blobs.get(request.0)
+                        && let Some(blob) = served.storage.blobs.get(request.0)
                     {
                         // What it does not get, the reader will.
                         let _missing = blob.blob.ensure(&request.1, Urgency::Ahead);
@@ -125,13 +120,13 @@ impl Image {
     /// The kinds of caches that `storage.rs` leaves to nydus.
     fn read_by_nydus(
         &self,
-        storage: &Storage,
+        served: &Served,
         w: &mut dyn ZeroCopyWriter,
         ino: u64,
         size: u64,
         offset: u64,
     ) -> io::Result<usize> {
-        let inode = self.sb.get_inode(ino, false)?;
+        let inode = served.sb.get_inode(ino, false)?;
         let size = size
             .min(inode.size().saturating_sub(offset))
             .min(w.available_bytes() as u64);
@@ -140,8 +135,8 @@ impl Image {
         }
         let size = usize::try_from(size).map_err(|_| Errno::IO)?;
         let mut done = 0;
-        for vector in &mut inode.alloc_bio_vecs(&storage.device, offset, size, true)? {
-            let read = storage.device.read_to(w, vector)?;
+        for vector in &mut inode.alloc_bio_vecs(&served.storage.device, offset, size, true)? {
+            let read = served.storage.device.read_to(w, vector)?;
             done += read;
             if read as u64 != vector.size() {
                 break;
@@ -180,7 +175,7 @@ pub(super) fn requests(storage: &Storage, pieces: &[Piece]) -> Vec<(usize, Vec<C
 /// The part of a read that is within one segment.
 struct SegmentRead<'a> {
     image: &'a Image,
-    storage: &'a Storage,
+    served: &'a Served,
     segment: &'a Segment,
     ino: u64,
     at: u64,
@@ -201,7 +196,7 @@ impl SegmentRead<'_> {
             let Some(piece) = pieces.first() else {
                 return Err(Errno::IO.into());
             };
-            let source = self.storage.blobs.get(piece.blob).ok_or(Errno::IO)?;
+            let source = self.served.storage.blobs.get(piece.blob).ok_or(Errno::IO)?;
             let generation = source.blob.generation();
             let kept = held
                 .iter()
@@ -226,7 +221,7 @@ impl SegmentRead<'_> {
                 return Err(Errno::IO.into());
             }
         }
-        let counters = self.storage.blobs.first().map(|b| b.blob.counters());
+        let counters = self.served.storage.blobs.first().map(|b| b.blob.counters());
         if let Some(counters) = counters {
             counters.total.inc();
             if self.missed {
@@ -312,7 +307,7 @@ impl SegmentRead<'_> {
         }
         for ino in self.ino + 1..=self.ino + NEXT_FILES {
             let layouts = &self.image.layouts;
-            let Ok(segment) = layouts.segment(&self.image.sb, self.storage, ino, 0) else {
+            let Ok(segment) = layouts.segment(self.served, ino, 0) else {
                 continue;
             };
             for piece in &segment.pieces {

@@ -13,13 +13,13 @@ use arc_swap::Guard;
 use nydus_storage::device::BlobInfo;
 use rustix::io::Errno;
 
-use super::Image;
 use super::error::FetchError;
 use super::events::report;
 use super::factory;
 use super::layout::Found;
 use super::retry::{Retry, RetryPolicy};
 use super::storage::{ImageBlob, Storage};
+use super::{Image, Served};
 
 /// Renewals of an image's storage, one at a time.
 #[derive(Debug, Default)]
@@ -36,34 +36,34 @@ struct NoTable {
 }
 
 impl Image {
-    /// The segment of a file that has `offset`; `storage` is renewed if that is what it takes.
+    /// The segment of a file that has `offset`; the storage is renewed if that is what it takes.
     ///
     /// # Errors
     /// As [`Layouts::segment`](super::layout::Layouts::segment); why a table is missing is among the events.
     pub(super) fn segment(
         &self,
-        storage: &mut Guard<Arc<Storage>>,
+        served: &mut Guard<Arc<Served>>,
         ino: u64,
         offset: u64,
     ) -> io::Result<Found> {
-        match self.layouts.segment(&self.sb, storage, ino, offset) {
-            Err(_) if storage.blobs.iter().any(ImageBlob::lacks_table) => {
-                self.renew(storage)?;
-                *storage = self.storage();
-                self.layouts.segment(&self.sb, storage, ino, offset)
+        match self.layouts.segment(served, ino, offset) {
+            Err(_) if served.storage.blobs.iter().any(ImageBlob::lacks_table) => {
+                self.renew(served)?;
+                *served = self.served();
+                self.layouts.segment(served, ino, offset)
             }
             found => found,
         }
     }
 
-    fn renew(&self, lame: &Arc<Storage>) -> io::Result<()> {
+    fn renew(&self, lame: &Arc<Served>) -> io::Result<()> {
         let asked = Instant::now();
         let mut failed = self
             .renewals
             .failed
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&self.storage(), lame) {
+        if !Arc::ptr_eq(&self.served(), lame) {
             return Ok(());
         }
         // Whoever waited meanwhile has waited long enough.
@@ -80,9 +80,15 @@ impl Image {
         renewed
     }
 
-    fn begin_anew(&self, lame: &Storage, policy: RetryPolicy) -> io::Result<()> {
-        let infos = self.sb.superblock.get_blob_infos();
-        for (blob, info) in lame.blobs.iter().zip(&infos).filter(|(b, _)| b.lacks_table()) {
+    fn begin_anew(&self, lame: &Arc<Served>, policy: RetryPolicy) -> io::Result<()> {
+        let infos = lame.sb.superblock.get_blob_infos();
+        for (blob, info) in lame
+            .storage
+            .blobs
+            .iter()
+            .zip(&infos)
+            .filter(|(b, _)| b.lacks_table())
+        {
             await_backend(blob, info, policy).map_err(|error| {
                 report(&error);
                 io::Error::from(Errno::IO)
@@ -90,10 +96,10 @@ impl Image {
         }
         // What earlier ones have left.
         factory::drop_unused();
-        let storage = Storage::open_apart(&lame.config, &infos, &self.gate, &self.fetches)?;
+        let storage = Storage::open_apart(&lame.storage.config, &infos, &self.gate, &self.fetches)?;
         let lacking = storage.blobs.iter().zip(&infos).find(|(b, _)| b.lacks_table());
         let lacking = lacking.map(|(_, info)| info.blob_id());
-        self.set_storage(storage);
+        self.renew_storage(lame, storage);
         match lacking {
             None => Ok(()),
             Some(blob) => {

@@ -103,7 +103,7 @@ impl<'a> Walk<'a> {
     /// What a program names, as soon as enough of it is here; all that is loaded of it is fetched.
     fn needs(&mut self, ino: u64) -> Option<Needs> {
         let image = self.image;
-        let size = image.sb.get_inode(ino, false).ok()?.size();
+        let size = image.served().sb.get_inode(ino, false).ok()?.size();
         let file = Contents {
             image,
             ino,
@@ -117,9 +117,9 @@ impl<'a> Walk<'a> {
     fn fetch(&mut self, ino: u64, from: u64, to: u64) {
         let to = to.min(from.saturating_add(self.left));
         if from < to && !self.image.gate.is_closed() {
-            let storage = self.image.storage();
+            let served = self.image.served();
             self.left -= to - from;
-            self.image.fetch_ahead(&storage, ino, from..to);
+            self.image.fetch_ahead(&served, ino, from..to);
         }
     }
 }
@@ -159,10 +159,10 @@ impl Image {
     /// Reads a part of a file: to the end of a chunk at the most, and not beyond its end, before which `offset` must
     /// be.
     fn content(&self, ino: u64, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let storage = self.storage();
-        let segment = self.layouts.segment(&self.sb, &storage, ino, offset)?;
+        let served = self.served();
+        let segment = self.layouts.segment(&served, ino, offset)?;
         let piece = segment.from(offset).first().ok_or(Errno::IO)?;
-        let blob = &storage.blobs.get(piece.blob).ok_or(Errno::IO)?.blob;
+        let blob = &served.storage.blobs.get(piece.blob).ok_or(Errno::IO)?.blob;
         let supply = blob
             .ensure(std::slice::from_ref(&piece.chunk), Urgency::Demand)
             .map_err(|_| Errno::IO)?;

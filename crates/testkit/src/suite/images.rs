@@ -13,7 +13,7 @@ use crate::guest::FuseClient;
 use crate::guest::fuse::ops;
 use crate::guest::fuse::paths::TreeSum;
 use crate::image::{self, Image, RafsVersion, mount_body};
-use crate::peers::Skip;
+use crate::peers::{Peer, Skip, require};
 use crate::tree;
 
 type Outcome = Result<(), Skip>;
@@ -89,6 +89,36 @@ pub(super) fn read_only(fx: &Fixture) -> Outcome {
         );
     }
     assert!(fs.read_file("/image/file-0").unwrap() == fs::read(source.join("file-0")).unwrap());
+    Ok(())
+}
+
+pub(super) fn remounted(fx: &Fixture) -> Outcome {
+    let source = fx.data_source(2, 3 << 20);
+    let first = fx.image(&source, RafsVersion::V6)?;
+    let other_source = fx.path("other-source");
+    fs::create_dir(&other_source).unwrap();
+    // What comes behind it is elsewhere in the blob.
+    fs::write(other_source.join("file-0"), tree::bytes(98, 2 << 20)).unwrap();
+    fs::write(other_source.join("file-1"), tree::bytes(99, 3 << 20)).unwrap();
+    let builder = require(Peer::NydusImage)?;
+    let other = image::build(&builder, &other_source, &fx.path("other-image"), RafsVersion::V6).unwrap();
+    let daemon = fx.daemon(&[]);
+    done(&daemon.mount("/image", &fx.local_body(&first)).unwrap());
+    let mut fs = guest(&daemon);
+    let remount = |cache: &str| {
+        let config = image::rafs_config_localfs(&other.blobs, &fx.path(cache));
+        let body = mount_body("rafs", &other.bootstrap, &config);
+        daemon
+            .api("PUT", "/api/v1/mount?mountpoint=/image", Some(&body))
+            .unwrap()
+    };
+    fs::write(fx.path("no-directory"), "").unwrap();
+    let failed = remount("no-directory/cache");
+    assert_ne!(failed.status, 204, "{failed:?}");
+    assert!(fs.read_file("/image/file-1").unwrap() == tree::bytes(2, 3 << 20));
+    done(&remount("cache"));
+    assert!(fs.read_file("/image/file-1").unwrap() == tree::bytes(99, 3 << 20));
+    assert!(fs.read_file("/image/file-0").unwrap() == tree::bytes(98, 2 << 20));
     Ok(())
 }
 

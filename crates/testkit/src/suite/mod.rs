@@ -172,6 +172,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     ),
     both("image_keeps_extended_attributes", images::xattrs),
     both("image_is_read_only", images::read_only),
+    ours(
+        "image_is_remounted_as_a_whole_or_not_at_all",
+        "it has the new metadata before it has what they are about",
+        images::remounted,
+    ),
     both("image_reads_64_at_once", images::many_in_flight),
     ours(
         "image_v5_reads_small_and_widened",

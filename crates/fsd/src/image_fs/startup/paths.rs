@@ -59,7 +59,8 @@ fn placed(search: &Path, origin: &Path) -> Option<PathBuf> {
 impl Image {
     /// The regular file at an absolute path, all links followed inside the image.
     pub(super) fn regular_file(&self, path: &Path) -> Option<Found> {
-        let root = self.sb.superblock.root_ino();
+        let served = self.served();
+        let root = served.sb.superblock.root_ino();
         // What is on the way from the root, and what is still to go, its next part last.
         let mut way: Vec<(u64, OsString)> = Vec::new();
         let mut rest = parts(path);
@@ -71,7 +72,7 @@ impl Image {
             }
             let dir = way.last().map_or(root, |(ino, _)| *ino);
             let child = self.child(dir, part.as_bytes()).ok()??;
-            let inode = self.sb.get_inode(child, false).ok()?;
+            let inode = served.sb.get_inode(child, false).ok()?;
             if !inode.is_symlink() {
                 way.push((child, part));
                 continue;
@@ -88,7 +89,7 @@ impl Image {
         }
         let (ino, _) = way.pop()?;
         let dirs = way.iter().map(|(_, name)| name);
-        self.sb.get_inode(ino, false).ok()?.is_reg().then(|| Found {
+        served.sb.get_inode(ino, false).ok()?.is_reg().then(|| Found {
             ino,
             dir: Path::new("/").join(dirs.collect::<PathBuf>()),
         })
