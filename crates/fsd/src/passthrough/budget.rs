@@ -1,4 +1,4 @@
-//! How many descriptors guests may cost.
+//! How many descriptors guests may cost, and how many directories they may be in the middle of.
 //!
 //! One budget for all shares of a daemon, taken from `RLIMIT_NOFILE` with room left for the daemon itself: its
 //! sockets, guest memory, blob caches. A guest that has used it up is answered ENFILE; the daemon works on.
@@ -13,12 +13,14 @@ use rustix::process::{Resource, getrlimit};
 const RESERVED: usize = 2048;
 /// More than this is never given to inodes: each pins a dentry and an inode of the host.
 const MOST_INODES: usize = 256 * 1024;
+/// Directories of which entries are kept between two requests: some 100 KiB each.
+const MOST_LISTINGS: usize = 256;
 
 /// What is left of one kind.
 #[derive(Debug)]
 struct Counter(AtomicUsize);
 
-/// One descriptor of the budget; it goes back when dropped.
+/// One descriptor or directory of the budget; it goes back when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<Counter>);
 
@@ -42,6 +44,7 @@ impl Counter {
 pub(crate) struct Budget {
     files: Arc<Counter>,
     inodes: Arc<Counter>,
+    listings: Arc<Counter>,
 }
 
 impl Budget {
@@ -51,6 +54,7 @@ impl Budget {
         Self {
             files: counter(files),
             inodes: counter(inodes),
+            listings: counter(MOST_LISTINGS),
         }
     }
 
@@ -68,6 +72,11 @@ impl Budget {
     /// For an open file or directory.
     pub(super) fn file(&self) -> Option<Permit> {
         self.files.take()
+    }
+
+    /// For entries of a directory that are kept.
+    pub(super) fn listing(&self) -> Option<Permit> {
+        self.listings.take()
     }
 
     /// For an inode.

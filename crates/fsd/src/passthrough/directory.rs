@@ -1,7 +1,8 @@
 //! Directories: opened, read, closed.
 //!
 //! What one `getdents64` brings is kept with the handle. A guest that reads on gets the rest of it, so that each
-//! entry is read from the host once, and looked up once where the guest wants to know it (READDIRPLUS).
+//! entry is read from the host once, and looked up once where the guest wants to know it (READDIRPLUS). That is so for
+//! as many directories as anybody reads at once; of more, the rest is let go and read again.
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -14,6 +15,7 @@ use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
 use rustix::io::{Errno, Result};
 
 use super::Share;
+use super::budget::{Budget, Permit};
 use super::files::OpenFile;
 use super::inode::{HostId, Inode};
 
@@ -33,6 +35,10 @@ pub(super) struct Listing {
     next: usize,
     /// The offset at which a guest that reads on will ask.
     offset: u64,
+    /// Entries may be kept until the next request.
+    permit: Option<Permit>,
+    /// They were not: the descriptor has gone beyond `offset`.
+    is_beyond: bool,
 }
 
 #[derive(Debug)]
@@ -44,11 +50,17 @@ struct Listed {
 }
 
 impl Listing {
+    /// Entries that memory is kept for.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.entries.capacity()
+    }
+
     /// Goes to where the guest wants to read.
     fn go_to(&mut self, dir: BorrowedFd<'_>, offset: u64) -> Result<()> {
         let fresh = self.entries.is_empty() && self.next == 0;
         // A guest that begins anew wants to see what is new.
-        if offset == self.offset && (offset != 0 || fresh) {
+        if offset == self.offset && !self.is_beyond && (offset != 0 || fresh) {
             return Ok(());
         }
         seek(dir, SeekFrom::Start(offset))?;
@@ -56,7 +68,25 @@ impl Listing {
         self.entries.clear();
         self.next = 0;
         self.offset = offset;
+        self.is_beyond = false;
         Ok(())
+    }
+
+    /// The request is over: what is left stays for the next one if the budget has room for it, and its memory goes if
+    /// there is nothing.
+    fn rest(&mut self, budget: &Budget) {
+        let is_left = self.next < self.entries.len();
+        if is_left && self.permit.is_none() {
+            self.permit = budget.listing();
+        }
+        if !is_left || self.permit.is_none() {
+            self.is_beyond |= is_left;
+            self.permit = None;
+            self.names = Vec::new();
+            self.entries = Vec::new();
+            // Not as before the first request: one at the beginning looks anew.
+            self.next = 0;
+        }
     }
 
     /// Reads more if everything has been given out. False at the end.
@@ -108,6 +138,21 @@ fn dirent_type(kind: FileType) -> u32 {
 
 fn is_dot(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")
+}
+
+fn give_out(
+    listing: &mut Listing,
+    dir: BorrowedFd<'_>,
+    give: &mut dyn FnMut(&Listed, &CStr) -> Result<usize>,
+) -> Result<()> {
+    while listing.fill(dir)? {
+        let listed = &listing.entries[listing.next];
+        if give(listed, listing.name(listed))? == 0 {
+            break;
+        }
+        listing.advance();
+    }
+    Ok(())
 }
 
 impl Share {
@@ -219,14 +264,9 @@ impl Share {
         let listing = file.listing.as_ref().ok_or(Errno::NOTDIR)?;
         let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
         listing.go_to(file.as_fd(), offset)?;
-        while listing.fill(file.as_fd())? {
-            let listed = &listing.entries[listing.next];
-            if give(listed, listing.name(listed))? == 0 {
-                break;
-            }
-            listing.advance();
-        }
-        Ok(())
+        let given = give_out(&mut listing, file.as_fd(), give);
+        listing.rest(&self.common.budget);
+        given
     }
 
     /// The number of an entry that nobody looked up, the same that a lookup would show where it is no mount point.

@@ -22,6 +22,8 @@ mod xattr;
 mod xattr_map;
 
 #[cfg(test)]
+mod directory_tests;
+#[cfg(test)]
 mod tests;
 
 use std::os::fd::{AsFd, OwnedFd};

@@ -20,13 +20,13 @@ const RDWR: u32 = 2;
 const APPEND: u32 = 0o2000;
 const EXCL: u32 = 0o200;
 
-struct Shared {
-    share: Share,
+pub(super) struct Shared {
+    pub(super) share: Share,
     dir: tempfile::TempDir,
 }
 
 impl Shared {
-    fn with(options: ShareOptions, files: usize, inodes: usize) -> Self {
+    pub(super) fn with(options: ShareOptions, files: usize, inodes: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("share")).unwrap();
         let common = Common {
@@ -38,24 +38,24 @@ impl Shared {
         Self { share, dir }
     }
 
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(ShareOptions::default(), 100, 100)
     }
 
-    fn root(&self) -> u64 {
+    pub(super) fn root(&self) -> u64 {
         self.share.inodes.root().nodeid
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join("share").join(name)
     }
 
-    fn file(&self, name: &str, content: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str, content: &str) -> PathBuf {
         fs::write(self.path(name), content).unwrap();
         self.path(name)
     }
 
-    fn lookup(&self, name: &CStr) -> Result<Entry> {
+    pub(super) fn lookup(&self, name: &CStr) -> Result<Entry> {
         self.share.lookup(self.root(), name)
     }
 
@@ -100,7 +100,7 @@ fn create_in(flags: u32) -> CreateIn {
     }
 }
 
-fn is_root() -> bool {
+pub(super) fn is_root() -> bool {
     if rustix::process::geteuid().is_root() {
         return true;
     }
@@ -585,7 +585,8 @@ fn a_mount_of_the_host_below_the_directory_is_announced() {
     assert_eq!(fs::read_dir(shared.path("mnt")).unwrap().count(), 0);
 }
 
-struct Unmount(PathBuf);
+/// Takes a mount away again.
+pub(super) struct Unmount(pub(super) PathBuf);
 
 impl Drop for Unmount {
     fn drop(&mut self) {
