@@ -83,9 +83,10 @@ impl WorkDir {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
             let path = place.join(format!("{}-{count}", process::id()));
             let mut builder = fs::DirBuilder::new();
-            match builder.recursive(true).create(&place).and_then(|()| {
+            // Both for us only: workers serve with a umask of 0, and it may be one of them that makes it.
+            match builder.mode(0o700).recursive(true).create(&place).and_then(|()| {
                 // Another process' of the same number in another PID namespace is not this one.
-                builder.recursive(false).mode(0o700).create(&path)
+                builder.recursive(false).create(&path)
             }) {
                 Ok(()) => {}
                 Err(e) if matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => continue,
@@ -312,6 +313,8 @@ mod tests {
         );
         drop(other);
         assert_eq!(places(cache.path()), 1);
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&cache.path().join(PLACE)), mode(&one.path)), (0o700, 0o700));
         drop(one);
         assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
     }
