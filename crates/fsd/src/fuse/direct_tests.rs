@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuse_backend_rs::abi::fuse_abi::stat64;
+use fuse_backend_rs::abi::fuse_abi::{Attr, stat64};
 use fuse_backend_rs::api::filesystem::{DirEntry, Entry, ZeroCopyWriter};
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
@@ -22,7 +22,7 @@ struct Echo;
 
 fn attributes(seed: u64) -> stat64 {
     // Plain numbers: every field that is sent is filled.
-    let attr = fuse_backend_rs::abi::fuse_abi::Attr {
+    let attr = Attr {
         ino: seed,
         size: seed ^ 0x1111,
         blocks: seed ^ 0x2222,
@@ -177,6 +177,63 @@ fn a_buffer_may_lie_in_two_mappings() {
     ];
     assert_eq!(whole.0, 120);
     assert_eq!(answer(&apart), whole);
+}
+
+/// A directory of two, one of which could not be looked up.
+struct Unknown;
+
+impl FileSystem for Unknown {
+    type Inode = u64;
+    type Handle = u64;
+
+    fn readdirplus(
+        &self,
+        _ctx: &Context,
+        _inode: u64,
+        _handle: u64,
+        _size: u32,
+        _offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        for (ino, attr) in [(7, attributes(7)), (8, stat64::from(Attr::default()))] {
+            let dirent = DirEntry {
+                ino,
+                offset: ino,
+                type_: 4,
+                name: b"name",
+            };
+            let entry = Entry {
+                inode: ino,
+                attr,
+                ..Entry::default()
+            };
+            add_entry(dirent, entry)?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn an_entry_that_was_not_looked_up_is_listed_with_its_number_and_no_node() {
+    let mut request = Vec::new();
+    request.extend(80_u32.to_le_bytes());
+    request.extend(opcode::READDIRPLUS.to_le_bytes());
+    request.resize(40 + 16, 0);
+    request.extend(1000_u32.to_le_bytes());
+    request.resize(80, 0);
+    let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+    map.write_slice(&request, GuestAddress(0x8000)).unwrap();
+    let memory = GuestMemoryAtomic::new(map).memory();
+    let buffer = |addr, len, write| Buffer { addr, len, write };
+    let buffers = [buffer(0x8000, 80, false), buffer(0x2000, 1016, true)];
+    let written = with_chain(&memory, &buffers, |chain| {
+        serve(&Unknown, &InHeader::read(chain).unwrap(), chain).unwrap()
+    });
+    assert_eq!(written, 16 + 2 * 160);
+    let number = |at: u64| memory.read_obj::<u64>(GuestAddress(0x2000 + 16 + at)).unwrap();
+    // The node of each, and the number that its directory entry shows.
+    assert_eq!((number(0), number(128)), (7, 7));
+    assert_eq!((number(160), number(160 + 128)), (0, 8));
 }
 
 /// Remembers what it is to forget.

@@ -63,7 +63,12 @@ impl Entries<'_> {
     /// Adds an entry, and what a lookup of it would be answered with if it is given. The bytes that took; 0 if they
     /// do not fit.
     fn add(&mut self, entry: &DirEntry<'_>, found: Option<Entry>) -> io::Result<usize> {
-        let found = found.map(EntryOut::from);
+        // What has no type was not looked up. A guest knows that by a node of number 0; the VFS, which had to make
+        // the number of the entry from it, does not.
+        let found = found.map(|found| match found.attr.st_mode {
+            0 => EntryOut::default(),
+            _ => EntryOut::from(found),
+        });
         let found = found.as_ref().map_or(&[][..], ByteValued::as_slice);
         let dirent = Dirent {
             ino: entry.ino,

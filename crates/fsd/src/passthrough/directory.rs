@@ -136,6 +136,14 @@ fn dirent_type(kind: FileType) -> u32 {
     }
 }
 
+/// An entry that was not looked up. It has a number, but no type: so it is told from others (`fuse/listing.rs`).
+fn unknown(inode: u64) -> Entry {
+    Entry {
+        inode,
+        ..Entry::default()
+    }
+}
+
 fn is_dot(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")
 }
@@ -201,33 +209,25 @@ impl Share {
         let inode = self.inodes.get(nodeid)?;
         let dir = inode.path_fd()?;
         let mut left = room;
-        let mut taken = 0;
         self.each_entry(nodeid, handle, offset, &mut |listed, name| {
             let needed = ENTRY_OUT + (DIRENT + name.to_bytes().len()).next_multiple_of(8);
             if needed > left {
                 return Ok(0);
             }
-            let found = if is_dot(name) {
-                Ok(None)
-            } else {
-                self.find(&inode, dir.as_fd(), name).map(Some)
+            let found = match is_dot(name) {
+                true => None,
+                false => match self.find(&inode, dir.as_fd(), name) {
+                    Ok(found) => Some(found),
+                    // Removed since the host listed it.
+                    Err(Errno::NOENT) => return Ok(needed),
+                    // A mount point whose server is gone, descriptors that have run out: one name is no reason to
+                    // hide the others. Whoever looks it up is told.
+                    Err(_) => None,
+                },
             };
             let (mut entry, known) = match found {
-                Ok(Some((found, stat))) => (self.entry(&found, &stat, &inode), Some(found.nodeid)),
-                // A guest does not take these for looked up; it only wants the number.
-                Ok(None) => {
-                    let inode = self.shown(&inode, listed.ino);
-                    let entry = Entry {
-                        inode,
-                        ..Entry::default()
-                    };
-                    (entry, None)
-                }
-                // Removed since the host listed it.
-                Err(Errno::NOENT) => return Ok(needed),
-                // What was found so far is worth more than the error, which comes next time.
-                Err(_) if taken > 0 => return Ok(0),
-                Err(error) => return Err(error),
+                Some((found, stat)) => (self.entry(&found, &stat, &inode), Some(found.nodeid)),
+                None => (unknown(self.shown(&inode, listed.ino)), None),
             };
             entry.attr.st_ino = entry.inode;
             let dirent = DirEntry {
@@ -238,10 +238,7 @@ impl Share {
             };
             let added = add(dirent, entry);
             match added {
-                Ok(size) if size > 0 => {
-                    left = left.saturating_sub(size);
-                    taken += 1;
-                }
+                Ok(size) if size > 0 => left = left.saturating_sub(size),
                 // The guest was not told of it after all.
                 Ok(_) | Err(_) => {
                     if let Some(nodeid) = known {

@@ -1,9 +1,14 @@
-//! Directories whose entries are many.
+//! Directories whose entries are many, or not to be had.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use fuse_backend_rs::api::filesystem::DirEntry;
+use std::ffi::CString;
+use std::fs;
+use std::os::fd::AsRawFd;
 
-use super::tests::Shared;
+use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
+
+use super::tests::{Shared, Unmount, is_root};
+use super::*;
 
 #[test]
 fn entries_of_a_directory_are_kept_within_the_budget_and_listed_once_beyond_it() {
@@ -42,4 +47,46 @@ fn entries_of_a_directory_are_kept_within_the_budget_and_listed_once_beyond_it()
     assert_eq!(list(), (names.clone(), 0, 0));
     drop(taken);
     assert_eq!(list(), (names, kept, 0));
+}
+
+#[test]
+fn a_name_that_cannot_be_looked_up_hides_no_other() {
+    if !is_root() {
+        return;
+    }
+    let shared = Shared::new();
+    for name in ["a", "dead", "z"] {
+        fs::create_dir(shared.path(name)).unwrap();
+    }
+    // A FUSE mount whose server is gone.
+    let device = match fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(device) => device,
+        Err(error) => return eprintln!("skipped: /dev/fuse cannot be opened: {error}"),
+    };
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+    let options = CString::new(options).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    if let Err(error) = rustix::mount::mount(c"x", shared.path("dead"), c"fuse", flags, options.as_c_str()) {
+        return eprintln!("skipped: nothing can be mounted: {error}");
+    }
+    let _unmounted = Unmount(shared.path("dead"));
+    drop(device);
+    assert_eq!(shared.lookup(c"dead").unwrap_err(), Errno::NOTCONN);
+    let handle = shared.share.opendir(shared.root()).unwrap();
+    let mut listed = Vec::new();
+    let mut add = |dirent: DirEntry<'_>, entry: Entry| {
+        listed.push((dirent.name.to_vec(), dirent.ino != 0, entry.attr.st_mode != 0));
+        Ok(160)
+    };
+    let list = shared
+        .share
+        .readdirplus(shared.root(), handle, 0, 1 << 20, &mut add);
+    list.unwrap();
+    listed.retain(|(name, ..)| !name.starts_with(b"."));
+    listed.sort();
+    let expected = [("a", true, true), ("dead", true, false), ("z", true, true)];
+    assert_eq!(
+        listed,
+        expected.map(|(name, number, known)| (name.into(), number, known))
+    );
 }
