@@ -88,6 +88,7 @@ behaviours! {
         names_lead_to_the_right_errnos
         names_are_listed_completely_and_resumably
         names_do_not_lead_out_of_the_share
+        files_of_a_mount_at_the_root_are_on_one_device
         image_v5_has_every_file_of_its_source
         image_v6_has_every_file_of_its_source
         image_keeps_extended_attributes
@@ -112,6 +113,7 @@ behaviours! {
     ours {
         api_takes_a_body_of_a_mebibyte
         files_are_copied_on_the_host
+        files_of_two_mounts_are_on_two_devices
         files_are_synced_when_the_guest_syncs
         files_without_a_name_get_one
         files_are_made_where_a_group_of_their_creator_may

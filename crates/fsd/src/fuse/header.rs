@@ -16,6 +16,7 @@ pub(super) mod opcode {
     pub(in crate::fuse) const MKDIR: u32 = 9;
     pub(in crate::fuse) const UNLINK: u32 = 10;
     pub(in crate::fuse) const RMDIR: u32 = 11;
+    pub(in crate::fuse) const RENAME: u32 = 12;
     pub(in crate::fuse) const LINK: u32 = 13;
     pub(in crate::fuse) const READ: u32 = 15;
     pub(in crate::fuse) const WRITE: u32 = 16;
@@ -30,6 +31,7 @@ pub(super) mod opcode {
     pub(in crate::fuse) const IOCTL: u32 = 39;
     pub(in crate::fuse) const BATCH_FORGET: u32 = 42;
     pub(in crate::fuse) const READDIRPLUS: u32 = 44;
+    pub(in crate::fuse) const RENAME2: u32 = 45;
     pub(in crate::fuse) const COPY_FILE_RANGE: u32 = 47;
     pub(in crate::fuse) const SETUPMAPPING: u32 = 48;
     pub(in crate::fuse) const REMOVEMAPPING: u32 = 49;

@@ -1,11 +1,12 @@
 //! From a descriptor chain to a FUSE request and its answer.
 //!
-//! `direct.rs` answers what guests ask most, `unlisted.rs` what the library has no case for; fuse-backend-rs decodes
-//! and dispatches the rest. This module stands between them and a guest that may send anything. It reads the header
+//! `direct.rs` answers what guests ask most, `unlisted.rs` what the library has no case for, `between.rs` what leads from
+//! one mount to another; fuse-backend-rs decodes and dispatches the rest. This module stands between them and a guest that may send anything. It reads the header
 //! itself, refuses what must not get further (`screen.rs`), makes sure that every request that expects an answer gets
 //! one (`reply.rs`), that a panic costs one request, and that a guest may start over with FUSE_INIT (`init.rs`). FUSE
 //! protocol: Linux's `include/uapi/linux/fuse.h`, 7.33.
 
+mod between;
 mod direct;
 mod extensions;
 mod header;
@@ -193,6 +194,9 @@ impl FuseServer {
         }
         if let Some(written) = unlisted::serve(&self.shares, header, chain) {
             return usize::try_from(written).ok();
+        }
+        if let Err(errno) = between::check(&self.vfs, header, chain) {
+            return usize::try_from(reply::error(chain, header.unique, errno)).ok();
         }
         let descriptors = chain.descriptors()?;
         let mem = chain.memory();

@@ -135,6 +135,15 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         UNLISTED,
         shares::copied_on_the_host,
     ),
+    ours(
+        "files_of_two_mounts_are_on_two_devices",
+        "it answers EINVAL to a rename or link between them",
+        shares::other_devices,
+    ),
+    both(
+        "files_of_a_mount_at_the_root_are_on_one_device",
+        shares::root_is_no_other_device,
+    ),
     ours("files_are_synced_when_the_guest_syncs", UNLISTED, shares::synced),
     ours("files_without_a_name_get_one", UNLISTED, shares::nameless),
     ours(

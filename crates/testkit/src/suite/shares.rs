@@ -71,6 +71,40 @@ pub(super) fn copied_on_the_host(fx: &Fixture) -> Outcome {
     Ok(())
 }
 
+pub(super) fn other_devices(fx: &Fixture) -> Outcome {
+    let daemon = fx.sharing_daemon();
+    let other = fx.path("other");
+    fs::create_dir(&other).unwrap();
+    done(&daemon.mount("/other", &image::passthrough_body(&other)).unwrap());
+    let mut fs = guest(&daemon);
+    fs.write_file(format!("{SHARE}/file"), b"text").unwrap();
+    let share = fs.resolve(SHARE).unwrap().nodeid;
+    let file = fs.resolve(format!("{SHARE}/file")).unwrap().nodeid;
+    let other = fs.resolve("/other").unwrap().nodeid;
+    for refused in [
+        fs.rename((share, b"file"), (other, b"file")),
+        fs.rename2((share, b"file"), (other, b"file"), 1),
+        fs.link(file, other, b"file").map(drop),
+    ] {
+        assert_eq!(refused.unwrap_err().errno(), Some(Errno::XDEV));
+    }
+    Ok(())
+}
+
+/// What is mounted there is one device, whichever of its two numbers the guest uses for the root.
+pub(super) fn root_is_no_other_device(fx: &Fixture) -> Outcome {
+    let daemon = fx.daemon(&[]);
+    done(&daemon.mount("/", &image::passthrough_body(&fx.share())).unwrap());
+    let mut fs = guest(&daemon);
+    let dir = fs.mkdir(ROOT, b"dir", 0o755).unwrap().nodeid;
+    fs.write_file("/file", b"text").unwrap();
+    fs.rename((ROOT, b"file"), (dir, b"moved")).unwrap();
+    let file = fs.resolve("/dir/moved").unwrap().nodeid;
+    fs.link(file, ROOT, b"file").unwrap();
+    assert_eq!(fs::read(fx.share().join("file")).unwrap(), b"text");
+    Ok(())
+}
+
 pub(super) fn synced(fx: &Fixture) -> Outcome {
     let daemon = fx.sharing_daemon();
     let mut fs = guest(&daemon);
