@@ -221,6 +221,8 @@ impl Blob {
     pub(super) fn ensure(&self, wanted: &[Chunk], urgency: Urgency) -> Result<Supply, Arc<FetchError>> {
         let mut held: Vec<Held> = Vec::new();
         let mut fetched = 0;
+        // A backend that gives nothing is tried for a time once, however much is wanted of it.
+        let mut since = Instant::now();
         for _ in 0..ROUNDS {
             let generation = self.generation();
             let is_here = |id: u32, held: &[Held]| generation.has(id) || held.iter().any(|(h, _)| *h == id);
@@ -234,11 +236,20 @@ impl Blob {
             let _pass = (urgency != Urgency::Prefetch).then(|| self.parts.gate.pass());
             let mut landings = Vec::with_capacity(missing.len());
             for group in merge(&mine, self.parts.policy.request_limit) {
-                let results = self.fetch(&mine[group.clone()], urgency);
+                let results = self.fetch(&mine[group.clone()], urgency, since);
+                let mut failure = None;
                 for (chunk, landing) in mine[group].iter().zip(results) {
                     claim.land(landing.clone());
+                    if let Landing::Failed(error) = &landing {
+                        failure = Some(Arc::clone(error));
+                    }
                     landings.push((chunk.id, landing));
                 }
+                if let Some(error) = failure {
+                    // Whoever waits for the rest of the claim tries for himself.
+                    return Err(error);
+                }
+                since = Instant::now();
             }
             if urgency != Urgency::Demand {
                 return Ok(Supply { held, fetched });
@@ -270,9 +281,10 @@ impl Blob {
         }
     }
 
-    /// Fetches one group, as often as it takes and is allowed; one landing for each chunk.
-    fn fetch(&self, group: &[Chunk], urgency: Urgency) -> Vec<Landing> {
-        let mut retry = Retry::begin(self.parts.policy.retry, Instant::now());
+    /// Fetches one group, as often as it takes and is allowed; one landing for each chunk. `since` is when something
+    /// was last had, or first wanted.
+    fn fetch(&self, group: &[Chunk], urgency: Urgency, since: Instant) -> Vec<Landing> {
+        let mut retry = Retry::begin(self.parts.policy.retry, since);
         let lock_until = Instant::now() + self.parts.policy.lock_patience;
         loop {
             let error = match self.attempt(group, urgency, lock_until) {

@@ -217,6 +217,21 @@ fn a_backend_that_comes_back_in_time_is_not_noticed() {
 }
 
 #[test]
+fn a_backend_that_is_gone_is_not_waited_for_once_for_each_request() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let mut blob = blob(dir.path(), &backend);
+    blob.parts.policy.retry.deadline = Duration::ZERO;
+    blob.parts.policy.retry.first_pause = Duration::from_secs(1);
+    backend.failures.store(usize::MAX, Ordering::SeqCst);
+    let error = blob.ensure(&chunks([1, 2, 5, 9]), Urgency::Demand).unwrap_err();
+    assert!(matches!(*error, FetchError::Backend { .. }));
+    assert_eq!(*backend.requests(), [[1, 2]]);
+    backend.failures.store(0, Ordering::SeqCst);
+    blob.ensure(&chunks([1, 2, 5, 9]), Urgency::Demand).unwrap();
+    assert_stored(&blob, [1, 2, 5, 9]);
+}
+
+#[test]
 fn wrong_content_fails_the_read_and_a_later_read_tries_again() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
     let blob = blob(dir.path(), &backend);
