@@ -369,7 +369,11 @@ fn create_new(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// What the file system said.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
         Ok(()) | Err(_) => Ok(()),

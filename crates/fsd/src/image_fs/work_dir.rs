@@ -23,7 +23,7 @@ use nydus_api::ConfigV2;
 use nydus_storage::device::BlobInfo;
 use rustix::fs::{FlockOperation, flock};
 
-use super::cache_files::{CacheFiles, is_at};
+use super::cache_files::{self, CacheFiles, is_at};
 use super::events::report;
 use super::memory;
 use super::sealed::{self, Seal};
@@ -181,8 +181,9 @@ impl WorkDir {
                 if seal == Seal::Intact {
                     Some(content)
                 } else {
-                    // Without a seal it is a nydusd's: nobody can say whether it is as it was made.
-                    fs::remove_file(&shared)?;
+                    // Without a seal it is a nydusd's: nobody can say whether it is as it was made. Another daemon may
+                    // be at the same.
+                    cache_files::remove(&shared)?;
                     None
                 }
             }
