@@ -121,6 +121,7 @@ behaviours! {
         metrics_count_what_the_guest_asked
         metrics_show_what_is_held
         metrics_go_with_their_mount
+        image_shows_the_time_of_a_file_of_1970
         image_is_remounted_as_a_whole_or_not_at_all
         image_v5_reads_small_and_widened
         image_with_a_blob_elsewhere_is_not_mounted

@@ -92,6 +92,41 @@ pub(super) fn read_only(fx: &Fixture) -> Outcome {
     Ok(())
 }
 
+/// In RAFS v6 a file may have a time or not; in v5 0 is none.
+pub(super) fn of_1970(fx: &Fixture) -> Outcome {
+    let source = fx.data_source(0, 0);
+    let file = fs::File::create(source.join("file")).unwrap();
+    file.set_times(fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH))
+        .unwrap();
+    let v6 = fx.image(&source, RafsVersion::V6)?;
+    let builder = require(Peer::NydusImage)?;
+    let v5 = image::build(&builder, &source, &fx.path("v5"), RafsVersion::V5).unwrap();
+    let daemon = fx.daemon(&[]);
+    done(&daemon.mount("/v6", &fx.local_body(&v6)).unwrap());
+    done(&daemon.mount("/v5", &fx.local_body(&v5)).unwrap());
+    let mut fs = guest(&daemon);
+    let dated = fs.resolve("/v6/file").unwrap();
+    assert_eq!(dated.attr.mtime, 0);
+    // The same inode in its compact form, which has no place for a time: the lowest bit says which it is. There are 32
+    // bytes for each number, from the beginning of what nydus-image writes.
+    let mut bootstrap = fs::read(&v6.bootstrap).unwrap();
+    let at = usize::try_from(dated.attr.ino & 0xffff_ffff).unwrap() * 32;
+    assert_eq!(bootstrap[at] & 1, 1);
+    bootstrap[at] -= 1;
+    let compact = Image {
+        bootstrap: fx.path("compact"),
+        ..v6
+    };
+    fs::write(&compact.bootstrap, bootstrap).unwrap();
+    done(&daemon.mount("/compact", &fx.local_body(&compact)).unwrap());
+    let long_ago = 1_500_000_000;
+    for undated in ["/compact/file", "/v5/file"] {
+        let time = fs.resolve(undated).unwrap().attr.mtime;
+        assert!(time > long_ago, "{undated} is not of the mount: {time}");
+    }
+    Ok(())
+}
+
 pub(super) fn remounted(fx: &Fixture) -> Outcome {
     let source = fx.data_source(2, 3 << 20);
     let first = fx.image(&source, RafsVersion::V6)?;

@@ -182,6 +182,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     both("image_keeps_extended_attributes", images::xattrs),
     both("image_is_read_only", images::read_only),
     ours(
+        "image_shows_the_time_of_a_file_of_1970",
+        "it takes that for no time, and shows that of the mount",
+        images::of_1970,
+    ),
+    ours(
         "image_is_remounted_as_a_whole_or_not_at_all",
         "it has the new metadata before it has what they are about",
         images::remounted,
