@@ -38,7 +38,7 @@ pub struct RegistryBackend {
     pub scheme: String,
     /// The server, with its port if it isn't the scheme's.
     pub host: String,
-    /// The repository.
+    /// The repository, as the server has it: a mirror may stand for a registry below a path of its own.
     pub repo: String,
     /// `user:password` in base64.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,8 +112,8 @@ pub enum BackendError {
         /// The registry.
         host: String,
     },
-    /// The daemon asks for `/v2/` only.
-    #[error("a daemon cannot ask registry {host} below the path {path}")]
+    /// The daemon asks below `/v2/` only.
+    #[error("a daemon cannot ask registry {host} below the path {path}, which does not begin with /v2/")]
     Path {
         /// The registry.
         host: String,
@@ -128,7 +128,7 @@ pub enum BackendError {
 ///
 /// # Errors
 /// When the daemon's backend can't do what is needed for the registry itself: see [`BackendError`]. A mirror for
-/// which it can't is left out.
+/// which it can't is left out, which the log says.
 pub fn rafs_backend(name: &RegistryName, options: &AccessOptions) -> Result<RegistryBackend, BackendError> {
     let mut servers = servers(name, options).map_err(Box::new)?;
     let Some(own) = servers.pop() else {
@@ -137,7 +137,11 @@ pub fn rafs_backend(name: &RegistryName, options: &AccessOptions) -> Result<Regi
     servers.retain(|server| server.capabilities.pull);
     let mirrors = servers.iter().filter_map(|server| {
         let backend = backend(server, name, options);
-        backend.map(|backend| (server, backend)).ok()
+        let left_out = |error: &BackendError| tracing::warn!(%error, "mirror is left out");
+        backend
+            .inspect_err(left_out)
+            .map(|backend| (server, backend))
+            .ok()
     });
     let mut mirrors = mirrors.peekable();
     if mirrors.peek().is_some() {
@@ -186,12 +190,12 @@ fn backend(
     if !server.headers.is_empty() {
         return Err(BackendError::Headers { host });
     }
-    if server.base.path() != "/v2/" {
-        return Err(BackendError::Path {
-            host,
-            path: server.base.path().to_owned(),
-        });
-    }
+    // As far as the daemon knows, what is between `/v2/` and the repository is a part of its name.
+    let path = server.base.path();
+    let Some(below) = path.strip_prefix("/v2/") else {
+        let path = path.to_owned();
+        return Err(BackendError::Path { host, path });
+    };
     let credentials = credentials_for(server, &name.repository, options).map_err(Box::new)?;
     let auth = match credentials {
         Some(Credentials::Basic { user, password }) => {
@@ -203,7 +207,7 @@ fn backend(
     Ok(RegistryBackend {
         scheme: server.base.scheme().to_owned(),
         host,
-        repo: name.repository.clone(),
+        repo: format!("{below}{}", name.repository),
         auth,
         skip_verify: server.skip_verify,
         timeout: TIMEOUT_SECS,

@@ -132,6 +132,34 @@ fn authorities_are_told_of_every_server_whose_certificate_is_looked_at() {
 }
 
 #[test]
+fn a_mirror_below_a_path_is_asked_for_the_repository_by_its_name_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = "h.io/team/app:1".parse().unwrap();
+    let own = dir.path().join("certs.d/h.io");
+    fs::create_dir_all(&own).unwrap();
+    let options = options(dir.path(), &json!({}));
+    // As Harbor and Artifact Registry stand for other registries.
+    let mirror = TestServer::start(|_, _| reply(200));
+    let repo = |path: &str| {
+        let hosts = format!("[host.\"http://{}{path}\"]\noverride_path = true", mirror.host());
+        fs::write(own.join("hosts.toml"), hosts).unwrap();
+        let backend = rafs_backend(&name, &options).unwrap();
+        (backend.host, backend.repo)
+    };
+    for path in ["/v2/hub", "/v2/hub/"] {
+        assert_eq!(repo(path), (mirror.host(), "hub/team/app".to_owned()));
+    }
+    assert_eq!(repo("/v2/one/two").1, "one/two/team/app");
+    assert_eq!(
+        mirror.lines().last().unwrap(),
+        "HEAD /v2/one/two/team/app/manifests/1"
+    );
+    // nydus writes `/v2/` itself.
+    assert_eq!(repo("/api/hub"), ("h.io".to_owned(), "team/app".to_owned()));
+    assert_eq!(mirror.asked().len(), 3);
+}
+
+#[test]
 fn the_first_mirror_that_has_the_image_serves_it_and_else_the_registry() {
     let dir = tempfile::tempdir().unwrap();
     let name = "h.io/app:1".parse().unwrap();
