@@ -57,6 +57,8 @@ pub(super) struct Download {
     server: usize,
     /// `None` after it broke.
     content: Option<Content>,
+    /// What of it was read before, by a connection that broke: the server gives all or nothing.
+    again: u64,
     at: u64,
     /// Where it broke last, and how often in a row.
     broke_at: u64,
@@ -65,12 +67,13 @@ pub(super) struct Download {
 
 impl Download {
     pub(super) fn start(client: Arc<Client>, wanted: Wanted) -> Result<Self, RegistryError> {
-        let (server, content) = open(&client, &wanted, 0)?;
+        let (server, content, again) = open(&client, &wanted, 0)?;
         Ok(Self {
             client,
             wanted,
             server,
             content: Some(content),
+            again,
             at: 0,
             broke_at: 0,
             failures: 0,
@@ -100,8 +103,8 @@ impl Download {
     }
 }
 
-/// The content from `at` on.
-fn open(client: &Client, wanted: &Wanted, at: u64) -> Result<(usize, Content), RegistryError> {
+/// The content from `at` on, after so many bytes that are before it.
+fn open(client: &Client, wanted: &Wanted, at: u64) -> Result<(usize, Content, u64), RegistryError> {
     let statuses = [StatusCode::OK, StatusCode::PARTIAL_CONTENT];
     let (server, answer) = client.call(
         |able| able.pull,
@@ -112,24 +115,16 @@ fn open(client: &Client, wanted: &Wanted, at: u64) -> Result<(usize, Content), R
         StatusCode::PARTIAL_CONTENT => answer.header(CONTENT_RANGE.as_str()).and_then(begin_of),
         _ => Some(0),
     };
-    let nonsense = |missing| RegistryError::Nonsense {
-        host: client.endpoint(server).host(),
-        what: wanted.what.clone(),
-        missing,
-    };
-    let mut content = answer.content;
     match begins_at {
-        Some(begin) if begin == at => {}
-        // It does not do ranges. What was there already is read once more.
-        Some(0) => {
-            let skipped = io::copy(&mut (&mut content).take(at), &mut io::sink());
-            if !skipped.is_ok_and(|skipped| skipped == at) {
-                return Err(nonsense("what it gave before"));
-            }
-        }
-        _ => return Err(nonsense("the range that was asked for")),
+        Some(begin) if begin == at => Ok((server, answer.content, 0)),
+        // It does not do ranges.
+        Some(0) => Ok((server, answer.content, at)),
+        _ => Err(RegistryError::Nonsense {
+            host: client.endpoint(server).host(),
+            what: wanted.what.clone(),
+            missing: "the range that was asked for",
+        }),
     }
-    Ok((server, content))
 }
 
 /// The bytes in `range`; `None` if the server gives all or nothing.
@@ -190,18 +185,32 @@ fn begin_of(content_range: &str) -> Option<u64> {
         .ok()
 }
 
+/// Reads what comes after the next `again` bytes, which becomes 0 unless the content ends before.
+fn read_after(content: &mut Content, again: &mut u64, buf: &mut [u8]) -> io::Result<usize> {
+    *again -= io::copy(&mut (&mut *content).take(*again), &mut io::sink())?;
+    if *again > 0 { Ok(0) } else { content.read(buf) }
+}
+
 impl Read for Download {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
             let content = match &mut self.content {
                 Some(content) => content,
                 None => {
-                    let (server, content) = open(&self.client, &self.wanted, self.at)?;
-                    self.server = server;
+                    let content;
+                    (self.server, content, self.again) = open(&self.client, &self.wanted, self.at)?;
                     self.content.insert(content)
                 }
             };
-            match content.read(buf) {
+            match read_after(content, &mut self.again, buf) {
+                Ok(_) if self.again > 0 => {
+                    return Err(RegistryError::Nonsense {
+                        host: self.client.endpoint(self.server).host(),
+                        what: self.wanted.what.clone(),
+                        missing: "what it gave before",
+                    }
+                    .into());
+                }
                 Ok(got) => {
                     self.at += got as u64;
                     return Ok(got);

@@ -126,6 +126,39 @@ fn a_download_goes_on_where_its_connection_broke() {
 }
 
 #[test]
+fn a_break_in_what_was_read_before_is_a_break_like_any_other() {
+    let whole = content(300_000);
+    let (served, blob) = (whole.clone(), layer(&whole));
+    // It does not do ranges.
+    let server = TestServer::start(move |_, before| {
+        let reply = reply(200).body(&*served);
+        match before {
+            0 => reply.cut(200_000),
+            1 => reply.cut(50_000),
+            2 => reply.cut(10),
+            _ => reply,
+        }
+    });
+    let (source, clock) = source(&server);
+    assert!(read(&source, &blob).as_ref() == Ok(&whole));
+    assert_eq!(clock.waits().len(), 3);
+}
+
+#[test]
+fn content_that_ends_in_what_was_read_before_is_not_taken() {
+    let whole = content(300_000);
+    let (served, blob) = (whole.clone(), layer(&whole));
+    let server = TestServer::start(move |_, before| match before {
+        0 => reply(200).body(&*served).cut(200_000),
+        _ => reply(200).body(&served[..1000]),
+    });
+    let (source, clock) = source(&server);
+    let sentence = read(&source, &blob).unwrap_err();
+    assert!(sentence.ends_with("without what it gave before"), "{sentence}");
+    assert_eq!(clock.waits().len(), 1);
+}
+
+#[test]
 fn a_download_that_breaks_every_time_is_given_up() {
     let whole = content(100_000);
     let blob = layer(&whole);
