@@ -8,12 +8,9 @@ use std::io::{self, Read};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::convert::REFERENCE;
-use crate::nydus_image::{NydusImage, NydusImageError};
+use crate::nydus_image::{NydusImage, NydusImageError, refers};
 use crate::progress::Progress;
-use crate::source::{
-    BlobContent, Descriptor, ImageSink, ImageSource, Platform, SinkError, SourceError, SourceImage,
-};
+use crate::source::{BlobContent, Descriptor, ImageSink, ImageSource, Platform, SinkError, SourceError};
 use crate::transfer::{Job, TransferSummary, Transfers};
 
 /// What was copied.
@@ -127,14 +124,6 @@ fn copy_to_end(
         blobs: blobs.len() as u64,
         bytes: blobs.iter().map(Descriptor::size).sum(),
         transfer,
-    })
-}
-
-/// Whether data of it is in layers that its manifest doesn't have.
-fn refers(image: &SourceImage) -> bool {
-    image.layers().iter().any(|layer| {
-        let annotations = layer.annotations().as_ref();
-        annotations.is_some_and(|all| all.contains_key(REFERENCE))
     })
 }
 

@@ -10,11 +10,11 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::convert::BOOTSTRAP;
+use crate::convert::{BOOTSTRAP, REFERENCE};
 use crate::rafs::blob::Blob;
-use crate::rafs::load::{Loaded, load};
+use crate::rafs::load::{Loaded, blobs_of, load};
 use crate::rafs::{NydusError, with_nydus};
-use crate::source::{Descriptor, Digest, ImageSource, MediaType, Platform, SourceError};
+use crate::source::{Descriptor, Digest, ImageSource, MediaType, Platform, SourceError, SourceImage};
 use crate::trace;
 
 /// Larger than that of any image there is; nobody gets to fill the disk with one.
@@ -123,8 +123,7 @@ impl NydusImage {
 
     /// The original layers that the data is in.
     pub(crate) fn originals(&self) -> io::Result<Vec<Descriptor>> {
-        let originals = self.loaded.blobs.iter().filter(|blob| blob.is_original());
-        originals.map(original).collect()
+        originals(&self.loaded.blobs)
     }
 
     /// The content of a layer of the image's place.
@@ -145,6 +144,28 @@ impl NydusImage {
             }
         }
     }
+}
+
+/// Whether data of an image is in layers that its manifest doesn't have.
+pub(crate) fn refers(image: &SourceImage) -> bool {
+    image.layers().iter().any(|layer| {
+        let annotations = layer.annotations().as_ref();
+        annotations.is_some_and(|all| all.contains_key(REFERENCE))
+    })
+}
+
+/// The original layers that the data of the image with this bootstrap is in.
+pub(crate) fn originals_of(bootstrap: &Path) -> io::Result<Vec<Descriptor>> {
+    let blobs = with_nydus(|| blobs_of(bootstrap)).map_err(io::Error::other)?;
+    originals(&blobs)
+}
+
+fn originals(blobs: &[Blob]) -> io::Result<Vec<Descriptor>> {
+    blobs
+        .iter()
+        .filter(|blob| blob.is_original())
+        .map(original)
+        .collect()
 }
 
 /// The original layer that is a blob.

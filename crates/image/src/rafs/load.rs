@@ -18,7 +18,7 @@ use nydus_storage::device::BlobChunkInfo;
 
 use super::NydusError;
 use super::blob::Blob;
-use super::bounds::{BadName, Budget, PATH_MAX_BYTES, check_ids, is_file_name};
+use super::bounds::{BadBlobId, BadName, Budget, PATH_MAX_BYTES, check_ids, is_file_name};
 use super::tail::BlobFormat;
 use crate::config::{ChunkSize, FsVersion};
 use crate::layers::{OPAQUE_WHITEOUT, WHITEOUT_PREFIX};
@@ -81,12 +81,23 @@ pub(crate) fn version_of(bootstrap: &File) -> io::Result<FsVersion> {
     }
 }
 
-/// Reads the bootstrap at `path`.
-pub(crate) fn load(path: &Path) -> Result<Loaded, NydusError> {
+/// The blobs that the bootstrap at `path` has data in; its files aren't looked at.
+pub(crate) fn blobs_of(path: &Path) -> Result<Vec<Blob>, NydusError> {
     let (rafs, _) = RafsSuper::load_from_file(path, Arc::new(ConfigV2::default()), false)?;
+    Ok(blobs_in(&rafs)?)
+}
+
+fn blobs_in(rafs: &RafsSuper) -> Result<Vec<Blob>, BadBlobId> {
     let infos = rafs.superblock.get_blob_infos();
     let blobs: Vec<_> = infos.iter().map(|info| Blob::of(info)).collect();
     check_ids(&blobs)?;
+    Ok(blobs)
+}
+
+/// Reads the bootstrap at `path`.
+pub(crate) fn load(path: &Path) -> Result<Loaded, NydusError> {
+    let (rafs, _) = RafsSuper::load_from_file(path, Arc::new(ConfigV2::default()), false)?;
+    let blobs = blobs_in(&rafs)?;
     let mut loader = Loader {
         rafs: &rafs,
         directories: HashSet::new(),

@@ -55,6 +55,16 @@ pub enum StoreError {
         /// Where it should be.
         dir: PathBuf,
     },
+    /// The image has data in a layer that its manifest does not name, and the place it is from lacks that layer.
+    #[error("{reference} has its data in the layer {layer}, which is not whole in {}", place.display())]
+    MissingOriginal {
+        /// The image.
+        reference: String,
+        /// The layer's digest.
+        layer: Digest,
+        /// Where it should be.
+        place: PathBuf,
+    },
     /// No image of the store has this name.
     #[error("there is no {reference} in the image store")]
     NoSuchImage {

@@ -23,13 +23,13 @@ use super::{GetRequest, ImageData, PullPolicy, Store, StoreError, StoredImage, l
 use crate::config::FsVersion;
 use crate::convert::{Mode, convert};
 use crate::image_dir::ImageDir;
-use crate::nydus_image::{bootstrap_layer, unpack_bootstrap};
+use crate::nydus_image::{bootstrap_layer, originals_of, refers, unpack_bootstrap};
 use crate::progress::{Phase, Progress};
 use crate::rafs::load::version_of;
 use crate::source::blob_dir::replace;
 use crate::source::{
-    Descriptor, Digest, ImageConfiguration, ImageRef, ImageSink, ImageSource, MediaType, SourceImage,
-    open_source,
+    Descriptor, Digest, ImageConfiguration, ImageRef, ImageSink, ImageSource, MediaType, SourceError,
+    SourceImage, open_source,
 };
 
 impl Store {
@@ -111,25 +111,34 @@ impl Store {
     fn what_is_missing(&self, reference: &ImageRef, record: &Record, platform: String) -> StoreError {
         let reference = reference.to_string();
         let image = self.content.image(&record.digest, &record.media_type);
-        if let (Some(dir), Ok(image)) = (self.blob_dir(record), image)
-            && let Some(blob) = data_layers(&image)
-                .into_iter()
-                .find(|blob| !is_in(&dir, blob.digest(), blob.size()))
-        {
+        let (Some(dir), Ok(image)) = (self.blob_dir(record), image) else {
+            return StoreError::NotHere { reference, platform };
+        };
+        let lacks = |digest: &Digest, bytes| !is_in(&dir, digest, bytes);
+        let mut blobs = data_layers(&image).into_iter();
+        if let Some(blob) = blobs.find(|blob| lacks(blob.digest(), blob.size())) {
             return StoreError::MissingData {
                 reference,
                 blob: blob.digest().clone(),
                 dir,
             };
         }
-        StoreError::NotHere { reference, platform }
+        let mut originals = record.originals().iter();
+        match originals.find(|layer| lacks(&layer.digest, layer.bytes)) {
+            Some(layer) => StoreError::MissingOriginal {
+                reference,
+                layer: layer.digest.clone(),
+                place: dir,
+            },
+            None => StoreError::NotHere { reference, platform },
+        }
     }
 
     /// Where an image's data is, if that is on this host.
     fn blob_dir(&self, record: &Record) -> Option<PathBuf> {
         match &record.data {
-            DataRecord::Converted { .. } | DataRecord::Copied => Some(self.content.data_dir()),
-            DataRecord::InPlace { blob_dir } => Some(blob_dir.clone()),
+            DataRecord::Converted { .. } | DataRecord::Copied { .. } => Some(self.content.data_dir()),
+            DataRecord::InPlace { blob_dir, .. } => Some(blob_dir.clone()),
             DataRecord::Remote => None,
         }
     }
@@ -173,9 +182,12 @@ impl Store {
         image: &SourceImage,
         progress: &dyn Progress,
     ) -> Result<Record, StoreError> {
-        let (made, data) = match bootstrap_layer(image.layers()) {
-            Some(_) => (image.clone(), self.keep(reference, source, image, progress)?),
-            None => self.converted(request, source, image, progress)?,
+        let (made, converted) = match bootstrap_layer(image.layers()) {
+            Some(_) => (image.clone(), None),
+            None => {
+                let (made, data) = self.converted(request, source, image, progress)?;
+                (made, Some(data))
+            }
         };
         let bootstrap = self.bootstrap_of(&made);
         let layer = bootstrap_layer(made.layers()).cloned();
@@ -186,6 +198,17 @@ impl Store {
             _ => source.blob(&layer)?,
         };
         let (version, bytes) = self.unpack(content, &bootstrap).map_err(failed)?;
+        let data = match converted {
+            Some(data) => data,
+            None => {
+                let mut originals = match refers(image) {
+                    true => originals_of(&bootstrap).map_err(failed)?,
+                    false => Vec::new(),
+                };
+                originals.retain(|layer| !is_one_of(image.layers(), layer.digest()));
+                self.keep(reference, (source, image), &originals, progress)?
+            }
+        };
         Ok(Record::new(
             reference,
             request.platform(),
@@ -267,28 +290,44 @@ impl Store {
     fn keep(
         &self,
         reference: &ImageRef,
-        source: &dyn ImageSource,
-        image: &SourceImage,
+        (source, image): (&dyn ImageSource, &SourceImage),
+        originals: &[Descriptor],
         progress: &dyn Progress,
     ) -> Result<DataRecord, StoreError> {
         let failed = |error| StoreError::sink(&self.path, error);
+        let layers = || originals.iter().map(OriginalLayer::from).collect();
         let data = match reference {
             ImageRef::Oci { path, .. } => DataRecord::InPlace {
                 blob_dir: path.join("blobs/sha256"),
+                originals: layers(),
             },
             ImageRef::Dir { path } => DataRecord::InPlace {
                 blob_dir: path.clone(),
+                originals: layers(),
             },
             // Fetched as it is read.
             ImageRef::Docker { .. } => DataRecord::Remote,
-            ImageRef::OciArchive { .. } | ImageRef::DockerArchive { .. } | ImageRef::RootDir { .. } => {
-                let blobs = data_layers(image);
+            ImageRef::OciArchive { path, .. }
+            | ImageRef::DockerArchive { path, .. }
+            | ImageRef::RootDir { path } => {
+                let mut blobs = data_layers(image);
+                blobs.extend(originals);
+                let missing = |error| match error {
+                    SourceError::MissingBlob { digest } if is_one_of(originals, &digest) => {
+                        StoreError::MissingOriginal {
+                            reference: reference.to_string(),
+                            layer: digest,
+                            place: path.clone(),
+                        }
+                    }
+                    error => error.into(),
+                };
                 progress.begin(Phase::Data, Some(blobs.iter().map(|blob| blob.size()).sum()));
                 let mut done = 0;
                 for blob in blobs {
                     if !self.content.has(blob).map_err(failed)? {
                         let mut content = Watched {
-                            content: source.blob(blob)?,
+                            content: source.blob(blob).map_err(missing)?,
                             progress,
                             position: done,
                         };
@@ -303,7 +342,7 @@ impl Store {
                     done += blob.size();
                     progress.position(done);
                 }
-                DataRecord::Copied
+                DataRecord::Copied { originals: layers() }
             }
         };
         let config = image.manifest.config();
@@ -373,16 +412,15 @@ impl Store {
         let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
         let mut bytes = record.bootstrap_bytes + size(&self.content.path_of(&record.digest));
         if let Ok(image) = self.content.image(&record.digest, &record.media_type) {
-            let layers = if self.has_data(record) {
-                image.layers()
-            } else {
-                &[]
+            let (layers, originals) = match self.has_data(record) {
+                true => (image.layers(), record.originals()),
+                false => Default::default(),
             };
             let named = layers
                 .iter()
                 .chain([image.manifest.config()])
                 .map(Descriptor::digest);
-            let all = named.chain(record.originals().iter().map(|layer| &layer.digest));
+            let all = named.chain(originals.iter().map(|layer| &layer.digest));
             bytes += all.map(|digest| size(&self.content.path_of(digest))).sum::<u64>();
         }
         bytes
@@ -393,7 +431,7 @@ impl Store {
 fn fits(record: &Record, request: &GetRequest) -> bool {
     match &record.data {
         DataRecord::Converted { .. } => is_converted(record, request),
-        DataRecord::Copied | DataRecord::InPlace { .. } | DataRecord::Remote => true,
+        DataRecord::Copied { .. } | DataRecord::InPlace { .. } | DataRecord::Remote => true,
     }
 }
 
@@ -409,7 +447,7 @@ fn is_converted(record: &Record, request: &GetRequest) -> bool {
             (*compressor, *chunk_size, record.fs_version)
                 == (asked.compressor, asked.chunk_size, asked.fs_version)
         }
-        DataRecord::Copied | DataRecord::InPlace { .. } | DataRecord::Remote => false,
+        DataRecord::Copied { .. } | DataRecord::InPlace { .. } | DataRecord::Remote => false,
     }
 }
 
@@ -421,6 +459,10 @@ fn data_layers(image: &SourceImage) -> Vec<&Descriptor> {
         .iter()
         .filter(|layer| Some(layer.digest()) != bootstrap)
         .collect()
+}
+
+fn is_one_of(layers: &[Descriptor], digest: &Digest) -> bool {
+    layers.iter().any(|layer| layer.digest() == digest)
 }
 
 fn is_in(dir: &Path, blob: &Digest, bytes: u64) -> bool {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::StoreError;
 use crate::config::{ChunkSize, Compressor, FsVersion};
 use crate::source::blob_dir::replace;
-use crate::source::{Digest, ImageRef, MediaType, Platform, sha256_of};
+use crate::source::{Descriptor, Digest, ImageRef, MediaType, Platform, sha256_of};
 
 /// The version that is written.
 const VERSION: u32 = 1;
@@ -48,18 +48,34 @@ pub(super) enum DataRecord {
         originals: Vec<OriginalLayer>,
     },
     /// In the store, as it was.
-    Copied,
+    Copied {
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        originals: Vec<OriginalLayer>,
+    },
     /// In a directory that is not the store's.
-    InPlace { blob_dir: PathBuf },
+    InPlace {
+        blob_dir: PathBuf,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        originals: Vec<OriginalLayer>,
+    },
     /// In the registry that the reference names.
     Remote,
 }
 
-/// A layer that stays as it was.
+/// A layer that stays as it was, and has data of the image; its manifest doesn't name it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct OriginalLayer {
     pub(super) digest: Digest,
     pub(super) bytes: u64,
+}
+
+impl From<&Descriptor> for OriginalLayer {
+    fn from(layer: &Descriptor) -> Self {
+        Self {
+            digest: layer.digest().clone(),
+            bytes: layer.size(),
+        }
+    }
 }
 
 /// An image of the store as it is listed.
@@ -122,8 +138,10 @@ impl Record {
     /// The layers that have the data as they were.
     pub(super) fn originals(&self) -> &[OriginalLayer] {
         match &self.data {
-            DataRecord::Converted { originals, .. } => originals,
-            DataRecord::Copied | DataRecord::InPlace { .. } | DataRecord::Remote => &[],
+            DataRecord::Converted { originals, .. }
+            | DataRecord::Copied { originals }
+            | DataRecord::InPlace { originals, .. } => originals,
+            DataRecord::Remote => &[],
         }
     }
 
@@ -137,7 +155,7 @@ impl Record {
     pub(super) fn into_entry(self, here_bytes: u64, last_used: SystemTime) -> StoredEntry {
         let kind = match self.data {
             DataRecord::Converted { .. } => StoredKind::Converted,
-            DataRecord::Copied => StoredKind::Copied,
+            DataRecord::Copied { .. } => StoredKind::Copied,
             DataRecord::InPlace { .. } => StoredKind::InPlace,
             DataRecord::Remote => StoredKind::Remote,
         };

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use nydusbox_image::source::{AccessOptions, Descriptor, ImageRef, MediaType, open_source};
 use nydusbox_image::{
-    ConvertConfig, GcConfig, GetRequest, ImageUse, Mode, PullPolicy, Quiet, Store, StoredKind,
+    ConvertConfig, GcConfig, GetRequest, ImageUse, Mode, PullPolicy, Quiet, Store, StoreError, StoredKind,
 };
 
 use crate::layout::{archive, write_layout};
+use crate::oci::{self, layout_ref, reference};
 use crate::reference::gzip;
 use crate::store::{checked, files, platform, request};
 use crate::{temp_dir, tree};
@@ -135,4 +136,75 @@ fn who_wants_blobs_of_their_own_gets_them_and_what_is_here_stays() {
     let again = store.get(&of, &request(), &Quiet).unwrap();
     assert_eq!(again.digest, image.digest);
     assert_eq!(files(store.path()), before);
+}
+
+/// An image by reference in a layout of its own, and the layers that it refers to.
+fn make_referring(dir: &Path) -> (ImageRef, Vec<Descriptor>) {
+    let files: [(&str, &[u8]); 2] = [("a", &tree::noise(5, 300_000)), ("b", &tree::noise(6, 200_000))];
+    let (of, layers) = make(&dir.join("layout"), "of", &files);
+    let to = layout_ref(&dir.join("nydus"), "by-ref");
+    oci::convert_to(&of, &to, &oci::config().mode(Mode::Reference), &Quiet).unwrap();
+    (to, layers)
+}
+
+/// The same as an archive.
+fn archived(dir: &Path) -> ImageRef {
+    let file = dir.join("nydus.tar");
+    let mut tar = tar::Builder::new(fs::File::create(&file).unwrap());
+    tar.append_dir_all(".", dir.join("nydus")).unwrap();
+    tar.finish().unwrap();
+    reference(&format!("oci-archive:{}:by-ref", file.display()))
+}
+
+#[test]
+fn an_archived_image_by_reference_is_copied_with_the_layers_it_refers_to() {
+    let dir = temp_dir();
+    let (_, layers) = make_referring(dir.path());
+    let archive = archived(dir.path());
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let image = store.get(&archive, &request(), &Quiet).unwrap();
+    assert_eq!(checked(&image), 2);
+    assert!(layers.iter().all(|layer| has(&store, layer)));
+    let layer_bytes: u64 = layers.iter().map(Descriptor::size).sum();
+    assert!(image.data_bytes > layer_bytes);
+    let listed = &store.list().unwrap()[0];
+    assert_eq!(listed.kind, StoredKind::Copied);
+    assert!(listed.here_bytes > layer_bytes);
+    drop(image);
+    store.gc(GcConfig::default(), &nothing, &Quiet).unwrap();
+    assert!(layers.iter().all(|layer| has(&store, layer)));
+
+    // One that is gone is copied again, and is asked for where nothing may be copied.
+    let gone = store
+        .path()
+        .join("blobs/sha256")
+        .join(layers[1].digest().digest());
+    fs::remove_file(&gone).unwrap();
+    let never = request().policy(PullPolicy::Never);
+    let refused = store.get(&archive, &never, &Quiet).unwrap_err();
+    assert!(matches!(refused, StoreError::NotHere { .. }), "{refused}");
+    checked(&store.get(&archive, &request(), &Quiet).unwrap());
+    assert!(gone.exists());
+}
+
+#[test]
+fn an_image_by_reference_without_a_layer_it_refers_to_is_not_ready() {
+    let dir = temp_dir();
+    let (layout, layers) = make_referring(dir.path());
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    checked(&store.get(&layout, &request(), &Quiet).unwrap());
+    // As skopeo copies it, which knows the manifest only.
+    let blobs = oci::blobs(&dir.path().join("nydus"));
+    fs::remove_file(blobs.join(layers[0].digest().digest())).unwrap();
+    let archive = archived(dir.path());
+    for (reference, place) in [(layout, blobs), (archive, dir.path().join("nydus.tar"))] {
+        assert_eq!(
+            store.get(&reference, &request(), &Quiet).unwrap_err().to_string(),
+            format!(
+                "{reference} has its data in the layer {}, which is not whole in {}",
+                layers[0].digest(),
+                place.display()
+            )
+        );
+    }
 }

@@ -316,6 +316,9 @@ pub(in crate::commands) fn failure(what: &str, error: &StoreError) -> Failure {
             failure.hint("`nydusbox image rm` and `image gc` make room; --data-dir names another place")
         }
         StoreError::NotHere { .. } => failure.hint("`nydusbox image pull` fetches it"),
+        StoreError::MissingOriginal { .. } => failure.hint(
+            "the image is by reference (--mode ref): `nydusbox image copy` takes such layers along, other tools don't",
+        ),
         StoreError::Source(SourceError::Registry(error)) => match registry_hint(error) {
             Some(hint) => failure.hint(hint),
             None => failure,
