@@ -6,10 +6,10 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use crate::chunk_reader::unpack_by_index;
-use crate::layers::{LayerTools, Names, convert_layer, decompressed, index_layer};
+use crate::layers::{LayerTools, Names, Room, convert_layer, decompressed, index_layer};
 use crate::merge::{MergeLayer, merge};
 use crate::nydus_image::NydusImage;
 use crate::progress::Quiet;
@@ -57,6 +57,8 @@ pub fn layer(bytes: &[u8], fs_version: FsVersion, scratch: &Path) {
         return;
     };
     let (cancelled, dictionary) = (AtomicBool::new(false), Dictionary::default());
+    let read = AtomicU64::new(bytes.len() as u64);
+    let room = Room::new(&read);
     let tools = LayerTools {
         format: BlobFormat {
             fs_version,
@@ -65,6 +67,7 @@ pub fn layer(bytes: &[u8], fs_version: FsVersion, scratch: &Path) {
         compressors: &compressors,
         dictionary: &dictionary,
         names: Names::OfLayer,
+        room: &room,
         cancelled: &cancelled,
     };
     if let Ok(archive) = decompressed(io::Cursor::new(bytes.to_vec()))

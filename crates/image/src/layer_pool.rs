@@ -14,7 +14,8 @@ use std::sync::mpsc;
 use std::thread;
 
 use crate::layers::{
-    Compression, ConvertedLayer, LayerError, LayerTools, Names, convert_layer, decompress, index_layer, sniff,
+    Compression, ConvertedLayer, LayerError, LayerTools, Names, Room, convert_layer, decompress, index_layer,
+    sniff,
 };
 use crate::progress::Progress;
 use crate::rafs::chunks::Dictionary;
@@ -76,6 +77,8 @@ pub(crate) fn convert_layers(
     };
     let compressors = Compressors::start().map_err(no_threads)?;
     let cancelled = AtomicBool::new(false);
+    let position = AtomicU64::new(0);
+    let room = Room::new(&position);
     let pool = Pool {
         layers,
         dir,
@@ -85,10 +88,11 @@ pub(crate) fn convert_layers(
             compressors: &compressors,
             dictionary,
             names: Names::OfLayer,
+            room: &room,
             cancelled: &cancelled,
         },
         next: AtomicUsize::new(0),
-        position: AtomicU64::new(0),
+        position: &position,
         done: Mutex::new(layers.iter().map(|_| None).collect()),
         failed: Mutex::new(None),
     };
@@ -130,7 +134,7 @@ struct Pool<'a> {
     tools: LayerTools<'a>,
     next: AtomicUsize,
     /// Bytes read of all layers.
-    position: AtomicU64,
+    position: &'a AtomicU64,
     done: Mutex<Vec<Option<ConvertedLayer>>>,
     /// What failed first.
     failed: Mutex<Option<FailedLayer>>,
@@ -169,7 +173,7 @@ impl Pool<'_> {
                 inner: (source.open)().map_err(unreadable)?,
                 read: 0,
                 counted: &counted,
-                position: &self.position,
+                position: self.position,
             })
             .map_err(unreadable)
         };

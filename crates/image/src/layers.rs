@@ -12,6 +12,7 @@
 mod decompress;
 mod entry;
 mod error;
+mod room;
 mod tar_header;
 mod tar_pax;
 mod tar_sparse;
@@ -26,8 +27,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) use decompress::{Compression, decompress, decompressed, sniff};
 pub(crate) use entry::{OPAQUE_WHITEOUT, WHITEOUT_PREFIX};
 pub use error::{EntryProblem, LayerError, TarProblem};
+pub(crate) use room::Room;
 
 use entry::{Meaning, interpret};
+use room::Share;
 use tar_header::{BLOCK_BYTES, Header};
 use tar_stream::TarStream;
 
@@ -61,6 +64,7 @@ pub(crate) struct LayerTools<'a> {
     pub(crate) compressors: &'a Compressors,
     pub(crate) dictionary: &'a Dictionary,
     pub(crate) names: Names,
+    pub(crate) room: &'a Room<'a>,
     /// Set to have it end with [`LayerError::Cancelled`].
     pub(crate) cancelled: &'a AtomicBool,
 }
@@ -125,9 +129,9 @@ fn convert<S: ChunkSink>(
         let (path, meaning) = interpret(found, tools.names).map_err(refused)?;
         match meaning {
             Meaning::Ignored => {}
-            Meaning::Whiteout => drafts.push(path, Action::Whiteout),
-            Meaning::Opaque => drafts.push(path, Action::Opaque),
-            Meaning::Link(target) => drafts.push(path, Action::Link(target)),
+            Meaning::Whiteout => drafts.push(path, Action::Whiteout)?,
+            Meaning::Opaque => drafts.push(path, Action::Opaque)?,
+            Meaning::Link(target) => drafts.push(path, Action::Link(target))?,
             Meaning::File(inode) if matches!(inode.kind, Kind::File(_)) => {
                 if size.div_ceil(u64::from(tools.format.chunk_size.bytes())) > MAX_FILE_CHUNKS {
                     return Err(refused(EntryProblem::TooLarge).into());
@@ -137,7 +141,7 @@ fn convert<S: ChunkSink>(
                 }
                 drafts.push_file(path, inode, size, &mut stream)?;
             }
-            Meaning::File(inode) => drafts.push(path, Action::Put(Arc::new(inode))),
+            Meaning::File(inode) => drafts.push(path, Action::Put(Arc::new(inode)))?,
         }
     }
     if !stream.has_end_marker() {
@@ -163,6 +167,7 @@ struct Drafts<'a, S> {
     tools: LayerTools<'a>,
     out: &'a Path,
     writer: S,
+    share: Share<'a>,
     entries: Vec<Entry>,
     /// Of the entries that are files with content.
     contents: Vec<Draft>,
@@ -173,7 +178,6 @@ struct Drafts<'a, S> {
 
 struct Draft {
     entry: usize,
-    inode: Inode,
     size: u64,
     chunks: Vec<ChunkRef>,
 }
@@ -184,6 +188,7 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
             tools,
             out,
             writer,
+            share: tools.room.share(),
             entries: Vec::new(),
             contents: Vec::new(),
             zeros: HashMap::new(),
@@ -191,8 +196,11 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
         }
     }
 
-    fn push(&mut self, path: PathBuf, action: Action) {
-        self.entries.push(Entry { path, action });
+    fn push(&mut self, path: PathBuf, action: Action) -> Result<(), LayerError> {
+        let entry = Entry { path, action };
+        self.share.take_entry(&entry)?;
+        self.entries.push(entry);
+        Ok(())
     }
 
     fn push_file(
@@ -213,6 +221,7 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
             left -= next;
             let size = usize::try_from(next).unwrap_or_default();
             chunks.push(if content.pass_hole(next) {
+                self.share.take_hole()?;
                 self.hole_chunks += 1;
                 if self.hole_chunks > MAX_HOLE_CHUNKS {
                     let problem = EntryProblem::TooLarge;
@@ -231,14 +240,9 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
             });
         }
         let entry = self.entries.len();
-        self.push(path, Action::Put(Arc::new(inode.clone())));
+        self.push(path, Action::Put(Arc::new(inode)))?;
         if size > 0 {
-            self.contents.push(Draft {
-                entry,
-                inode,
-                size,
-                chunks,
-            });
+            self.contents.push(Draft { entry, size, chunks });
         }
         Ok(())
     }
@@ -257,10 +261,9 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
                 size: draft.size,
                 chunks,
             };
-            entries[draft.entry].action = Action::Put(Arc::new(Inode {
-                kind: Kind::File(content),
-                ..draft.inode
-            }));
+            if let Action::Put(inode) = &mut entries[draft.entry].action {
+                Arc::make_mut(inode).kind = Kind::File(content);
+            }
         }
         let mut used: Vec<_> = places.blobs.into_iter().collect();
         used.sort_by_key(|(_, number)| *number);
@@ -272,6 +275,7 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
         let layer = Layer { entries };
         let bootstrap = own_bootstrap(&layer, &tail, self.tools, &dictionary_blobs, self.out)?;
         let blob = tail.finish(&bootstrap)?;
+        self.share.keep();
         Ok(ConvertedLayer {
             layer,
             blob,

@@ -18,8 +18,8 @@ pub enum TarProblem {
     /// A record of an extended header that isn't of the length it says.
     #[error("an extended header has a malformed record")]
     PaxRecord,
-    /// An extended header or long name of more than 1 MiB.
-    #[error("an extended header is longer than 1 MiB")]
+    /// Extended headers and long names of one entry that are of more than 1 MiB.
+    #[error("an entry has extended headers of more than 1 MiB")]
     ExtensionTooLong,
     /// A map of a sparse file that doesn't fit its data, or of an unknown version.
     #[error("a sparse file has a map that does not fit its data")]
@@ -120,6 +120,9 @@ pub enum LayerError {
         /// What is wrong with it.
         problem: EntryProblem,
     },
+    /// What is to be remembered of its files is out of all proportion to its length.
+    #[error("the layer names more files, or says more of them, than one of its length has reason to")]
+    TooMuch,
     /// More distinct chunks than a blob can have.
     #[error("the layer has too many chunks; larger ones are needed")]
     TooManyChunks,

@@ -11,7 +11,7 @@ use super::tar_header::{BLOCK_BYTES, Block, Header, gnu_sparse_more};
 use super::tar_pax::Pax;
 use super::tar_sparse::{MapAt, MapReader, SparseMap, Stretch};
 
-/// Extended headers and long names are no larger, as in Go.
+/// Extended headers and long names are no larger, as in Go; those of one entry aren't together.
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 /// Pieces of an old GNU sparse map, 21 in each block.
 const MAX_SPARSE_BLOCKS: usize = 1 << 13;
@@ -79,6 +79,8 @@ impl<R: Read> TarStream<R> {
         }
         let mut pax = Pax::default();
         let (mut long_name, mut long_link) = (None, None);
+        // Of all headers that say something of one entry.
+        let mut most = MAX_EXTENSION_BYTES;
         loop {
             let Some(block) = self.header_block()? else {
                 self.ended = true;
@@ -87,13 +89,13 @@ impl<R: Read> TarStream<R> {
             let header = Header::new(&block)?;
             match header.type_flag() {
                 b'x' => {
-                    let records = self.extension(header.size()?)?;
+                    let records = self.extension(header.size()?, &mut most)?;
                     pax.read(&records)?;
                 }
                 // For all entries that follow; in layers only comments, and Go's extractors skip it too.
-                b'g' => drop(self.extension(header.size()?)?),
-                b'L' => long_name = Some(self.long_text(header.size()?)?),
-                b'K' => long_link = Some(self.long_text(header.size()?)?),
+                b'g' => drop(self.extension(header.size()?, &mut { MAX_EXTENSION_BYTES })?),
+                b'L' => long_name = Some(self.long_text(header.size()?, &mut most)?),
+                b'K' => long_link = Some(self.long_text(header.size()?, &mut most)?),
                 _ => return self.begin(&header, pax, long_name, long_link).map(Some),
             }
         }
@@ -232,10 +234,9 @@ impl<R: Read> TarStream<R> {
         Ok(true)
     }
 
-    fn extension(&mut self, size: u64) -> Result<Vec<u8>, StreamError> {
-        if size > MAX_EXTENSION_BYTES {
-            return Err(TarProblem::ExtensionTooLong.into());
-        }
+    /// What an extended header has, unless that is more than `most`, of which it is taken.
+    fn extension(&mut self, size: u64, most: &mut u64) -> Result<Vec<u8>, StreamError> {
+        *most = most.checked_sub(size).ok_or(TarProblem::ExtensionTooLong)?;
         let mut bytes = Vec::new();
         (&mut self.inner).take(size).read_to_end(&mut bytes)?;
         if (bytes.len() as u64) < size {
@@ -246,8 +247,8 @@ impl<R: Read> TarStream<R> {
     }
 
     /// GNU's long names end in a NUL.
-    fn long_text(&mut self, size: u64) -> Result<Vec<u8>, StreamError> {
-        let mut text = self.extension(size)?;
+    fn long_text(&mut self, size: u64, most: &mut u64) -> Result<Vec<u8>, StreamError> {
+        let mut text = self.extension(size, most)?;
         if let Some(end) = text.iter().position(|byte| *byte == 0) {
             text.truncate(end);
         }

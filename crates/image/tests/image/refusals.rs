@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -108,6 +109,45 @@ fn entries_that_cannot_be_used_are_named() {
         entry(file, "n", b""),
     ];
     assert_eq!(problem(&long.concat()), EntryProblem::NameTooLong);
+}
+
+/// An extended header with an attribute of so many bytes.
+fn attribute(bytes: usize) -> Vec<u8> {
+    let record = format!(" SCHILY.xattr.user.a={}\n", "v".repeat(bytes));
+    // The length counts its own digits, five of them.
+    let record = format!("{}{record}", record.len() + 5);
+    entry(EntryType::XHeader, "x", record.as_bytes())
+}
+
+#[test]
+fn a_small_archive_with_much_to_remember_is_refused() {
+    // 325 MB of attributes in half a megabyte.
+    let one = [attribute(65_000), entry(EntryType::Regular, "file", b"")].concat();
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    for _ in 0..5000 {
+        packed.write_all(&one).unwrap();
+    }
+    packed.write_all(&[0; 1024]).unwrap();
+    let error = refusal(&packed.finish().unwrap());
+    assert_eq!(
+        error.source().unwrap().to_string(),
+        "the layer names more files, or says more of them, than one of its length has reason to"
+    );
+}
+
+#[test]
+fn extended_headers_of_one_entry_are_limited_together() {
+    let file = entry(EntryType::Regular, "file", b"");
+    let headers = |count| [attribute(65_000).repeat(count), file.clone(), vec![0; 1024]].concat();
+    let BuildError::DamagedTar { source, .. } = refusal(&headers(17)) else {
+        panic!("{:?}", refusal(&headers(17)));
+    };
+    assert_eq!(
+        source.to_string(),
+        "an entry has extended headers of more than 1 MiB"
+    );
+    // The attributes of 16 are too many, but not the headers.
+    assert_eq!(problem(&headers(16)), EntryProblem::Xattr);
 }
 
 #[test]
