@@ -10,6 +10,7 @@ pub(crate) mod bootstrap;
 mod bounds;
 pub(crate) mod chunks;
 pub(crate) mod compress;
+pub(crate) mod contexts;
 pub(crate) mod load;
 pub(crate) mod prefetch;
 pub(crate) mod reference;

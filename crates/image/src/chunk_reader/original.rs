@@ -15,7 +15,7 @@ use super::{Found, Visitor, Wanted, digest_of};
 use crate::nydus_image::NydusImage;
 use crate::progress::Progress;
 use crate::rafs::blob::Blob;
-use crate::rafs::reference::Context;
+use crate::rafs::contexts::Context;
 use crate::rafs::with_nydus;
 use crate::tree::Chunk;
 

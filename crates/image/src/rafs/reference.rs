@@ -2,34 +2,36 @@
 //! unpacking in the middle (zlib's `zran`, nydus' OCI-ref).
 //!
 //! ```text
-//! layer -> ZranContextGenerator -> tar -> chunks, each with its place in a context; contexts -> Index
+//! layer -> ZranReader -> tar -> chunks, each with its place in a context; contexts -> Index
 //! ```
-//! The contexts are nydus' own. What nydus would read wrongly, or would not take, is refused here by
+//! The contexts are nydus' own, see `contexts.rs`. What nydus would read wrongly, or would not take, is refused here by
 //! [`Unindexed`]; such a layer is converted like any other. Read `tail.rs` for the file the index becomes.
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::rc::Rc;
 
 use nydus_storage::RAFS_MAX_CHUNK_SIZE;
-use nydus_storage::meta::{BlobMetaChunkArray, BlobMetaChunkInfo, ZranContextGenerator};
 use nydus_utils::compress::zlib_random::ZranReader;
 use nydus_utils::digest::RafsDigest;
 use serde::Serialize;
 use thiserror::Error;
 
 use super::blob::{DIGESTER, digest_from_hex};
-use super::chunks::{BlobFile, ChunkRef, ChunkSink, Data, MAX_CHUNKS, Oddity, failed};
+use super::chunks::{BLOCK_BYTES, BlobFile, ChunkRef, ChunkSink, Data, MAX_CHUNKS, Oddity, failed};
+use super::contexts::{Context, ContextWriter, Contexts};
 use crate::layers::LayerError;
 use crate::source::Digest;
 use crate::tree::Chunk;
 
 /// The table of chunks has 24 bits for the compressed size of one; some of a deflate block comes on top.
 const MAX_COMPRESSED_CHUNK: u64 = 15 << 20;
-/// The table of chunks has 40 bits for where one begins.
+/// The table of chunks has 40 bits for where one begins in the layer, and 44 for where in the cache.
 const MAX_ORIGINAL_BYTES: u64 = 1 << 40;
+const MAX_UNCOMPRESSED_BYTES: u64 = 1 << 44;
 /// What nydus reads ahead of the position it tells of.
 const READ_AHEAD: u64 = 64 << 10;
 
@@ -92,19 +94,37 @@ impl Original {
 #[derive(Debug)]
 pub(crate) struct Index {
     pub(crate) original: Original,
-    /// Chunks, then contexts, then the contexts' dictionaries: as nydus maps it into memory.
-    pub(crate) table: Vec<u8>,
+    /// Chunks, then contexts, as they are in the table.
+    records: Vec<u8>,
     pub(crate) contexts_offset: u64,
     pub(crate) contexts: u32,
+    /// What else is in the table.
+    dictionaries: File,
+    dictionary_bytes: u64,
+}
+
+impl Index {
+    /// The table's length, uncompressed.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.records.len() as u64 + self.dictionary_bytes
+    }
+
+    /// Chunks, then contexts, then the contexts' dictionaries: as nydus maps it into memory.
+    pub(crate) fn table(&self) -> io::Result<impl Read> {
+        (&self.dictionaries).seek(SeekFrom::Start(0))?;
+        Ok(self.records.chain(&self.dictionaries))
+    }
 }
 
 /// Makes the index of a layer while it is unpacked.
 pub(crate) struct IndexWriter<R> {
     original: Original,
-    generator: ZranContextGenerator<R>,
+    reader: ZranReader<R>,
+    contexts: ContextWriter<R>,
     file: BlobFile,
-    table: BlobMetaChunkArray,
     chunks: Vec<Chunk>,
+    /// The number of each chunk's context, and where in that it is.
+    places: Vec<(u32, u32)>,
     /// Bootstraps have no two chunks of the same content: the table keeps a further one, nothing uses it.
     by_id: HashMap<[u8; 32], u32>,
     /// Where each chunk begins in the archive.
@@ -134,42 +154,27 @@ impl<R: Read> Read for Unpacked<R> {
 impl<R: Read> IndexWriter<R> {
     /// One for `gzip`, which is the content of `original`, and the archive in it. The index goes to `out`.
     pub(crate) fn new(gzip: R, original: Original, out: &Path) -> Result<(Self, Unpacked<R>), LayerError> {
-        let generator = ZranContextGenerator::new(gzip).map_err(|source| failed(out, source))?;
+        let failed = |source| failed(out, source);
+        let reader = ZranReader::new(gzip).map_err(failed)?;
+        let dir = out.parent().unwrap_or(Path::new("."));
         let position = Rc::new(Cell::new(0));
         let unpacked = Unpacked {
-            inner: generator.reader(),
+            inner: reader.clone(),
             position: Rc::clone(&position),
         };
         let writer = Self {
             original,
-            generator,
+            contexts: ContextWriter::new(&reader, dir).map_err(failed)?,
+            reader,
             file: BlobFile::create(out)?,
-            table: BlobMetaChunkArray::new_v2(),
             chunks: Vec::new(),
+            places: Vec::new(),
             by_id: HashMap::new(),
             positions: Vec::new(),
             position,
             uncompressed_end: 0,
         };
         Ok((writer, unpacked))
-    }
-
-    /// Compares what each chunk says with its context: nydus counts in 32 bits.
-    fn is_sound(&self, contexts: &[u8]) -> bool {
-        let BlobMetaChunkArray::V2(infos) = &self.table else {
-            return false;
-        };
-        infos.iter().zip(&self.positions).all(|(info, position)| {
-            let place = info.get_zran_index().ok().zip(info.get_zran_offset().ok());
-            place.is_some_and(|(index, offset)| {
-                Context::at(contexts, index).is_some_and(|context| {
-                    context.out_offset + u64::from(offset) == *position
-                        && u64::from(offset) + u64::from(info.uncompressed_size())
-                            <= u64::from(context.out_bytes)
-                        && u64::from(context.out_bytes) <= RAFS_MAX_CHUNK_SIZE
-                })
-            })
-        })
     }
 }
 
@@ -190,96 +195,90 @@ impl<R: Read> ChunkSink for IndexWriter<R> {
             return Err(LayerError::TooManyChunks.into());
         }
         let begin = self.position.get();
-        let read_before = self.generator.reader().get_data_size();
-        self.generator.start_chunk(size as u64).map_err(unreadable)?;
+        let read_before = self.reader.get_data_size();
+        self.contexts.begin(size as u64).map_err(unreadable)?;
         let mut data = vec![0; size];
         content.read_exact(&mut data).map_err(unreadable)?;
         // Blocks without content can make a chunk as long as anybody likes.
-        if self.generator.reader().get_data_size() - read_before + READ_AHEAD > MAX_COMPRESSED_CHUNK {
+        if self.reader.get_data_size() - read_before + READ_AHEAD > MAX_COMPRESSED_CHUNK {
             return Err(IndexError::Unindexed(Unindexed::Block));
         }
-        let info = self.generator.finish_chunk().map_err(unreadable)?;
-        if u64::from(info.get_zran_offset().map_err(unreadable)?) > RAFS_MAX_CHUNK_SIZE {
+        let place = self.contexts.end().map_err(unreadable)?;
+        if u64::from(place.offset) > RAFS_MAX_CHUNK_SIZE {
             return Err(IndexError::Unindexed(Unindexed::Block));
         }
-        self.uncompressed_end = info.uncompressed_offset() + u64::from(info.uncompressed_size());
+        let uncompressed_offset = self.uncompressed_end.next_multiple_of(BLOCK_BYTES);
+        self.uncompressed_end = uncompressed_offset + u64::from(place.bytes);
+        if place.in_offset >= MAX_ORIGINAL_BYTES || self.uncompressed_end > MAX_UNCOMPRESSED_BYTES {
+            return Err(IndexError::Unindexed(Unindexed::Digest));
+        }
         let id = RafsDigest::from_buf(&data, DIGESTER).data;
         self.chunks.push(Chunk {
             blob: 0,
             index,
             id,
-            compressed_offset: info.compressed_offset(),
-            compressed_size: info.compressed_size(),
-            uncompressed_offset: info.uncompressed_offset(),
-            uncompressed_size: info.uncompressed_size(),
+            compressed_offset: place.in_offset,
+            compressed_size: place.in_bytes,
+            uncompressed_offset,
+            uncompressed_size: place.bytes,
             is_compressed: true,
             is_batch: false,
         });
         self.positions.push(begin);
-        self.table.add_v2_info(info);
+        self.places.push((place.context, place.offset));
         Ok(ChunkRef::Own(*self.by_id.entry(id).or_insert(index)))
     }
 
     fn finish(self) -> Result<Data, IndexError> {
-        let unreadable = |source| LayerError::Unreadable { source };
-        let (contexts, count) = self.generator.to_vec().map_err(unreadable)?;
-        if !self.is_sound(&contexts) {
+        let contexts = self
+            .contexts
+            .finish()
+            .map_err(|source| failed(self.file.path(), source))?;
+        let mut placed = self.chunks.iter().zip(&self.places).zip(&self.positions);
+        if !placed.all(|((chunk, place), position)| is_sound(chunk, *place, *position, &contexts)) {
             return Err(IndexError::Unindexed(Unindexed::Block));
         }
-        // The contexts are what is large; there is a copy of them while they are written out, and none longer.
-        drop(self.generator);
-        let infos = self.table.as_byte_slice();
-        let contexts_offset = infos.len() as u64;
-        let mut table = contexts;
-        table.splice(0..0, infos.iter().copied());
+        let mut records: Vec<u8> = Vec::new();
+        for (chunk, place) in self.chunks.iter().zip(&self.places) {
+            records.extend(chunk_record(chunk, *place));
+        }
+        let contexts_offset = records.len() as u64;
+        records.extend(contexts.records);
         Ok(Data {
             file: self.file,
             chunks: self.chunks,
-            uncompressed_bytes: self.uncompressed_end.next_multiple_of(super::chunks::BLOCK_BYTES),
+            uncompressed_bytes: self.uncompressed_end.next_multiple_of(BLOCK_BYTES),
             index: Some(Index {
                 original: self.original,
-                table,
+                records,
                 contexts_offset,
-                contexts: count,
+                contexts: contexts.count,
+                dictionaries: contexts.dictionaries,
+                dictionary_bytes: contexts.dictionary_bytes,
             }),
         })
     }
 }
 
-/// What is needed to unpack a stretch of a layer, as it is in the table; nydus' `ZranInflateContext`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Context {
-    /// Where the stretch is in the layer.
-    pub(crate) in_offset: u64,
-    pub(crate) in_bytes: u32,
-    /// Where it is in the archive.
-    pub(crate) out_offset: u64,
-    pub(crate) out_bytes: u32,
-    pub(crate) dictionary_offset: u64,
-    pub(crate) dictionary_bytes: u32,
-    pub(crate) byte: u8,
-    pub(crate) bits: u8,
+/// Compares what is said of a chunk with its context: nydus counts in 32 bits.
+fn is_sound(chunk: &Chunk, (context, offset): (u32, u32), position: u64, contexts: &Contexts) -> bool {
+    let (offset, size) = (u64::from(offset), u64::from(chunk.uncompressed_size));
+    Context::at(&contexts.records, context).is_some_and(|context| {
+        context.out_offset + offset == position
+            && offset + size <= u64::from(context.out_bytes)
+            && u64::from(context.out_bytes) <= RAFS_MAX_CHUNK_SIZE
+    })
 }
 
-impl Context {
-    /// In the table, in bytes.
-    pub(crate) const BYTES: usize = 40;
-
-    /// The context of this number among `contexts`.
-    pub(crate) fn at(contexts: &[u8], number: u32) -> Option<Self> {
-        let begin = usize::try_from(number).ok()?.checked_mul(Self::BYTES)?;
-        let record = contexts.get(begin..begin.checked_add(Self::BYTES)?)?;
-        let long = |at: usize| record[at..at + 8].try_into().map(u64::from_le_bytes).ok();
-        let short = |at: usize| record[at..at + 4].try_into().map(u32::from_le_bytes).ok();
-        Some(Self {
-            in_offset: long(0)?,
-            out_offset: long(8)?,
-            dictionary_offset: long(16)?,
-            in_bytes: short(24)?,
-            out_bytes: short(28)?,
-            dictionary_bytes: short(32)?,
-            byte: record[36],
-            bits: record[37],
-        })
-    }
+/// A chunk as it is in the table; nydus' `BlobChunkInfoV2Ondisk`, which nobody else can make.
+fn chunk_record(chunk: &Chunk, (context, offset): (u32, u32)) -> impl Iterator<Item = u8> {
+    const COMPRESSED: u64 = 1 << 56;
+    const ZRAN: u64 = 2 << 56;
+    let size = u64::from(chunk.uncompressed_size) - 1;
+    let uncompressed = (chunk.uncompressed_offset / BLOCK_BYTES) | (size << 32) | COMPRESSED | ZRAN;
+    let compressed = chunk.compressed_offset | (u64::from(chunk.compressed_size) << 40);
+    let place = (u64::from(context) << 32) | u64::from(offset);
+    [uncompressed, compressed, place]
+        .into_iter()
+        .flat_map(u64::to_le_bytes)
 }

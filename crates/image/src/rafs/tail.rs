@@ -8,7 +8,9 @@
 //! "header" is a tar header that *follows* what it is about, so that all can be written without seeking and
 //! read from the end: the form nydus-snapshotter takes apart. Read `chunks.rs` for the data.
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
 
 use nydus_storage::device::BlobFeatures;
 use nydus_storage::meta::{BlobCompressionContextHeader, BlobMetaChunkArray, toc};
@@ -25,6 +27,7 @@ use crate::layers::LayerError;
 use crate::tree::Chunk;
 
 const HEADER_BYTES: u64 = 512;
+const COPY_BYTES: usize = 256 << 10;
 /// An entry of the table of contents: flags, name, digest, offset, sizes, and room for more.
 const TOC_ENTRY_BYTES: usize = 128;
 
@@ -201,21 +204,27 @@ impl Tail {
 
     fn chunk_table(&mut self) -> Result<(), LayerError> {
         let digests: Vec<u8> = self.chunks.iter().flat_map(|chunk| chunk.id).collect();
-        let own_table;
-        let (plain, with) = match &self.index {
-            Some(index) => (&index.table[..], compress::Algorithm::Zstd),
+        let (placed, plain_digest) = match self.index.take() {
+            Some(index) => {
+                let written = self.index_table(&index);
+                self.index = Some(index);
+                written?
+            }
             None => {
-                own_table = self.own_table();
-                (own_table.as_byte_slice(), self.format.compressor)
+                let table = self.own_table();
+                let plain = table.as_byte_slice();
+                let (stored, compressor) = self.compressed(plain, self.format.compressor)?;
+                let placed = ChunkTable {
+                    compressor,
+                    offset: self.file.position(),
+                    compressed_bytes: stored.len() as u64,
+                    uncompressed_bytes: plain.len() as u64,
+                };
+                self.file.write(&stored)?;
+                (placed, sha256(plain))
             }
         };
-        let (stored, compressor) = self.compressed(plain, with)?;
-        let placed = ChunkTable {
-            compressor,
-            offset: self.file.position(),
-            compressed_bytes: stored.len() as u64,
-            uncompressed_bytes: plain.len() as u64,
-        };
+        let compressor = placed.compressor;
         let mut header = BlobCompressionContextHeader::default();
         header.set_ci_compressor(compressor);
         header.set_ci_entries(u32::try_from(self.chunks.len()).unwrap_or(u32::MAX));
@@ -234,10 +243,8 @@ impl Tail {
             header.set_ci_zran(true);
             header.set_ci_zran_count(index.contexts);
             header.set_ci_zran_offset(index.contexts_offset);
-            header.set_ci_zran_size(plain.len() as u64 - index.contexts_offset);
+            header.set_ci_zran_size(placed.uncompressed_bytes - index.contexts_offset);
         }
-        let plain_digest = sha256(plain);
-        self.file.write(&stored)?;
         self.file.write(header.as_bytes())?;
         let header_bytes = header.as_bytes().len() as u64;
         self.header(toc::TOC_ENTRY_BLOB_META, placed.compressed_bytes + header_bytes)?;
@@ -271,6 +278,46 @@ impl Tail {
             bytes,
             bytes,
         )
+    }
+
+    /// Writes the table of an index, which may be too large for memory; where it is, and its digest as it was.
+    fn index_table(&mut self, index: &Index) -> Result<(ChunkTable, RafsDigest), LayerError> {
+        let path = self.file.path().to_owned();
+        let failed = |source| super::chunks::failed(&path, source);
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let packed = tempfile::tempfile_in(dir).map_err(failed)?;
+        let digest = pack(index, &packed).map_err(failed)?;
+        let uncompressed_bytes = index.table_bytes();
+        let packed_bytes = packed.metadata().map_err(failed)?.len();
+        let offset = self.file.position();
+        // As it is where that isn't smaller, as nydus has it.
+        let compressor = if packed_bytes < uncompressed_bytes {
+            self.copy(&packed)?;
+            compress::Algorithm::Zstd
+        } else {
+            self.copy(index.table().map_err(failed)?)?;
+            compress::Algorithm::None
+        };
+        let placed = ChunkTable {
+            compressor,
+            offset,
+            compressed_bytes: self.file.position() - offset,
+            uncompressed_bytes,
+        };
+        Ok((placed, digest))
+    }
+
+    fn copy(&mut self, mut from: impl Read) -> Result<(), LayerError> {
+        let mut buf = vec![0; COPY_BYTES];
+        loop {
+            let got = from
+                .read(&mut buf)
+                .map_err(|source| super::chunks::failed(self.file.path(), source))?;
+            if got == 0 {
+                return Ok(());
+            }
+            self.file.write(&buf[..got])?;
+        }
     }
 
     /// The table of chunks of a blob that has its data itself.
@@ -333,6 +380,28 @@ impl Tail {
 
 fn sha256(bytes: &[u8]) -> RafsDigest {
     RafsDigest::from_buf(bytes, digest::Algorithm::Sha256)
+}
+
+/// Writes an index' table to `packed` as one frame of zstd, as nydus does; its digest as it was.
+fn pack(index: &Index, mut packed: &File) -> io::Result<RafsDigest> {
+    let mut hash = Sha256::new();
+    let mut encoder = zstd::Encoder::new(packed, zstd::DEFAULT_COMPRESSION_LEVEL)?;
+    encoder.set_pledged_src_size(Some(index.table_bytes()))?;
+    let mut table = index.table()?;
+    let mut buf = vec![0; COPY_BYTES];
+    loop {
+        let got = table.read(&mut buf)?;
+        if got == 0 {
+            break;
+        }
+        hash.update(&buf[..got]);
+        encoder.write_all(&buf[..got])?;
+    }
+    encoder.finish()?;
+    packed.seek(SeekFrom::Start(0))?;
+    Ok(RafsDigest {
+        data: hash.finalize().into(),
+    })
 }
 
 /// Completes what the bootstrap inside a blob, which has the SHA-256 `digest`, could not say of the blob itself.
