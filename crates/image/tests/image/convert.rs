@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nydusbox_image::source::{AccessOptions, Platform, open_source};
+use nydusbox_image::source::{AccessOptions, MediaType, Platform, open_source};
 use nydusbox_image::{
     Compressor, ConvertError, ConvertSummary, FsVersion, Phase, Progress, Quiet, RafsFormat,
 };
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::nydusd::Served;
 use crate::oci::{self, Original, convert_to, layout_ref};
-use crate::{names, peers, walk};
+use crate::{layout, names, peers, temp_dir, walk};
 
 #[test]
 fn files_are_those_umoci_unpacks_and_nydusd_serves_them() {
@@ -33,6 +33,34 @@ fn files_are_those_umoci_unpacks_and_nydusd_serves_them() {
         }
         peers::check(&bootstrap);
     }
+}
+
+/// The layer's own bootstrap does not tell that the link came first.
+#[test]
+fn an_image_that_links_to_what_it_hides_is_converted_again_as_before() {
+    let dir = temp_dir();
+    let mut upper = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Link);
+    header.set_size(0);
+    upper.append_link(&mut header, "link", "file").unwrap();
+    header.set_entry_type(tar::EntryType::Regular);
+    upper.append_data(&mut header, ".wh.file", &b""[..]).unwrap();
+    let (lower, upper) = (
+        layout::archive(&[("file", b"content")]),
+        upper.into_inner().unwrap(),
+    );
+    let layers = [(MediaType::ImageLayer, &*lower), (MediaType::ImageLayer, &*upper)];
+    let of = layout::write_layout(&dir.path().join("of"), "of", &layers);
+    let to = layout_ref(&dir.path().join("out"), "nydus");
+    let mut digests = Vec::new();
+    for reused in [[false, false], [true, false]] {
+        let summary = convert_to(&of, &to, &oci::config(), &Quiet).unwrap();
+        let seen: Vec<_> = summary.layers.iter().map(|layer| layer.reused).collect();
+        assert_eq!(seen, reused);
+        digests.push(summary.digest);
+    }
+    assert_eq!(digests[0], digests[1]);
 }
 
 #[test]
