@@ -136,11 +136,28 @@ pub(crate) struct Node {
     pub(crate) layer: u16,
     /// Whether only its children ask for this directory.
     pub(crate) implicit: bool,
-    pub(crate) children: BTreeMap<OsString, NodeId>,
+    children: BTreeMap<OsString, Child>,
     parent: NodeId,
     depth: u32,
     /// The last layer that hid what lower ones have below it: once a layer is enough, however often it says so.
     purged: Option<u16>,
+}
+
+/// What has a name in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Child {
+    node: NodeId,
+    /// The last layer that named it: a higher one than the node's for a further name of a lower layer's file.
+    layer: u16,
+}
+
+impl Node {
+    /// What is in the directory, in order of names.
+    pub(crate) fn children(
+        &self,
+    ) -> impl ExactSizeIterator<Item = (&OsString, NodeId)> + DoubleEndedIterator {
+        self.children.iter().map(|(name, child)| (name, child.node))
+    }
 }
 
 /// A root file system.
@@ -177,8 +194,8 @@ impl Tree {
         let mut pending = vec![(PathBuf::from("/"), Self::ROOT)];
         while let Some((path, id)) = pending.pop() {
             visit(&path, id);
-            for (name, child) in self.nodes[id].children.iter().rev() {
-                pending.push((path.join(name), *child));
+            for (name, child) in self.nodes[id].children().rev() {
+                pending.push((path.join(name), child));
             }
         }
     }

@@ -135,11 +135,11 @@ impl Maker<'_> {
     fn subtree(&mut self, path: &mut Vec<OsString>, id: NodeId) -> Result<NydusTree, NydusError> {
         let mut tree = self.node(path, id)?;
         let node = self.plan.tree.node(id);
-        tree.children.reserve(node.children.len());
-        for (name, child) in &node.children {
+        tree.children.reserve(node.children().len());
+        for (name, child) in node.children() {
             path.push(name.clone());
             // In order of names, as nydus has them.
-            tree.children.push(self.subtree(path, *child)?);
+            tree.children.push(self.subtree(path, child)?);
             path.pop();
         }
         tree.borrow_mut_node()

@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Action, Entry, Inode, Kind, Layer, Node, NodeId, Tree};
+use super::{Action, Child, Entry, Inode, Kind, Layer, Node, NodeId, Tree};
 use crate::layers::EntryProblem;
 
 /// As Linux: more links on one path are taken for a circle.
@@ -87,19 +87,14 @@ impl Tree {
                     return Err(EntryProblem::LinkTarget);
                 }
                 let parent = self.make_dirs(parent_path, layer)?;
-                match self.nodes[parent].children.get(name) {
-                    // A link to itself is nothing new.
-                    Some(there) if *there == target => {}
-                    _ => drop(self.nodes[parent].children.insert(name.to_owned(), target)),
-                }
+                self.name(parent, name, target, layer);
                 Ok(())
             }
             Action::Whiteout => {
                 if let Some(parent) = self.resolve(parent_path, None)?
                     && let Some(child) = self.nodes[parent].children.get(name).copied()
-                    && !self.purge(child, layer)
                 {
-                    self.nodes[parent].children.remove(name);
+                    self.purge(parent, name, child, layer);
                 }
                 Ok(())
             }
@@ -137,10 +132,11 @@ impl Tree {
     ) -> Result<(), EntryProblem> {
         if inode.is_dir()
             && let Some(there) = self.nodes[parent].children.get(name).copied()
-            && self.nodes[there].inode.is_dir()
+            && self.nodes[there.node].inode.is_dir()
         {
-            let node = &mut self.nodes[there];
+            let node = &mut self.nodes[there.node];
             (node.inode, node.layer, node.implicit) = (Arc::clone(inode), layer, false);
+            self.name(parent, name, there.node, layer);
             return Ok(());
         }
         self.add(parent, name, Arc::clone(inode), layer, false).map(drop)
@@ -169,8 +165,14 @@ impl Tree {
             depth,
             purged: None,
         });
-        self.nodes[parent].children.insert(name.to_owned(), id);
+        self.name(parent, name, id, layer);
         Ok(id)
+    }
+
+    /// Gives `name` to a node for a layer.
+    fn name(&mut self, parent: NodeId, name: &OsStr, node: NodeId, layer: u16) {
+        let child = Child { node, layer };
+        self.nodes[parent].children.insert(name.to_owned(), child);
     }
 
     /// The node at `path`, links on the way followed, one at its end not.
@@ -180,7 +182,7 @@ impl Tree {
         };
         let parent = path.parent().unwrap_or(Path::new(""));
         let parent = self.resolve(parent, None).ok().flatten()?;
-        self.nodes[parent].children.get(name).copied()
+        self.nodes[parent].children.get(name).map(|child| child.node)
     }
 
     fn make_dirs(&mut self, path: &Path, layer: u16) -> Result<NodeId, EntryProblem> {
@@ -199,7 +201,7 @@ impl Tree {
                 at = self.nodes[at].parent;
                 continue;
             }
-            let Some(child) = self.nodes[at].children.get(&step).copied() else {
+            let Some(Child { node: child, .. }) = self.nodes[at].children.get(&step).copied() else {
                 let Some(layer) = make else { return Ok(None) };
                 at = self.add(at, &step, Arc::new(Inode::implicit_directory()), layer, true)?;
                 continue;
@@ -226,16 +228,19 @@ impl Tree {
         Ok(Some(at))
     }
 
-    /// Takes away what lower layers have at and below a node; whether anything of this layer remains.
-    fn purge(&mut self, id: NodeId, layer: u16) -> bool {
-        let remains = self.purge_children(id, layer);
-        let node = &mut self.nodes[id];
-        if node.layer == layer {
+    /// Takes away what lower layers have at and below a name; whether anything of this layer remains.
+    fn purge(&mut self, parent: NodeId, name: &OsStr, child: Child, layer: u16) -> bool {
+        let remains = self.purge_children(child.node, layer);
+        if child.layer == layer {
             return true;
         }
         if remains {
             // The lower layers' directory is gone; this one is there for its children.
+            let node = &mut self.nodes[child.node];
             (node.inode, node.layer, node.implicit) = (Arc::new(Inode::implicit_directory()), layer, true);
+            self.name(parent, name, child.node, layer);
+        } else {
+            self.nodes[parent].children.remove(name);
         }
         remains
     }
@@ -252,11 +257,7 @@ impl Tree {
             .collect();
         let mut remains = false;
         for (name, child) in children {
-            if self.purge(child, layer) {
-                remains = true;
-            } else {
-                self.nodes[id].children.remove(&name);
-            }
+            remains |= self.purge(id, &name, child, layer);
         }
         remains
     }
@@ -288,3 +289,7 @@ fn link_marker(path: &Path, target: &Path) -> Entry {
         action: Action::Put(Arc::new(inode)),
     }
 }
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

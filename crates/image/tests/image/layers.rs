@@ -314,6 +314,26 @@ fn hard_links_reach_lower_layers_and_survive_there() {
 }
 
 #[test]
+fn an_opaque_marker_hides_no_link_of_its_own_layer() {
+    let dir = temp_dir();
+    let mut lower = Archive::new();
+    lower
+        .file("kept", b"linked")
+        .file("d/hidden", b"x")
+        .file("d/same", b"y");
+    let mut upper = Archive::new();
+    // The linked file is the lower layer's, its further name this one's.
+    upper
+        .link("d/link", "kept")
+        .link("d/same", "d/hidden")
+        .file("d/.wh..wh..opq", b"");
+    assert_eq!(
+        listing(dir.path(), &[&lower, &upper]),
+        ["/", "/d/", "/d/link=linked", "/d/same=x", "/kept=linked"]
+    );
+}
+
+#[test]
 fn a_directory_nobody_describes_keeps_the_lower_layers_attributes() {
     let dir = temp_dir();
     let source = dir.path().join("source");
