@@ -10,17 +10,19 @@ mod layout;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use common::host_mount::{Mounted, can_mount, image};
 use common::{Dir, told};
-use nydusbox_image::source::MediaType;
+use nydusbox_image::source::{AccessOptions, MediaType};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, lsetxattr, mknodat};
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A file as it is compared.
 #[derive(Debug, PartialEq, Eq)]
@@ -231,6 +233,26 @@ fn what_a_killed_command_leaves_is_recognised() {
     let mut mounted = Mounted::start(&dir, &built);
     mounted.signal(Signal::TERM);
     assert_eq!(mounted.end(), Some(0));
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_registry_that_says_nothing() {
+    let dir = Dir::new();
+    let at = dir.mkdir("mnt");
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let reference = format!("docker://{}/app:1", mute.local_addr().unwrap());
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut command = image(&dir, &["mount", &reference, at.to_str().unwrap()]);
+        let command = command.stderr(Stdio::piped()).spawn().unwrap();
+        let (_connection, _) = mute.accept().unwrap();
+        let begun = Instant::now();
+        kill_process(Pid::from_child(&command), signal).unwrap();
+        let (code, _, err) = told(&command.wait_with_output().unwrap());
+        assert_eq!(code, 130, "{err}");
+        assert!(err.contains("cancelled"), "{err}");
+        // It would wait for the registry five times as long.
+        assert!(begun.elapsed() < AccessOptions::default().silence);
+    }
 }
 
 #[test]

@@ -44,9 +44,9 @@ pub(crate) struct MountArgs {
 }
 
 pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
-    let access = args.registry.access();
-    daemon_env::have_here(&ca_files(&args.image, &access)?)?;
+    daemon_env::have_here(&ca_files(&args.image, &args.registry.access())?)?;
     let cancelled = cancelled_by_signals()?;
+    let access = args.registry.access_until(&cancelled);
     let data_dir = args.data_dir.resolve()?;
     let store = store::open(&data_dir)?;
     let request = args
