@@ -28,10 +28,11 @@ pub(crate) use decompress::{Compression, decompress, decompressed, sniff};
 pub(crate) use entry::{OPAQUE_WHITEOUT, WHITEOUT_PREFIX};
 pub use error::{EntryProblem, LayerError, TarProblem};
 pub(crate) use room::Room;
+pub(crate) use tar_header::BLOCK_BYTES;
 
 use entry::{Meaning, interpret};
 use room::Share;
-use tar_header::{BLOCK_BYTES, Header};
+use tar_header::Header;
 use tar_stream::TarStream;
 
 use crate::rafs::blob::Blob;

@@ -6,7 +6,7 @@
 use super::error::TarProblem;
 
 /// A header, and the unit in which archives grow.
-pub(super) const BLOCK_BYTES: usize = 512;
+pub(crate) const BLOCK_BYTES: usize = 512;
 
 pub(super) type Block = [u8; BLOCK_BYTES];
 

@@ -17,8 +17,9 @@ use super::digest::Hasher;
 use super::document::{self, Document, verified};
 use super::error::DocumentName;
 use super::files::Files;
-use super::tar_index::{GZIP_MAGIC, TarIndex};
+use super::tar_index::TarIndex;
 use super::{ImageSource, Platform, SourceError, SourceImage, sha256_of};
+use crate::layers::{BLOCK_BYTES, Compression, is_first_block, sniff};
 
 const MANIFEST_FILE: &str = "manifest.json";
 
@@ -129,31 +130,45 @@ fn missing(place: &Path, name: &str) -> SourceError {
     }
 }
 
-/// A layer's descriptor. A plain one is known by its `diff_id`, a compressed one has to be read for it.
+/// A layer's descriptor. A plain archive is known by its `diff_id`, anything else has to be read for it.
 fn layer(place: &Path, files: &TarIndex, name: &str, diff_id: &str) -> Result<Descriptor, SourceError> {
     let unreadable = |source: io::Error| SourceError::Unreadable {
         path: place.join(name),
         source,
     };
-    let (mut content, bytes) = files
+    let (content, bytes) = files
         .open(name)
         .map_err(unreadable)?
         .ok_or_else(|| missing(place, name))?;
-    let mut buf = vec![0; 64 << 10];
-    let mut got = content.read(&mut buf).map_err(unreadable)?;
-    if !buf[..got].starts_with(&GZIP_MAGIC) {
+    let (compression, mut content) = sniff(content).map_err(unreadable)?;
+    let mut first = Vec::new();
+    (&mut content)
+        .take(BLOCK_BYTES as u64)
+        .read_to_end(&mut first)
+        .map_err(unreadable)?;
+    let media_type = match compression {
+        Compression::None => MediaType::ImageLayer,
+        Compression::Gzip => MediaType::ImageLayerGzip,
+        Compression::Zstd => MediaType::ImageLayerZstd,
+    };
+    let block = <&[u8; BLOCK_BYTES]>::try_from(first.as_slice());
+    if compression == Compression::None && block.is_ok_and(is_first_block) {
         let digest: Digest = diff_id.parse().map_err(|_| SourceError::Malformed {
             what: DocumentName::File(place.join(name)),
             source: serde::de::Error::custom("its diff_id is not a digest"),
         })?;
-        return Ok(Descriptor::new(MediaType::ImageLayer, bytes, digest));
+        return Ok(Descriptor::new(media_type, bytes, digest));
     }
     let mut hasher = Hasher::sha256();
-    while got > 0 {
+    hasher.update(&first);
+    let mut buf = vec![0; 64 << 10];
+    loop {
+        let got = content.read(&mut buf).map_err(unreadable)?;
+        if got == 0 {
+            return Ok(Descriptor::new(media_type, bytes, hasher.finish()));
+        }
         hasher.update(&buf[..got]);
-        got = content.read(&mut buf).map_err(unreadable)?;
     }
-    Ok(Descriptor::new(MediaType::ImageLayerGzip, bytes, hasher.finish()))
 }
 
 impl ImageSource for DockerArchive {

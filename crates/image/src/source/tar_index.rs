@@ -19,7 +19,7 @@ use super::{AccessOptions, SourceError};
 /// An image has a few files a layer; what has this many is something else.
 const MAX_ENTRIES: usize = 100_000;
 /// First bytes of a gzip member with the deflate method, RFC 1952 section 2.3.1.
-pub(super) const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 0x08];
+const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 0x08];
 
 /// Where a file's content is in the archive.
 #[derive(Debug, Clone, Copy)]

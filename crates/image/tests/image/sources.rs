@@ -132,6 +132,58 @@ fn every_form_skopeo_writes_is_read_and_it_reads_ours() {
     assert!(read_layers(&format!("docker-archive:{}", path("docker.tar.gz"))) == layers);
 }
 
+/// `docker save` packs layers by gzip or zstd where images are kept by containerd.
+#[test]
+fn layers_of_a_docker_archive_are_plain_or_packed() {
+    let dir = temp_dir();
+    let layers = [archive("one"), archive("two"), archive("three")];
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(&layers[1]).unwrap();
+    let packed = [
+        layers[0].clone(),
+        gzip.finish().unwrap(),
+        zstd::encode_all(&*layers[2], 1).unwrap(),
+    ];
+    let diff_ids: Vec<_> = layers.iter().map(|layer| sha256_of(layer).to_string()).collect();
+    let config =
+        json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    let names = ["0", "1", "2"];
+    let manifest = json!([{"Config": "config", "RepoTags": ["a:1"], "Layers": names}]);
+    let path = dir.path().join("docker.tar");
+    let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
+    let (config, manifest) = (config.to_string(), manifest.to_string());
+    let documents = [
+        ("config", config.as_bytes()),
+        ("manifest.json", manifest.as_bytes()),
+    ];
+    for (name, content) in documents
+        .into_iter()
+        .chain(names.into_iter().zip(packed.iter().map(|l| &**l)))
+    {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        tar.append_data(&mut header, name, content).unwrap();
+    }
+    tar.finish().unwrap();
+    let reference = format!("docker-archive:{}", path.display()).parse().unwrap();
+    let source = open_source(&reference, &AccessOptions::default()).unwrap();
+    let image = source.image(&Platform::default()).unwrap();
+    let types: Vec<_> = image.layers().iter().map(Descriptor::media_type).collect();
+    assert_eq!(
+        types,
+        [
+            &MediaType::ImageLayer,
+            &MediaType::ImageLayerGzip,
+            &MediaType::ImageLayerZstd
+        ]
+    );
+    for (layer, packed) in image.layers().iter().zip(packed) {
+        let mut content = Vec::new();
+        source.blob(layer).unwrap().read_to_end(&mut content).unwrap();
+        assert!(content == packed);
+    }
+}
+
 #[test]
 fn of_several_images_one_has_to_be_named() {
     let dir = temp_dir();
