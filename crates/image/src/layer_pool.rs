@@ -17,7 +17,7 @@ use crate::layers::{
     Compression, ConvertedLayer, LayerError, LayerTools, Names, Room, convert_layer, decompress, index_layer,
     sniff,
 };
-use crate::progress::Progress;
+use crate::progress::{Note, Progress};
 use crate::rafs::chunks::Dictionary;
 use crate::rafs::compress::Compressors;
 use crate::rafs::reference::{IndexError, Original, Unindexed};
@@ -124,7 +124,21 @@ pub(crate) fn convert_layers(
     })
     .map_err(no_threads)?;
     progress.position(pool.position.load(Ordering::Relaxed));
-    pool.result()
+    let converted = pool.result()?;
+    tell(&converted, progress);
+    Ok(converted)
+}
+
+/// One note for all layers.
+fn tell(converted: &[ConvertedLayer], progress: &dyn Progress) {
+    let left_out = || converted.iter().filter_map(|layer| layer.left_out.as_ref());
+    if let Some(first) = left_out().next() {
+        progress.note(&Note::XattrsLeftOut {
+            name: first.name.clone(),
+            file: first.file.clone(),
+            files: left_out().map(|layer| layer.files).sum(),
+        });
+    }
 }
 
 struct Pool<'a> {

@@ -19,6 +19,7 @@ mod tar_sparse;
 mod tar_stream;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +31,7 @@ pub use error::{EntryProblem, LayerError, TarProblem};
 pub(crate) use room::Room;
 pub(crate) use tar_header::BLOCK_BYTES;
 
-use entry::{Meaning, interpret};
+use entry::{Meaning, interpret, is_of_linux};
 use room::Share;
 use tar_header::Header;
 use tar_stream::TarStream;
@@ -80,6 +81,18 @@ pub(crate) struct ConvertedLayer {
     pub(crate) dictionary_blobs: Vec<Blob>,
     /// Why it was converted though it was to be kept.
     pub(crate) unindexed: Option<Unindexed>,
+    /// What it had and has no more.
+    pub(crate) left_out: Option<LeftOut>,
+}
+
+/// Extended attributes that no file has on Linux.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeftOut {
+    /// The first, and the file that has it.
+    pub(crate) name: OsString,
+    pub(crate) file: PathBuf,
+    /// How many files have some.
+    pub(crate) files: u64,
 }
 
 /// Converts the layer that `archive` (uncompressed) holds, into the blob `out`, which is made or overwritten.
@@ -122,12 +135,17 @@ fn convert<S: ChunkSink>(
         if tools.cancelled.load(Ordering::Relaxed) {
             return Err(LayerError::Cancelled.into());
         }
+        let foreign = found.xattrs.iter().find(|(name, _)| !is_of_linux(name));
+        let foreign = foreign.map(|(name, _)| lossless(name).to_owned());
         let (name, size, is_sparse) = (PathBuf::from(lossless(&found.path)), found.size, found.is_sparse);
         let refused = |problem| LayerError::Entry {
             entry: name.clone(),
             problem,
         };
         let (path, meaning) = interpret(found, tools.names).map_err(refused)?;
+        if let (Some(attribute), Meaning::File(_)) = (foreign, &meaning) {
+            drafts.leave_out(attribute, &path);
+        }
         match meaning {
             Meaning::Ignored => {}
             Meaning::Whiteout => drafts.push(path, Action::Whiteout)?,
@@ -175,6 +193,7 @@ struct Drafts<'a, S> {
     /// Chunks of nothing but zeros, by their size: holes may be larger than anything that is read.
     zeros: HashMap<u64, ChunkRef>,
     hole_chunks: u64,
+    left_out: Option<LeftOut>,
 }
 
 struct Draft {
@@ -194,6 +213,20 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
             contents: Vec::new(),
             zeros: HashMap::new(),
             hole_chunks: 0,
+            left_out: None,
+        }
+    }
+
+    fn leave_out(&mut self, name: OsString, file: &Path) {
+        match &mut self.left_out {
+            Some(left_out) => left_out.files += 1,
+            None => {
+                self.left_out = Some(LeftOut {
+                    name,
+                    file: file.to_owned(),
+                    files: 1,
+                });
+            }
         }
     }
 
@@ -282,6 +315,7 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
             blob,
             dictionary_blobs,
             unindexed: None,
+            left_out: self.left_out,
         })
     }
 }

@@ -80,7 +80,7 @@ pub use inspect::{BlobReport, ImageReport};
 pub use layers::{EntryProblem, LayerError, TarProblem};
 pub use nydus_image::{NydusImage, NydusImageError};
 pub use optimize::{OptimizeConfig, OptimizeError, OptimizeSummary, optimize, optimize_dir};
-pub use progress::{Phase, Progress, Quiet};
+pub use progress::{Note, Phase, Progress, Quiet};
 pub use rafs::NYDUS_THREAD;
 pub use rafs::reference::Unindexed;
 pub use rafs_config::{BlobsAt, RafsConfig, RafsConfigError};

@@ -2,6 +2,9 @@
 //!
 //! Owns no output: drawing is the caller's. Read `build.rs` for who calls it.
 
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What a build is doing.
@@ -21,6 +24,35 @@ pub enum Phase {
     Finish,
 }
 
+/// What is worth telling, and no reason to stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Note {
+    /// Files in the source have extended attributes that no file system of Linux has; they are left out.
+    XattrsLeftOut {
+        /// The first such attribute.
+        name: OsString,
+        /// The file that has it.
+        file: PathBuf,
+        /// How many files there are with such attributes.
+        files: u64,
+    },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::XattrsLeftOut { name, file, files } = self;
+        match files {
+            0 | 1 => write!(f, "the extended attribute {name:?} of {file:?} is left out")?,
+            files => write!(
+                f,
+                "extended attributes of {files} files are left out, as {name:?} of {file:?}"
+            )?,
+        }
+        f.write_str(": Linux has no such name space")
+    }
+}
+
 /// Receives the progress of a build, and may stop it.
 ///
 /// Called from the thread that called [`build`](crate::build()), while data passes every [`Self::interval`] at most.
@@ -35,6 +67,11 @@ pub trait Progress {
 
     /// How far the current phase is, in its own unit; never decreases within a phase.
     fn position(&self, position: u64);
+
+    /// There is something to tell.
+    fn note(&self, note: &Note) {
+        tracing::warn!(%note);
+    }
 
     /// Asked every [`Self::interval`], and once before a phase is called done: whether to give up. The build then ends with
     /// [`BuildError::Cancelled`](crate::BuildError::Cancelled) and leaves nothing behind.

@@ -24,13 +24,8 @@ const NAME_MAX_BYTES: usize = 255;
 const PATH_MAX_BYTES: usize = 4095;
 /// Longest value of an extended attribute, and most of them together, that an inode of RAFS v6 has room for.
 const XATTR_MAX_BYTES: usize = 1 << 16;
-const XATTR_NAME_SPACES: [&str; 5] = [
-    "user.",
-    "trusted.",
-    "security.",
-    "system.posix_acl_access",
-    "system.posix_acl_default",
-];
+const XATTR_NAME_SPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+const ACL_XATTRS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
 /// What to do about an entry.
 #[derive(Debug)]
@@ -116,17 +111,22 @@ fn device((major, minor): (i64, i64)) -> Result<u32, EntryProblem> {
     Ok((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
 
+/// Whether an extended attribute is in a name space that files have on Linux. macOS, for one, has others; containerd
+/// leaves out what the file system doesn't take.
+pub(super) fn is_of_linux(name: &[u8]) -> bool {
+    ACL_XATTRS.contains(&name) || XATTR_NAME_SPACES.iter().any(|space| name.starts_with(space))
+}
+
 fn xattrs(pairs: Vec<(Vec<u8>, Vec<u8>)>) -> Result<BTreeMap<OsString, Vec<u8>>, EntryProblem> {
     let mut xattrs = BTreeMap::new();
     let mut bytes = 0;
     for (name, value) in pairs {
-        let known = XATTR_NAME_SPACES.iter().any(|space| {
-            let space = space.as_bytes();
-            name == space || (space.ends_with(b".") && name.starts_with(space) && name.len() > space.len())
-        });
+        if !is_of_linux(&name) {
+            continue;
+        }
         bytes += name.len() + value.len();
         let fits = name.len() <= NAME_MAX_BYTES && value.len() < XATTR_MAX_BYTES && bytes < XATTR_MAX_BYTES;
-        if !known || !fits || name.contains(&0) {
+        if !fits || XATTR_NAME_SPACES.contains(&&*name) || name.contains(&0) {
             return Err(EntryProblem::Xattr);
         }
         xattrs.insert(OsString::from_vec(name), value);

@@ -61,9 +61,7 @@ pub enum EntryProblem {
     #[error("it is a symbolic link without a target")]
     NoTarget,
     /// An extended attribute that RAFS has no place for.
-    #[error(
-        "an extended attribute is too long, or in a name space other than user, trusted, security and POSIX ACLs"
-    )]
+    #[error("an extended attribute is too long, or has no name in its name space")]
     Xattr,
     /// A file of more chunks than RAFS can number.
     #[error("it is too large")]

@@ -1,13 +1,17 @@
 //! Archives as tools make them: what `image build` takes of pax and GNU tar.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use nydusbox_image::{BuildConfig, BuildSummary, FsVersion, ImageDir, Quiet, RafsFormat, Source, build};
+use nydusbox_image::{
+    BuildConfig, BuildSummary, FsVersion, ImageDir, Note, Phase, Progress, Quiet, RafsFormat, Source, build,
+};
 use tar::{EntryType, Header};
 
+use crate::refusals::{self, attribute};
 use crate::{temp_dir, tree, walk};
 
 fn build_archive(archive: &Path, out: &Path, version: FsVersion) -> BuildSummary {
@@ -115,6 +119,47 @@ fn global_headers_and_any_byte_in_an_attribute_are_read() {
     fs::write(&archive, content.concat()).unwrap();
     let summary = build_archive(&archive, &dir.path().join("image"), FsVersion::V6);
     assert_eq!((summary.regular_files, summary.uncompressed_bytes), (1, 7));
+}
+
+/// As an archive that was made on macOS.
+#[test]
+fn attributes_that_linux_has_not_are_left_out_and_told_once() {
+    struct Notes(RefCell<Vec<String>>);
+    impl Progress for Notes {
+        fn begin(&self, _phase: Phase, _total: Option<u64>) {}
+        fn position(&self, _position: u64) {}
+        fn note(&self, note: &Note) {
+            self.0.borrow_mut().push(note.to_string());
+        }
+    }
+    let dir = temp_dir();
+    let file = |name: &str| refusals::entry(EntryType::Regular, name, b"");
+    let content = [
+        attribute("com.apple.provenance", 11),
+        attribute("user.kept", 1),
+        file("one"),
+        attribute("system.other", 2),
+        file("two"),
+        file("three"),
+        vec![0; 1024],
+    ];
+    let archive = dir.path().join("archive");
+    fs::write(&archive, content.concat()).unwrap();
+    let layers = Source::Layers(vec![archive.clone(), archive]);
+    let notes = Notes(RefCell::default());
+    let out = dir.path().join("image");
+    build(&BuildConfig::new(layers, &out), &notes).unwrap();
+    assert_eq!(
+        notes.0.into_inner(),
+        [
+            "extended attributes of 4 files are left out, as \"com.apple.provenance\" of \"one\": Linux has no such \
+          name space"
+        ]
+    );
+    let entries = walk::image(&ImageDir::open(&out).unwrap());
+    let attributes = |path: &str| -> Vec<_> { entries[Path::new(path)].xattrs.keys().collect() };
+    assert_eq!(attributes("/one"), ["user.kept"]);
+    assert!(attributes("/two").is_empty());
 }
 
 #[test]

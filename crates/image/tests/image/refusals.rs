@@ -27,7 +27,7 @@ fn refusal(archive: &[u8]) -> BuildError {
     error
 }
 
-fn entry(kind: EntryType, name: &str, content: &[u8]) -> Vec<u8> {
+pub(crate) fn entry(kind: EntryType, name: &str, content: &[u8]) -> Vec<u8> {
     let mut header = Header::new_ustar();
     // `set_path` refuses what is to be refused here.
     header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
@@ -112,17 +112,24 @@ fn entries_that_cannot_be_used_are_named() {
 }
 
 /// An extended header with an attribute of so many bytes.
-fn attribute(bytes: usize) -> Vec<u8> {
-    let record = format!(" SCHILY.xattr.user.a={}\n", "v".repeat(bytes));
-    // The length counts its own digits, five of them.
-    let record = format!("{}{record}", record.len() + 5);
+pub(crate) fn attribute(name: &str, bytes: usize) -> Vec<u8> {
+    let record = format!(" SCHILY.xattr.{name}={}\n", "v".repeat(bytes));
+    // The length counts its own digits.
+    let digits = [1, 2, 3, 4, 5]
+        .into_iter()
+        .find(|digits| (record.len() + digits).to_string().len() == *digits);
+    let record = format!("{}{record}", record.len() + digits.unwrap());
     entry(EntryType::XHeader, "x", record.as_bytes())
 }
 
 #[test]
 fn a_small_archive_with_much_to_remember_is_refused() {
     // 325 MB of attributes in half a megabyte.
-    let one = [attribute(65_000), entry(EntryType::Regular, "file", b"")].concat();
+    let one = [
+        attribute("user.a", 65_000),
+        entry(EntryType::Regular, "file", b""),
+    ]
+    .concat();
     let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
     for _ in 0..5000 {
         packed.write_all(&one).unwrap();
@@ -138,7 +145,14 @@ fn a_small_archive_with_much_to_remember_is_refused() {
 #[test]
 fn extended_headers_of_one_entry_are_limited_together() {
     let file = entry(EntryType::Regular, "file", b"");
-    let headers = |count| [attribute(65_000).repeat(count), file.clone(), vec![0; 1024]].concat();
+    let headers = |count| {
+        [
+            attribute("user.a", 65_000).repeat(count),
+            file.clone(),
+            vec![0; 1024],
+        ]
+        .concat()
+    };
     let BuildError::DamagedTar { source, .. } = refusal(&headers(17)) else {
         panic!("{:?}", refusal(&headers(17)));
     };
@@ -148,6 +162,14 @@ fn extended_headers_of_one_entry_are_limited_together() {
     );
     // The attributes of 16 are too many, but not the headers.
     assert_eq!(problem(&headers(16)), EntryProblem::Xattr);
+}
+
+#[test]
+fn an_attribute_without_a_name_in_its_name_space_is_refused() {
+    for name in ["user.", "trusted.", "security."] {
+        let archive = [attribute(name, 1), entry(EntryType::Regular, "file", b"")].concat();
+        assert_eq!(problem(&archive), EntryProblem::Xattr, "{name}");
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub(crate) struct Entry {
     device: Option<u64>,
     /// Of symbolic links only.
     target: Option<OsString>,
-    xattrs: BTreeMap<OsString, Vec<u8>>,
+    pub(crate) xattrs: BTreeMap<OsString, Vec<u8>>,
     /// Of regular files only.
     pub(crate) content: Option<digest::RafsDigest>,
     /// The first path, in order, that is the same file.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use nydusbox_image::{Phase, Progress};
+use nydusbox_image::{Note, Phase, Progress};
 
 use crate::error::Failure;
 
@@ -85,6 +85,10 @@ impl Progress for Bar {
 
     fn position(&self, position: u64) {
         self.bar().set_position(position);
+    }
+
+    fn note(&self, note: &Note) {
+        self.bar().suspend(|| eprintln!("note: {note}"));
     }
 
     fn is_cancelled(&self) -> bool {
