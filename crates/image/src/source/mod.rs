@@ -126,11 +126,17 @@ pub trait ImageSink: fmt::Debug + Send + Sync {
     /// See [`SinkError`].
     fn put(&self, descriptor: &Descriptor, content: &dyn BlobContent) -> Result<Put, SinkError>;
 
-    /// Takes a manifest that an index will name, by its digest only.
+    /// Takes a manifest that an index will name, by its digest only: a blob, unless the place has another kind of thing
+    /// for manifests.
     ///
     /// # Errors
     /// See [`SinkError`].
-    fn put_manifest(&self, bytes: &[u8], media_type: &MediaType) -> Result<Digest, SinkError>;
+    fn put_manifest(&self, bytes: &[u8], media_type: &MediaType) -> Result<Digest, SinkError> {
+        let digest = sha256_of(bytes);
+        let descriptor = Descriptor::new(media_type.clone(), bytes.len() as u64, digest.clone());
+        self.put(&descriptor, &bytes)?;
+        Ok(digest)
+    }
 
     /// Takes the manifest or index that is the image, and gives it the name this sink was opened with.
     ///

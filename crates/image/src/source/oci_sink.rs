@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::blob_dir::{BlobDir, replace, write_error};
 use super::oci_layout::{INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, REF_NAME};
-use super::{BlobContent, ImageSink, Put, SinkError, sha256_of};
+use super::{BlobContent, ImageSink, Put, SinkError};
 
 /// A layout that takes images.
 #[derive(Debug)]
@@ -98,13 +98,6 @@ impl ImageSink for OciLayoutSink {
 
     fn put(&self, descriptor: &Descriptor, content: &dyn BlobContent) -> Result<Put, SinkError> {
         self.blobs().put(descriptor, content)
-    }
-
-    fn put_manifest(&self, bytes: &[u8], media_type: &MediaType) -> Result<Digest, SinkError> {
-        let digest = sha256_of(bytes);
-        let descriptor = Descriptor::new(media_type.clone(), bytes.len() as u64, digest.clone());
-        self.put(&descriptor, &bytes)?;
-        Ok(digest)
     }
 
     fn publish(&self, bytes: &[u8], media_type: &MediaType) -> Result<Digest, SinkError> {

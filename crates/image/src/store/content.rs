@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 use crate::source::blob_dir::BlobDir;
 use crate::source::{
     BlobContent, Descriptor, Digest, ImageSink, MediaType, Platform, Put, SinkError, SourceError,
-    SourceImage, document, sha256_of,
+    SourceImage, document,
 };
 
 /// The blobs of the store.
@@ -105,13 +105,6 @@ impl ImageSink for Content {
 
     fn put(&self, descriptor: &Descriptor, content: &dyn BlobContent) -> Result<Put, SinkError> {
         self.blobs.put(descriptor, content)
-    }
-
-    fn put_manifest(&self, bytes: &[u8], media_type: &MediaType) -> Result<Digest, SinkError> {
-        let digest = sha256_of(bytes);
-        let descriptor = Descriptor::new(media_type.clone(), bytes.len() as u64, digest.clone());
-        self.put(&descriptor, &bytes)?;
-        Ok(digest)
     }
 
     /// Gives it no name: a record does.

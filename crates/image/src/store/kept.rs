@@ -91,10 +91,6 @@ impl ImageSink for KeptLayers<'_> {
         Ok(put)
     }
 
-    fn put_manifest(&self, bytes: &[u8], media_type: &MediaType) -> Result<Digest, SinkError> {
-        self.content.put_manifest(bytes, media_type)
-    }
-
     fn publish(&self, bytes: &[u8], media_type: &MediaType) -> Result<Digest, SinkError> {
         self.content.publish(bytes, media_type)
     }
