@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use nydusbox_fsd::LogControl;
+use nydusbox_fsd::{LogControl, without_userinfo};
 use nydusbox_protocol::{LogLevel, SandboxId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::PIPE_BUF;
@@ -187,33 +187,19 @@ impl Drop for Line<'_> {
     }
 }
 
-/// Cuts `user:password@` out of every URL in a line.
-pub(crate) fn without_userinfo(line: &str) -> String {
-    let mut out = String::with_capacity(line.len());
-    let mut rest = line;
-    while let Some(at) = rest.find("://") {
-        let (head, tail) = rest.split_at(at + 3);
-        out.push_str(head);
-        let end = tail
-            .find(|c: char| c.is_whitespace() || matches!(c, '/' | '?' | '#' | '"' | ',' | ')'))
-            .unwrap_or(tail.len());
-        rest = match tail[..end].rfind('@') {
-            Some(user) => &tail[user + 1..],
-            None => tail,
-        };
-    }
-    out.push_str(rest);
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn credentials_in_urls_are_cut_out() {
+    #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    fn credentials_in_urls_are_cut_out_of_what_is_written() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let output = Output(Mutex::new(Box::new(file.reopen().unwrap())));
+        let line = r#"proxy: "http://u:p,w@proxy:3128/x", ping: https://a/b mail me@x"#;
+        output.make_writer().write_all(line.as_bytes()).unwrap();
         assert_eq!(
-            without_userinfo(r#"proxy: "http://u:p@proxy:3128/x", ping: https://a/b mail me@x"#),
+            std::fs::read_to_string(file.path()).unwrap(),
             r#"proxy: "http://proxy:3128/x", ping: https://a/b mail me@x"#
         );
     }

@@ -23,6 +23,7 @@ mod passthrough;
 mod socket;
 pub mod sys;
 mod transport;
+mod userinfo;
 
 pub use config::{DEFAULT_POLL, DaemonConfig, InitialMount, LogControl, SocketSource, WorkerLimits};
 pub use daemon::{Daemon, StartError};
@@ -32,3 +33,4 @@ pub use namespace::{MAX_MOUNTS, MountError};
 pub use socket::SocketError;
 pub use sys::footprint::give_back;
 pub use sys::mapped::outlive_truncation;
+pub use userinfo::without_userinfo;

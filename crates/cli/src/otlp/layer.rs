@@ -7,6 +7,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nydusbox_fsd::without_userinfo;
 use tracing::Subscriber;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -16,7 +17,6 @@ use tracing_subscriber::registry::LookupSpan;
 use super::export::Queue;
 use super::settings::Parent;
 use super::wire::{KeyValue, Span, SpanKind, Status, StatusCode, Value};
-use crate::logging::without_userinfo;
 
 /// A field of this name is why an operation failed.
 const ERROR: &str = "error";

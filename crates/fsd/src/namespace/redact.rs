@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::userinfo::value_without_userinfo;
+
 /// Keys whose values are credentials wherever they stand in a configuration.
 const SECRET_KEYS: &[&str] = &[
     "auth",
@@ -22,15 +24,14 @@ pub(super) fn redact(value: &mut Value) {
                     }
                 } else if key == "external_backends" {
                     redact_external(value);
-                } else if let Value::String(text) = value {
-                    *text = without_userinfo(text);
                 } else {
                     redact(value);
                 }
             }
         }
         Value::Array(items) => items.iter_mut().for_each(redact),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        Value::String(text) => *text = value_without_userinfo(text),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 
@@ -45,18 +46,6 @@ fn redact_external(value: &mut Value) {
     }
 }
 
-/// `scheme://user:password@host` without the user and the password.
-fn without_userinfo(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return text.to_owned();
-    };
-    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    match rest[..authority_end].rfind('@') {
-        Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
-        None => text.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,7 +56,8 @@ mod tests {
         let mut config = json!({
             "backend": {
                 "registry": {"auth": "SECRET1", "registry_token": "SECRET2", "host": "h",
-                             "proxy": {"url": "http://SECRET3:SECRET4@proxy:3128/x@y", "ping_url": "http://p/"}},
+                             "proxy": {"url": "http://SECRET3:SECRET4@proxy:3128/x@y", "ping_url": "http://p/"},
+                             "places": ["http://SECRET9@a/", "http://b/ http://u:SECRET9@c/"]},
                 "s3": {"access_key_id": "SECRET5", "access_key_secret": "SECRET6"},
                 "oss": {"access_key_id": "SECRET5", "access_key_secret": "SECRET6"}
             },
