@@ -36,6 +36,9 @@ pub(crate) struct DiffArgs {
     left: ImageRef,
     /// Second image
     right: ImageRef,
+    /// Which of several images, of both: OS/ARCH[/VARIANT]; this machine's unless given
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
     #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
@@ -49,17 +52,26 @@ struct ImageArg {
     /// Directory with the blobs, where that isn't beside the bootstrap
     #[arg(long, value_name = "DIR")]
     blob_dir: Option<PathBuf>,
+    /// Which of several images: OS/ARCH[/VARIANT]; this machine's unless given
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
     #[command(flatten)]
     registry: RegistryArgs,
 }
 
 impl ImageArg {
     fn open(&self) -> Result<NydusImage, Failure> {
-        open(&self.image, self.blob_dir.as_deref(), &self.registry)
+        let platform = self.platform.as_ref();
+        open(&self.image, self.blob_dir.as_deref(), platform, &self.registry)
     }
 }
 
-fn open(image: &ImageRef, blob_dir: Option<&Path>, registry: &RegistryArgs) -> Result<NydusImage, Failure> {
+fn open(
+    image: &ImageRef,
+    blob_dir: Option<&Path>,
+    platform: Option<&Platform>,
+    registry: &RegistryArgs,
+) -> Result<NydusImage, Failure> {
     let what = format!("read the image {image}");
     let opened = match image {
         ImageRef::RootDir { path } => {
@@ -72,7 +84,7 @@ fn open(image: &ImageRef, blob_dir: Option<&Path>, registry: &RegistryArgs) -> R
         }
         _ => {
             let source = open_source(image, &registry.access()).map_err(|e| Failure::new(&what, &e))?;
-            NydusImage::open_source(source, &Platform::default())
+            NydusImage::open_source(source, &platform.cloned().unwrap_or_default())
         }
     };
     opened.map_err(|e| Failure::new(&what, &e))
@@ -149,7 +161,10 @@ fn findings(r: &CheckReport) -> String {
 
 /// As with diff(1), 1 is for images that differ, so that something else is for trouble.
 pub(super) fn diff(args: &DiffArgs) -> Result<(), Failure> {
-    let image = |image| open(image, None, &args.registry).map_err(|failure| failure.code(NO_COMPARISON));
+    let image = |image| {
+        let opened = open(image, None, args.platform.as_ref(), &args.registry);
+        opened.map_err(|failure| failure.code(NO_COMPARISON))
+    };
     let differences = image(&args.left)?.diff(&image(&args.right)?);
     if args.output.json {
         args.output.print(&differences, String::new)?;
