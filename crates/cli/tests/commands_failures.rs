@@ -244,7 +244,7 @@ fn a_supervisor_that_is_killed_during_the_start_is_reported() {
     let s = Sandboxes::new();
     let child = endless_start(&s);
     let owner = std::fs::read_to_string(s.state_dir().join("s1/lock")).unwrap();
-    kill(owner.trim().parse().unwrap(), Signal::KILL);
+    kill(nydusbox::lock_owner(&owner).unwrap(), Signal::KILL);
     let (code, _, err) = told(&child.wait_with_output().unwrap());
     assert_eq!(code, FAILED);
     assert!(

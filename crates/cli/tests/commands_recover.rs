@@ -297,13 +297,7 @@ fn an_adopt_that_is_interrupted_leaves_the_daemon_alive() {
     let child = adopt();
     let lock = s.state_dir().join("s1/lock");
     // The supervisor that adopts has written itself down.
-    let owner = || {
-        std::fs::read_to_string(&lock)
-            .unwrap()
-            .trim()
-            .parse()
-            .is_ok_and(runs)
-    };
+    let owner = || nydusbox::lock_owner(&std::fs::read_to_string(&lock).unwrap()).is_some_and(runs);
     until("it is being adopted", owner);
     kill(child.id(), Signal::INT);
     let (code, _, err) = told(&child.wait_with_output().unwrap());

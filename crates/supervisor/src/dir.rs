@@ -1,29 +1,29 @@
 //! The sandbox's directory: created, locked, cleared of a dead predecessor's sockets, removed.
 //!
-//! The lock is held from before the first file is made until after the last is gone, so two supervisors can never
-//! use one sandbox, nor one take over the other's sockets. Only files with the names below are ever removed,
-//! never a directory tree: there could be mounts in it. `drop` removes them too, for a start that is given up.
+//! The lock ([`lock`]) is held from before the first file is made until after the last is gone, so two supervisors can
+//! never use one sandbox, nor one take over the other's sockets. A directory that is there is touched only if it is a
+//! sandbox's ([`ours`]), or empty and one is to be made in it. Only files with the names below are ever removed, never a
+//! directory tree: there could be mounts in it. `drop` removes them too, for a start that is given up.
 //! What a predecessor has left outside is undone by [`crate::remains`].
 
-use std::io::{self, Write};
+mod lock;
+mod ours;
+
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::outlet::OUTLET;
 use crate::program::ProgramKind;
 use crate::remains;
-use crate::state::{DAEMON_LOCK, STATE, STATE_NEW, StateError, is_dead};
-
-/// How long the children of a supervisor that was killed may take to begin their programs. Until then they hold what
-/// it held, its lock, too.
-const CHILDREN_BEGIN: Duration = Duration::from_secs(1);
+use crate::state::{DAEMON_LOCK, STATE, STATE_NEW, StateError};
+use lock::Attempt;
+pub use lock::owner as lock_owner;
 
 /// File names inside a sandbox's directory.
 pub(crate) const VHOST_SOCKET: &str = "vhost.sock";
@@ -34,7 +34,7 @@ pub(crate) const API_SOCKET: &str = "api.sock";
 pub const LOG: &str = "daemon.log";
 /// Its predecessor, once it has grown too large.
 pub const LOG_OLD: &str = "daemon.log.old";
-/// The file whose lock says that a sandbox has an owner; it holds the owner's process id.
+/// The file whose lock says that a sandbox has an owner; [`lock_owner`] reads which.
 pub const LOCK: &str = "lock";
 /// The socket of the process that owns the sandbox, where it is a program of its own. Made by that program.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -90,6 +90,18 @@ pub enum DirError {
         path: PathBuf,
         /// Its owner's uid.
         owner: u32,
+    },
+    /// It exists and nothing shows that it is a sandbox's. It is as it was.
+    #[error("use {path:?}: it is not a sandbox's directory")]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It is a sandbox's and has something in it that is not. It is as it was.
+    #[error("use the directory of {path:?}: that is no file of a sandbox")]
+    Stranger {
+        /// What is in it.
+        path: PathBuf,
     },
     /// Another supervisor runs this sandbox.
     #[error("lock {path:?}: the sandbox is in use{}", by(*.holder))]
@@ -198,12 +210,14 @@ pub(crate) enum Entered {
     Missing,
 }
 
-/// What to do about a lock.
+/// What a directory is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Locking {
-    /// Take it, and say who has it.
-    Take,
-    /// Take it for a moment, and change nothing.
+enum Purpose {
+    /// A new sandbox, for which any empty directory will do.
+    Claim,
+    /// What is left of one.
+    Enter,
+    /// To be looked at and not changed.
     Look,
 }
 
@@ -223,7 +237,7 @@ impl SandboxDir {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(failed("create", path, errno)),
             }
-            match Self::open(path, Locking::Take)? {
+            match Self::open(path, Purpose::Claim)? {
                 Entered::Missing => {}
                 Entered::Locked(dir) => return dir.succeed(),
             }
@@ -233,15 +247,16 @@ impl SandboxDir {
 
     /// Enters a directory that is there and takes its lock.
     pub(crate) fn enter(path: &Path) -> Result<Entered, DirError> {
-        Self::open(path, Locking::Take)
+        Self::open(path, Purpose::Enter)
     }
 
     /// As [`SandboxDir::enter`], leaving no trace.
     pub(crate) fn look(path: &Path) -> Result<Entered, DirError> {
-        Self::open(path, Locking::Look)
+        Self::open(path, Purpose::Look)
     }
 
-    fn open(path: &Path, locking: Locking) -> Result<Entered, DirError> {
+    /// Nothing is changed before it is known that the directory is a sandbox's, or may become one.
+    fn open(path: &Path, purpose: Purpose) -> Result<Entered, DirError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(fd) => fd,
@@ -255,19 +270,62 @@ impl SandboxDir {
                 owner: stat.st_uid,
             });
         }
-        if locking == Locking::Take && Mode::from_raw_mode(stat.st_mode) != Mode::RWXU {
-            rustix::fs::fchmod(&fd, Mode::RWXU).map_err(|e| failed("close to others", path, e))?;
+        let foreign = || DirError::Foreign {
+            path: path.to_owned(),
+        };
+        let close_to_others = || match Mode::from_raw_mode(stat.st_mode) {
+            Mode::RWXU => Ok(()),
+            _ => rustix::fs::fchmod(&fd, Mode::RWXU).map_err(|e| failed("close to others", path, e)),
+        };
+        for _ in 0..LOCK_ATTEMPTS {
+            let lock = match lock::take(path, &fd)? {
+                Attempt::Taken(lock) => {
+                    ours::check(path, &fd, &stat, &lock)?;
+                    Some(lock)
+                }
+                Attempt::Changed => continue,
+                Attempt::Foreign => return Err(foreign()),
+                Attempt::Missing => {
+                    let names = ours::names(path, &fd)?;
+                    if names.iter().any(|name| name == LOCK) {
+                        continue;
+                    }
+                    // Where there is no lock, there is nothing of ours.
+                    if !names.is_empty() || (purpose != Purpose::Claim && !ours::is_private(&stat)) {
+                        return Err(foreign());
+                    }
+                    None
+                }
+            };
+            if purpose == Purpose::Look {
+                return Ok(Entered::Locked(Self::entered(path, fd, lock)));
+            }
+            close_to_others()?;
+            let lock = match lock {
+                Some(lock) => lock,
+                None => match lock::make(path, &fd)? {
+                    Attempt::Taken(lock) => lock,
+                    Attempt::Missing => return Ok(Entered::Missing),
+                    Attempt::Changed | Attempt::Foreign => continue,
+                },
+            };
+            lock::sign(&lock).map_err(|source| DirError::Io {
+                action: "lock",
+                path: path.to_owned(),
+                source,
+            })?;
+            return Ok(Entered::Locked(Self::entered(path, fd, Some(lock))));
         }
-        let lock = lock(path, &fd, locking)?;
-        if lock.is_none() && locking == Locking::Take {
-            return Ok(Entered::Missing);
-        }
-        Ok(Entered::Locked(Self {
+        Err(failed("lock", path, Errno::AGAIN))
+    }
+
+    fn entered(path: &Path, fd: OwnedFd, lock: Option<OwnedFd>) -> Self {
+        Self {
             path: path.to_owned(),
             fd,
             _lock: lock,
             owned: false,
-        }))
+        }
     }
 
     /// Makes a predecessor's directory ours, if what is left of it is dead.
@@ -438,65 +496,6 @@ fn failed(action: &'static str, path: &Path, errno: Errno) -> DirError {
         action,
         path: path.to_owned(),
         source: errno.into(),
-    }
-}
-
-/// Who has the lock, as the file says.
-fn holder(lock: &OwnedFd) -> Option<u32> {
-    let mut text = [0; 32];
-    let read = rustix::io::pread(lock, &mut text, 0).ok()?;
-    std::str::from_utf8(&text[..read]).ok()?.trim().parse().ok()
-}
-
-/// Takes the lock; `None` when the file was removed by its previous holder between opening and locking, or, when
-/// only looking, is not there.
-fn lock(path: &Path, dir: &OwnedFd, locking: Locking) -> Result<Option<OwnedFd>, DirError> {
-    let failed = |errno: Errno| failed("lock", path, errno);
-    let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    if locking == Locking::Take {
-        flags |= OFlags::CREATE;
-    }
-    let fd = match rustix::fs::openat(dir, LOCK, flags, Mode::RUSR | Mode::WUSR) {
-        Ok(fd) => fd,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(errno) => return Err(failed(errno)),
-    };
-    let until = Instant::now() + CHILDREN_BEGIN;
-    loop {
-        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => break,
-            Err(Errno::WOULDBLOCK) => {}
-            Err(errno) => return Err(failed(errno)),
-        }
-        let holder = holder(&fd);
-        if Instant::now() >= until || !holder.is_some_and(is_dead) {
-            return Err(DirError::Held {
-                path: path.to_owned(),
-                holder,
-            });
-        }
-        sleep(Duration::from_millis(1));
-    }
-    let ours = rustix::fs::fstat(&fd).map_err(failed)?;
-    match rustix::fs::stat(path.join(LOCK)) {
-        Ok(named) if (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino) => {}
-        Ok(_) | Err(Errno::NOENT) => return Ok(None),
-        Err(errno) => return Err(failed(errno)),
-    }
-    if locking == Locking::Look {
-        return Ok(Some(fd));
-    }
-    let mut file = std::fs::File::from(fd);
-    let written = file
-        .set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    match written {
-        Ok(()) => Ok(Some(file.into())),
-        Err(source) => Err(DirError::Io {
-            action: "lock",
-            path: path.to_owned(),
-            source,
-        }),
     }
 }
 

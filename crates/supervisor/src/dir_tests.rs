@@ -15,6 +15,36 @@ fn place() -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
+/// The directory of a sandbox whose supervisor was killed.
+fn left() -> (tempfile::TempDir, PathBuf) {
+    let (keep, path) = place();
+    SandboxDir::claim(&path).unwrap().leave();
+    (keep, path)
+}
+
+/// Everything that is in a directory, with modes and contents.
+fn listing(dir: &Path) -> Vec<(PathBuf, u32, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut next = vec![dir.to_owned()];
+    while let Some(path) = next.pop() {
+        let metadata = std::fs::symlink_metadata(&path).unwrap();
+        let content = match metadata.is_file() {
+            true => std::fs::read(&path).unwrap(),
+            false => Vec::new(),
+        };
+        if metadata.is_dir() {
+            next.extend(
+                std::fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+        }
+        found.push((path, metadata.permissions().mode(), content));
+    }
+    found.sort();
+    found
+}
+
 #[test]
 fn a_claimed_directory_is_private_and_goes_completely() {
     let (_keep, path) = place();
@@ -50,7 +80,7 @@ fn a_child_of_a_dead_holder_is_waited_for() {
     let mut dead = Command::new("true").spawn().unwrap();
     let pid = dead.id();
     dead.wait().unwrap();
-    std::fs::write(path.join(LOCK), pid.to_string()).unwrap();
+    std::fs::write(path.join(LOCK), format!("nydusbox sandbox\n{pid}\n")).unwrap();
     let mut child = Command::new("sleep").arg("0.05").stdin(lock).spawn().unwrap();
     // As if it were killed: nothing is removed.
     first.leave();
@@ -60,8 +90,7 @@ fn a_child_of_a_dead_holder_is_waited_for() {
 
 #[test]
 fn a_live_api_socket_is_refused_and_stays() {
-    let (_keep, path) = place();
-    std::fs::create_dir_all(&path).unwrap();
+    let (_keep, path) = left();
     let _api = UnixListener::bind(path.join(API_SOCKET)).unwrap();
     match SandboxDir::claim(&path) {
         Err(DirError::SocketInUse { holder, path }) => {
@@ -74,8 +103,7 @@ fn a_live_api_socket_is_refused_and_stays() {
 
 #[test]
 fn a_live_vhost_socket_is_refused_without_being_connected_to() {
-    let (_keep, path) = place();
-    std::fs::create_dir_all(&path).unwrap();
+    let (_keep, path) = left();
     let vhost = UnixListener::bind(path.join(VHOST_SOCKET)).unwrap();
     vhost.set_nonblocking(true).unwrap();
     assert!(matches!(
@@ -87,8 +115,7 @@ fn a_live_vhost_socket_is_refused_without_being_connected_to() {
 
 #[test]
 fn sockets_of_a_dead_daemon_are_removed() {
-    let (_keep, path) = place();
-    std::fs::create_dir_all(&path).unwrap();
+    let (_keep, path) = left();
     for name in [API_SOCKET, VHOST_SOCKET] {
         drop(UnixListener::bind(path.join(name)).unwrap());
         assert!(path.join(name).exists());
@@ -117,6 +144,101 @@ fn a_symlink_is_not_followed() {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     symlink(&elsewhere, &path).unwrap();
     assert!(matches!(SandboxDir::claim(&path), Err(DirError::Io { .. })));
+}
+
+/// Directories that were never a sandbox's, whatever the names in them: kept byte for byte and mode for mode.
+#[test]
+fn what_nothing_shows_to_be_a_sandboxs_is_not_touched() {
+    type Files<'a> = &'a [(&'a str, &'a str)];
+    const PRIVATE: u32 = 0o700;
+    let all: Vec<_> = FILES
+        .iter()
+        .chain(&[LOCK])
+        .map(|name| (*name, "precious"))
+        .collect();
+    let cases: &[(&str, u32, Files<'_>)] = &[
+        ("names-of-ours", 0o755, &all),
+        ("names-of-ours-in-private", PRIVATE, &all),
+        ("one-name", PRIVATE, &[(CERTIFICATES, "")]),
+        ("empty-document", PRIVATE, &[(STATE, "")]),
+        ("pid", PRIVATE, &[(LOCK, "4242\n")]),
+        ("lock-for-all", 0o755, &[(LOCK, "")]),
+        ("lock-and-more", PRIVATE, &[(LOCK, ""), ("index", "")]),
+        ("lock-and-log", PRIVATE, &[(LOCK, ""), (LOG, "")]),
+        ("other-document", PRIVATE, &[(LOCK, ""), (STATE, "{}")]),
+        ("no-lock", PRIVATE, &[("main.rs", "precious")]),
+    ];
+    let state = tempfile::tempdir().unwrap();
+    for (name, mode, files) in cases {
+        let dir = state.path().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        for (file, content) in *files {
+            std::fs::write(dir.join(file), content).unwrap();
+            std::fs::set_permissions(dir.join(file), PermissionsExt::from_mode(0o600)).unwrap();
+        }
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(*mode)).unwrap();
+    }
+    // A lock that is none of ours could be.
+    for name in ["lock-is-a-link", "lock-is-a-directory"] {
+        std::fs::create_dir(state.path().join(name)).unwrap();
+    }
+    symlink("../pid/lock", state.path().join("lock-is-a-link/lock")).unwrap();
+    std::fs::create_dir(state.path().join("lock-is-a-directory/lock")).unwrap();
+    let before = listing(state.path());
+    for entry in std::fs::read_dir(state.path()).unwrap() {
+        let path = entry.unwrap().path();
+        for opened in [
+            SandboxDir::look(&path).map(drop),
+            SandboxDir::enter(&path).map(drop),
+            SandboxDir::claim(&path).map(drop),
+        ] {
+            assert!(
+                matches!(opened, Err(DirError::Foreign { .. })),
+                "{path:?} {opened:?}"
+            );
+        }
+    }
+    for dry_run in [true, false] {
+        let report = crate::sweep(state.path(), dry_run).unwrap();
+        assert_eq!(report.foreign.len(), cases.len() + 2);
+        assert!(report.sandboxes.is_empty() && !report.is_clean(), "{report:?}");
+    }
+    assert_eq!(listing(state.path()), before);
+}
+
+#[test]
+fn a_strangers_file_in_a_sandboxs_directory_is_named_and_everything_stays() {
+    let (keep, path) = left();
+    std::fs::write(path.join(LOG), "log").unwrap();
+    std::fs::write(path.join("precious"), "x").unwrap();
+    let before = listing(keep.path());
+    for opened in [
+        SandboxDir::enter(&path).map(drop),
+        SandboxDir::claim(&path).map(drop),
+    ] {
+        match opened {
+            Err(DirError::Stranger { path: stranger }) => assert_eq!(stranger, path.join("precious")),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(listing(keep.path()), before);
+    std::fs::remove_file(path.join("precious")).unwrap();
+    assert!(SandboxDir::claim(&path).is_ok());
+}
+
+/// For a start any empty directory will do; a sweep takes one only if we could have made it.
+#[test]
+fn of_empty_directories_only_a_private_one_is_taken_for_a_remnant() {
+    let (_keep, path) = place();
+    std::fs::create_dir_all(&path).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    assert!(matches!(SandboxDir::enter(&path), Err(DirError::Foreign { .. })));
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o700)).unwrap();
+    assert!(matches!(SandboxDir::enter(&path), Ok(Entered::Locked(_))));
+    std::fs::remove_file(path.join(LOCK)).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    drop(SandboxDir::claim(&path).unwrap());
+    assert!(!path.exists());
 }
 
 /// Claiming and removing in a race: whoever has the claim is alone, and nothing is left at the end.

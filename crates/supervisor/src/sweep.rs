@@ -3,7 +3,7 @@
 //! A sandbox whose supervisor lives is left alone: its directory's lock says so. Of the others the daemon is killed
 //! (one that should go on is for [`crate::Sandbox::adopt`]), binds and cgroup are undone, and the files with names of
 //! ours are removed. What has another name, another owner, or a document that is not understood is reported and
-//! stays. Nothing in a snapshot or in a shared directory is removed but empty directories that were made for a bind.
+//! stays, and so does every directory in which nothing shows that it is a sandbox's, as it is. Nothing in a snapshot or in a shared directory is removed but empty directories that were made for a bind.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -100,10 +100,11 @@ pub fn sweep(state_dir: impl AsRef<Path>, dry_run: bool) -> io::Result<SweepRepo
             .to_str()
             .and_then(|name| SandboxId::new(name).ok());
         match id {
-            Some(id) if entry.file_type()?.is_dir() => {
-                // `None`: it went while we looked.
-                report.sandboxes.extend(sweep_one(id, &entry.path(), dry_run));
-            }
+            Some(id) if entry.file_type()?.is_dir() => match sweep_one(id, &entry.path(), dry_run) {
+                Swept::Gone => {}
+                Swept::Foreign => report.foreign.push(entry.path()),
+                Swept::Sandbox(swept) => report.sandboxes.push(swept),
+            },
             _ => report.foreign.push(entry.path()),
         }
     }
@@ -112,7 +113,15 @@ pub fn sweep(state_dir: impl AsRef<Path>, dry_run: bool) -> io::Result<SweepRepo
     Ok(report)
 }
 
-fn sweep_one(id: SandboxId, path: &Path, dry_run: bool) -> Option<SweptSandbox> {
+/// What a directory was.
+enum Swept {
+    Sandbox(SweptSandbox),
+    /// It went while we looked.
+    Gone,
+    Foreign,
+}
+
+fn sweep_one(id: SandboxId, path: &Path, dry_run: bool) -> Swept {
     let mut swept = SweptSandbox {
         id,
         verdict: SweepVerdict::Abandoned,
@@ -125,7 +134,7 @@ fn sweep_one(id: SandboxId, path: &Path, dry_run: bool) -> Option<SweptSandbox> 
         false => SandboxDir::enter(path),
     };
     let remains = match entered {
-        Ok(Entered::Missing) => return None,
+        Ok(Entered::Missing) => return Swept::Gone,
         Ok(Entered::Locked(dir)) => Remains::inspect(dir),
         Err(error) => Err(error),
     };
@@ -139,6 +148,7 @@ fn sweep_one(id: SandboxId, path: &Path, dry_run: bool) -> Option<SweptSandbox> 
             };
             swept.leftovers = left.iter().map(|left| chain(left)).collect();
         }
+        Err(DirError::Foreign { .. }) => return Swept::Foreign,
         Err(DirError::Held { holder, .. }) => swept.verdict = SweepVerdict::InUse { supervisor: holder },
         Err(error) => {
             swept.verdict = SweepVerdict::Kept {
@@ -146,5 +156,5 @@ fn sweep_one(id: SandboxId, path: &Path, dry_run: bool) -> Option<SweptSandbox> 
             }
         }
     }
-    Some(swept)
+    Swept::Sandbox(swept)
 }

@@ -11,6 +11,8 @@ mod mounts;
 mod supervisor;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use killed::{Scene, Supervised};
 use mounts::own_mounts_or_skip;
@@ -308,7 +310,6 @@ async fn a_state_of_a_newer_version_is_refused_and_stays() {
 #[tokio::test]
 async fn secrets_are_in_the_document_and_nowhere_else() {
     own_mounts_or_skip!();
-    use std::os::unix::fs::PermissionsExt;
     let scene = Scene::new();
     fs::write(scene.place.path("config"), r#"{"auth":"c2VjcmV0"}"#).unwrap();
     let [program, _] = programs();
@@ -345,37 +346,94 @@ async fn a_sweep_first_tells_and_then_does() {
     scene.assert_clean();
 }
 
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+fn write_private(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    set_mode(path, 0o600);
+}
+
+/// A copy has all that shows whose it is; what its document names is the original's.
+#[tokio::test]
+async fn a_copy_of_a_sandboxs_directory_is_not_taken_for_it() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    let [program, _] = programs();
+    Supervised::after(&scene.place, &program, &["start", "mount"]).kill();
+    let copy = scene.place.path("state/s2");
+    fs::create_dir(&copy).unwrap();
+    for name in ["lock", "state.json", "daemon.lock"] {
+        fs::copy(scene.place.path("state/s1").join(name), copy.join(name)).unwrap();
+    }
+    let adopted = Sandbox::adopt(scene.place.path("state"), &SandboxId::new("s2").unwrap()).await;
+    assert!(
+        matches!(adopted, Err(AdoptError::Dir(DirError::Foreign { .. }))),
+        "{adopted:?}"
+    );
+    assert_eq!(scene.binds().len(), 1);
+    let report = sweep(scene.place.path("state"), false).unwrap();
+    assert_eq!(report.foreign, std::slice::from_ref(&copy));
+    assert_eq!(fs::read_dir(&copy).unwrap().count(), 3);
+    fs::remove_dir_all(&copy).unwrap();
+    scene.assert_clean();
+}
+
 #[tokio::test]
 async fn a_sweep_takes_remnants_and_leaves_what_is_foreign() {
     let scene = Scene::new();
     let state = scene.place.path("state");
-    for name in ["empty", "half", "foreign-inside", "cut"] {
-        fs::create_dir_all(state.join(name)).unwrap();
+    // Each as a crash of a start can leave it.
+    for name in ["empty", "begun", "half", "cut"] {
+        fs::create_dir(state.join(name)).unwrap();
+        set_mode(&state.join(name), 0o700);
     }
-    fs::write(state.join("half/state.json.new"), "{\"vers").unwrap();
-    fs::write(state.join("half/lock"), "").unwrap();
+    write_private(&state.join("begun/lock"), "");
+    write_private(&state.join("half/lock"), "nydusbox sandbox\n4242\n");
+    write_private(&state.join("half/state.json.new"), "{\"vers");
     // A machine that stopped before the content was on the disk.
-    fs::write(state.join("cut/state.json"), "").unwrap();
-    fs::write(state.join("foreign-inside/api.sock"), "").unwrap();
-    fs::write(state.join("foreign-inside/precious"), "x").unwrap();
+    write_private(&state.join("cut/lock"), "");
+    write_private(&state.join("cut/state.json"), "");
+    write_private(&state.join("cut/daemon.log"), "log");
+    for name in ["a-directory", "a-stranger-inside"] {
+        fs::create_dir(state.join(name)).unwrap();
+    }
+    fs::write(state.join("a-directory/lock"), "").unwrap();
+    fs::write(state.join("a-directory/api.sock"), "").unwrap();
+    set_mode(&state.join("a-directory"), 0o750);
+    write_private(&state.join("a-stranger-inside/lock"), "nydusbox sandbox\n4242\n");
+    write_private(&state.join("a-stranger-inside/precious"), "x");
     fs::write(state.join("a-file"), "x").unwrap();
     fs::create_dir(scene.place.path("elsewhere")).unwrap();
     fs::write(scene.place.path("elsewhere/lock"), "x").unwrap();
     std::os::unix::fs::symlink(scene.place.path("elsewhere"), state.join("link")).unwrap();
     let report = sweep(&state, false).unwrap();
-    assert_eq!(report.foreign, [state.join("a-file"), state.join("link")]);
-    let left: Vec<_> = report
-        .sandboxes
-        .iter()
-        .filter(|s| !s.leftovers.is_empty())
-        .collect();
-    assert_eq!(left.len(), 1);
-    assert_eq!(left[0].id.as_str(), "foreign-inside");
-    assert!(state.join("foreign-inside/precious").exists());
-    assert!(scene.place.path("elsewhere/lock").exists());
-    for gone in ["empty", "half", "cut"] {
-        assert!(!state.join(gone).exists(), "{gone}");
+    let foreign = ["a-directory", "a-file", "link"].map(|name| state.join(name));
+    assert_eq!(report.foreign, foreign);
+    for swept in &report.sandboxes {
+        match (swept.id.as_str(), &swept.verdict) {
+            ("a-stranger-inside", SweepVerdict::Kept { reason }) => {
+                assert!(reason.contains("a-stranger-inside/precious"), "{reason}");
+            }
+            (_, verdict) => assert_eq!(*verdict, SweepVerdict::Abandoned),
+        }
+        assert_eq!(swept.leftovers, Vec::<String>::new());
     }
+    let mut left: Vec<_> = fs::read_dir(&state)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["a-directory", "a-file", "a-stranger-inside", "link"]);
+    let mode = fs::metadata(state.join("a-directory"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o7777, 0o750);
+    assert!(state.join("a-directory/api.sock").exists() && state.join("a-directory/lock").exists());
+    assert!(state.join("a-stranger-inside/precious").exists());
+    assert_eq!(fs::read(scene.place.path("elsewhere/lock")).unwrap(), b"x");
     assert!(sweep(scene.place.path("none"), false).unwrap().is_clean());
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use nydusbox::{CONTROL_SOCKET, LOCK_FILE};
+use nydusbox::{CONTROL_SOCKET, LOCK_FILE, lock_owner};
 use nydusbox_protocol::SandboxId;
 use tokio::net::UnixStream;
 
@@ -40,7 +40,7 @@ impl Presence {
         let lock = dir.join(LOCK_FILE);
         let owner = std::fs::read_to_string(&lock)
             .ok()
-            .and_then(|text| text.trim().parse().ok());
+            .and_then(|text| lock_owner(&text));
         match std::fs::metadata(&lock) {
             Ok(file) if is_locked(file.ino()) => Self::Busy { owner },
             Ok(_) => Self::Abandoned { owner },

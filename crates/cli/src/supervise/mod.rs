@@ -403,6 +403,10 @@ fn start_error(error: &StartError) -> ControlError {
                 "its supervisor is gone: `nydusbox adopt {id}` takes it over, `nydusbox sweep` removes it"
             )),
         ),
+        StartCause::Dir(DirError::Foreign { .. }) => {
+            let hint = "it is left as it is: choose another id, or another directory with --state-dir";
+            ControlError::of(Code::StartFailed, failure.hint(hint))
+        }
         StartCause::Dir(DirError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
             let hint = "without root: set XDG_RUNTIME_DIR, or name a directory of your own with --state-dir";
             ControlError::of(Code::StartFailed, failure.hint(hint))
@@ -414,7 +418,9 @@ fn start_error(error: &StartError) -> ControlError {
 fn adopt_error(id: &SandboxId, error: &AdoptError) -> ControlError {
     let failure = Failure::of(error);
     match error {
-        AdoptError::Missing { .. } => ControlError::of(Code::NoSandbox, failure),
+        AdoptError::Missing { .. } | AdoptError::Dir(DirError::Foreign { .. }) => {
+            ControlError::of(Code::NoSandbox, failure)
+        }
         AdoptError::Dir(DirError::Held { .. }) => ControlError::of(
             Code::SandboxInUse,
             failure.hint(format!("its supervisor lives; `nydusbox status {id}` shows it")),
