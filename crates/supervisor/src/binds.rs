@@ -1,8 +1,9 @@
 //! A snapshot's directory made visible in the share: the bind mount at `<share>/<container>/snapshotdir`.
 //!
 //! The guest writes into the share, so nothing in it is trusted: every component is opened without following a
-//! symlink, below the descriptor of the one before. What is unmounted must be the very directory that was bound,
-//! by device and inode; directories are removed only if they were made here, only when empty, never as a tree.
+//! symlink, below the descriptor of the one before. What is unmounted must be the very mount that was made, by its number
+//! and by the directory that was bound (only that where a predecessor could not write the number down: another sandbox may
+//! have bound the same directory); directories are removed only if they were made here, only when empty, never as a tree.
 //! The files below `fs/` and `work/` are not touched by anything in this file. Whoever calls [`Bind::make`] has
 //! entered the [`Bind`] in the [`book`] before, so that it is undone whatever happens. The steps on the file
 //! system are in [`steps`].
@@ -20,7 +21,7 @@ mod book;
 mod steps;
 
 pub(crate) use book::BindBook;
-use steps::{Detached, Share};
+use steps::{ContainerDir, Detached, Share};
 
 /// Where a container's snapshot directory appears, in the container's directory of the share.
 const SNAPSHOTDIR: &str = "snapshotdir";
@@ -93,9 +94,46 @@ pub(crate) struct Bind {
     pub(crate) source: PathBuf,
     pub(crate) inode: Inode,
     pub(crate) made: Made,
-    /// The mount's number in `/proc/self/mountinfo`, once it is made.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) mount_id: Option<u64>,
+    #[serde(default, rename = "mount_id", skip_serializing_if = "Mounted::has_no_number")]
+    pub(crate) mounted: Mounted,
+}
+
+/// Whether the directory is mounted where it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "Option<u64>", into = "Option<u64>")]
+pub(crate) enum Mounted {
+    /// Not by us: it was not done yet, or failed, or is undone.
+    Not,
+    /// A predecessor may have done it: it was not written down any more.
+    #[default]
+    Perhaps,
+    /// As the mount with this number in `/proc/self/mountinfo`.
+    As(u64),
+}
+
+impl Mounted {
+    fn number(self) -> Option<u64> {
+        match self {
+            Self::Not | Self::Perhaps => None,
+            Self::As(number) => Some(number),
+        }
+    }
+
+    fn has_no_number(&self) -> bool {
+        self.number().is_none()
+    }
+}
+
+impl From<Option<u64>> for Mounted {
+    fn from(number: Option<u64>) -> Self {
+        number.map_or(Self::Perhaps, Self::As)
+    }
+}
+
+impl From<Mounted> for Option<u64> {
+    fn from(mounted: Mounted) -> Self {
+        mounted.number()
+    }
 }
 
 impl Bind {
@@ -121,8 +159,17 @@ impl Bind {
             source: source.to_owned(),
             inode,
             made,
-            mount_id: None,
+            mounted: Mounted::Not,
         })
+    }
+
+    /// Plans anew what was undone but for directories, which are still ours to remove.
+    fn plan_again(&mut self, new: Self) {
+        let was = self.made;
+        *self = new;
+        self.made.container |= was.container;
+        self.made.snapshotdir |= was.snapshotdir;
+        self.made.rootfs |= was.rootfs;
     }
 
     /// Whether both put the same directory at the same place.
@@ -138,8 +185,8 @@ impl Bind {
     /// Makes the directories and the mount. On an error what was done so far is undone.
     pub(crate) fn make(&mut self) -> Result<(), BindError> {
         match self.try_make() {
-            Ok(mount_id) => {
-                self.mount_id = Some(mount_id);
+            Ok(number) => {
+                self.mounted = Mounted::As(number);
                 Ok(())
             }
             Err(error) => {
@@ -172,16 +219,22 @@ impl Bind {
         dir.attach(&source, &self.source, SNAPSHOTDIR)
     }
 
-    /// The mount's number, if the snapshot's directory is mounted where it should be.
-    fn find_mount(&self) -> Option<u64> {
-        let dir = Share::open(&self.share).ok()?.container(&self.container).ok()?;
-        let (inode, mount_id) = dir.mounted(SNAPSHOTDIR).ok()??;
-        Some(mount_id).filter(|_| inode == self.inode)
+    /// Looks whether the snapshot's directory is mounted where it should be, if that is not known.
+    fn find_mount(&mut self) {
+        if self.mounted != Mounted::Perhaps {
+            return;
+        }
+        let find = || {
+            let dir = Share::open(&self.share).ok()?.container(&self.container).ok()?;
+            let (inode, number) = dir.mounted(SNAPSHOTDIR).ok()??;
+            (inode == self.inode).then_some(number)
+        };
+        self.mounted = find().map_or(Mounted::Not, Mounted::As);
     }
 
     /// Takes the mount and the directories away, each whatever became of the others; says what is left. What is
     /// gone already is no failure.
-    pub(crate) fn undo(&self) -> Vec<Leftover> {
+    pub(crate) fn undo(&mut self) -> Vec<Leftover> {
         let mut left = Vec::new();
         let share = match Share::open(&self.share) {
             Ok(share) => share,
@@ -192,19 +245,9 @@ impl Bind {
         };
         let path = self.share.join(self.container.as_str());
         let dir = share.container(&self.container);
-        let detached = dir.as_ref().map(|dir| dir.detach(SNAPSHOTDIR, self.inode));
-        match detached {
-            Ok(Ok(Detached::Ours)) => {}
-            // It may have moved: the guest can rename the container's directory, the mount goes along.
-            Ok(Ok(Detached::Nothing)) | Err(_) => self.undo_elsewhere(&mut left),
-            Ok(Ok(Detached::Foreign)) => left.push(Leftover::Mount {
-                path: path.join(SNAPSHOTDIR),
-                source: io::Error::other("something else is mounted there"),
-            }),
-            Ok(Err(error)) => left.push(Leftover::Mount {
-                path: path.join(SNAPSHOTDIR),
-                source: io::Error::other(error),
-            }),
+        match self.detach(dir.as_ref().ok()) {
+            None => self.mounted = Mounted::Not,
+            Some(mount) => left.push(mount),
         }
         match dir {
             Ok(dir) => {
@@ -225,13 +268,37 @@ impl Bind {
         left
     }
 
-    fn undo_elsewhere(&self, left: &mut Vec<Leftover>) {
-        let Some((path, outcome)) = self.mount_id.and_then(|id| steps::detach_by_id(id, self.inode)) else {
-            return;
+    /// Takes the mount away, if there is one of ours; what is left of it.
+    fn detach(&self, dir: Option<&ContainerDir>) -> Option<Leftover> {
+        let number = match self.mounted {
+            Mounted::Not => return None,
+            Mounted::Perhaps => None,
+            Mounted::As(number) => Some(number),
         };
+        let detached = dir.map_or(Ok(Detached::Nothing), |dir| {
+            dir.detach(SNAPSHOTDIR, self.inode, number)
+        });
+        let why = match detached {
+            Ok(Detached::Ours) => return None,
+            // It may have moved: the guest can rename the container's directory, the mount goes along.
+            Ok(Detached::Nothing) => return number.and_then(|number| self.detach_elsewhere(number)),
+            Ok(Detached::Covered) => io::Error::other("something else is mounted on it"),
+            Err(error) => io::Error::other(error),
+        };
+        Some(Leftover::Mount {
+            path: self.target(),
+            source: why,
+        })
+    }
+
+    fn detach_elsewhere(&self, number: u64) -> Option<Leftover> {
+        let (path, outcome) = steps::detach_by_id(number, self.inode)?;
         match outcome {
-            Ok(()) => tracing::info!(path = %path.display(), "unmounted a snapshot directory that had moved"),
-            Err(source) => left.push(Leftover::Mount { path, source }),
+            Ok(()) => {
+                tracing::info!(path = %path.display(), "unmounted a snapshot directory that had moved");
+                None
+            }
+            Err(source) => Some(Leftover::Mount { path, source }),
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use nydusbox_protocol::MountPoint;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 
 use super::*;
@@ -54,6 +55,23 @@ impl Scene {
         bind
     }
 
+    /// What a successor that knows only what was planned would find.
+    fn found(&self) -> Mounted {
+        let mut bind = self.plan().unwrap();
+        bind.mounted = Mounted::Perhaps;
+        bind.find_mount();
+        bind.mounted
+    }
+
+    /// Enters a bind of `snapshot` for the image of `c1`, which is not mounted, and makes it.
+    fn mount_in(&self, book: &mut BindBook, snapshot: &str) -> Result<(), BindError> {
+        let container = ContainerId::new("c1").unwrap();
+        let at = MountPoint::rafs_lowerdir(&container);
+        let share = self.path("share");
+        assert!(book.enter(&at, false, &share, &container, &self.path(snapshot))?);
+        book.make(&at)
+    }
+
     fn share_is_empty(&self) -> bool {
         fs::read_dir(self.path("share")).unwrap().next().is_none()
     }
@@ -91,9 +109,9 @@ macro_rules! scene_or_skip {
 #[test]
 fn the_snapshot_appears_in_the_share_and_goes_without_a_trace() {
     let scene = scene_or_skip!();
-    let bind = scene.made();
-    assert_eq!(bind.find_mount(), bind.mount_id);
-    assert!(bind.mount_id.is_some());
+    let mut bind = scene.made();
+    assert!(matches!(bind.mounted, Mounted::As(_)));
+    assert_eq!(scene.found(), bind.mounted);
     fs::write(scene.path("share/c1/snapshotdir/fs/new"), "guest").unwrap();
     assert_eq!(
         fs::read_to_string(scene.path("snapshot/fs/new")).unwrap(),
@@ -101,14 +119,14 @@ fn the_snapshot_appears_in_the_share_and_goes_without_a_trace() {
     );
     assert!(scene.path("share/c1/rootfs").is_dir());
     assert!(bind.undo().is_empty());
-    assert!(bind.find_mount().is_none() && scene.share_is_empty() && scene.mounts().is_empty());
+    assert!(scene.found() == Mounted::Not && scene.share_is_empty() && scene.mounts().is_empty());
     assert!(bind.undo().is_empty(), "again is no failure");
 }
 
 #[test]
 fn a_file_held_open_does_not_hold_the_mount() {
     let scene = scene_or_skip!();
-    let bind = scene.made();
+    let mut bind = scene.made();
     let held = fs::File::open(scene.path("share/c1/snapshotdir/fs/precious")).unwrap();
     assert!(bind.undo().is_empty());
     assert!(scene.mounts().is_empty() && scene.share_is_empty());
@@ -120,7 +138,7 @@ fn mounts_below_one_end_do_not_appear_at_the_other() {
     let scene = scene_or_skip!();
     mount_bind(scene.path("snapshot"), scene.path("snapshot")).unwrap();
     mount_change(scene.path("snapshot"), MountPropagationFlags::SHARED).unwrap();
-    let bind = scene.made();
+    let mut bind = scene.made();
     mount_bind(
         scene.path("share/c1/rootfs"),
         scene.path("share/c1/snapshotdir/work"),
@@ -137,7 +155,7 @@ fn mounts_below_one_end_do_not_appear_at_the_other() {
 fn directories_that_were_there_stay() {
     let scene = scene_or_skip!();
     fs::create_dir_all(scene.path("share/c1/rootfs")).unwrap();
-    let bind = scene.made();
+    let mut bind = scene.made();
     assert!(bind.undo().is_empty());
     assert!(scene.path("share/c1/rootfs").is_dir());
     assert!(!scene.path("share/c1/snapshotdir").exists());
@@ -146,7 +164,7 @@ fn directories_that_were_there_stay() {
 #[test]
 fn what_the_guest_wrote_beside_it_is_left_and_named() {
     let scene = scene_or_skip!();
-    let bind = scene.made();
+    let mut bind = scene.made();
     fs::write(scene.path("share/c1/rootfs/file"), "").unwrap();
     match bind.undo().as_slice() {
         [Leftover::Path { path, .. }] => assert_eq!(path, &scene.path("share/c1/rootfs")),
@@ -187,7 +205,7 @@ fn a_symlink_is_refused_wherever_it_is() {
 #[test]
 fn a_symlink_put_in_place_of_the_container_is_not_followed_by_the_clean_up() {
     let scene = scene_or_skip!();
-    let bind = scene.made();
+    let mut bind = scene.made();
     fs::create_dir_all(scene.path("elsewhere/snapshotdir")).unwrap();
     fs::create_dir_all(scene.path("elsewhere/rootfs")).unwrap();
     fs::rename(scene.path("share/c1"), scene.path("share/moved")).unwrap();
@@ -210,7 +228,7 @@ fn a_foreign_mount_is_neither_covered_nor_taken_away() {
     assert_eq!(scene.mounts().len(), 1);
     unmount(scene.path("share/c1/snapshotdir"), UnmountFlags::empty()).unwrap();
 
-    let bind = scene.made();
+    let mut bind = scene.made();
     mount_bind(scene.path("foreign"), scene.path("share/c1/snapshotdir")).unwrap();
     let left = bind.undo();
     assert!(matches!(left.first(), Some(Leftover::Mount { .. })), "{left:?}");
@@ -221,11 +239,11 @@ fn a_foreign_mount_is_neither_covered_nor_taken_away() {
 #[test]
 fn only_the_bind_that_is_meant_is_undone() {
     let scene = scene_or_skip!();
-    let first = scene.made();
+    let mut first = scene.made();
     let container = ContainerId::new("c2").unwrap();
-    let second = Bind::plan(&scene.path("share"), &container, &scene.path("snapshot")).unwrap();
+    let mut second = Bind::plan(&scene.path("share"), &container, &scene.path("snapshot")).unwrap();
     assert!(second.undo().is_empty());
-    assert!(first.find_mount().is_some());
+    assert_eq!(scene.found(), first.mounted);
     assert!(first.undo().is_empty());
 }
 
@@ -239,4 +257,110 @@ fn a_snapshot_that_was_replaced_is_not_bound() {
     assert!(scene.share_is_empty());
     fs::remove_dir(scene.path("snapshot")).unwrap();
     fs::rename(scene.path("old"), scene.path("snapshot")).unwrap();
+}
+
+/// A guest left a file, so that a directory stays in the book. What is mounted next is bound all the same.
+#[test]
+fn after_a_leftover_the_next_mount_is_bound_with_whatever_snapshot_it_has() {
+    let scene = scene_or_skip!();
+    fs::create_dir_all(scene.path("other/fs")).unwrap();
+    let mut book = BindBook::default();
+    for snapshot in ["snapshot", "snapshot", "other"] {
+        scene.mount_in(&mut book, snapshot).unwrap();
+        assert_eq!(scene.mounts().len(), 1, "{snapshot}");
+        let precious = scene.path("share/c1/snapshotdir/fs/precious");
+        assert_eq!(precious.exists(), snapshot == "snapshot");
+        fs::write(scene.path("share/c1/rootfs/file"), "").unwrap();
+        let left = book.undo_all_but(|_| false);
+        assert!(matches!(&left[..], [Leftover::Path { .. }]), "{left:?}");
+        assert!(scene.mounts().is_empty());
+    }
+    fs::remove_file(scene.path("share/c1/rootfs/file")).unwrap();
+    assert!(book.undo_all_but(|_| false).is_empty());
+    assert!(scene.share_is_empty(), "they are still known to be ours");
+}
+
+#[test]
+fn what_could_not_be_unmounted_is_not_bound_anew() {
+    let scene = scene_or_skip!();
+    let mut book = BindBook::default();
+    scene.mount_in(&mut book, "snapshot").unwrap();
+    fs::create_dir(scene.path("foreign")).unwrap();
+    mount_bind(scene.path("foreign"), scene.path("share/c1/snapshotdir")).unwrap();
+    let left = book.undo_all_but(|_| false);
+    assert!(left.iter().any(Leftover::needs_the_document), "{left:?}");
+    assert!(matches!(
+        scene.mount_in(&mut book, "snapshot"),
+        Err(BindError::Occupied { .. })
+    ));
+    unmount(scene.path("share/c1/snapshotdir"), UnmountFlags::empty()).unwrap();
+    assert!(book.undo_all_but(|_| false).is_empty());
+    assert!(scene.share_is_empty() && scene.mounts().is_empty());
+}
+
+/// Two sandboxes share one directory and have the same container with the same snapshot.
+#[test]
+fn a_bind_that_fails_leaves_the_same_one_of_another_sandbox() {
+    let scene = scene_or_skip!();
+    let mut first = scene.made();
+    let mut second = scene.plan().unwrap();
+    assert!(matches!(second.make(), Err(BindError::Occupied { .. })));
+    assert!(second.undo().is_empty());
+    assert_eq!(scene.found(), first.mounted);
+    // One that was bound and has gone, and another sandbox has bound the same since.
+    let Mounted::As(number) = first.mounted else {
+        panic!("{first:?}")
+    };
+    second.mounted = Mounted::As(number + 1);
+    assert!(second.undo().is_empty());
+    assert_eq!(scene.found(), first.mounted);
+    assert!(first.undo().is_empty());
+    assert!(scene.share_is_empty());
+}
+
+/// It is refused, and then nothing of it is in the way of the sandbox's end: neither in the book nor for a successor.
+#[test]
+fn what_a_guest_or_another_has_put_in_the_binds_place_is_no_leftover() {
+    let scene = scene_or_skip!();
+    fs::create_dir_all(scene.path("elsewhere")).unwrap();
+    let place = scene.path("share/c1/snapshotdir");
+    let symlink = || symlink(scene.path("snapshot"), &place).unwrap();
+    let file = || fs::write(&place, "guest's").unwrap();
+    let foreign = || {
+        fs::create_dir(&place).unwrap();
+        mount_bind(scene.path("elsewhere"), &place).unwrap();
+    };
+    let planted: [(&str, &dyn Fn()); 3] = [("symlink", &symlink), ("file", &file), ("mount", &foreign)];
+    for (what, plant) in planted {
+        for before_it_is_planned in [true, false] {
+            fs::create_dir(scene.path("share/c1")).unwrap();
+            if before_it_is_planned {
+                plant();
+            }
+            let mut bind = scene.plan().unwrap();
+            if !before_it_is_planned {
+                plant();
+            }
+            bind.make().unwrap_err();
+            let mut recalled = bind.clone();
+            recalled.mounted = Mounted::Perhaps;
+            for mut bind in [bind, recalled] {
+                let left = bind.undo();
+                let blocks = left.iter().any(Leftover::needs_the_document);
+                assert!(!blocks, "{what} {before_it_is_planned} {left:?}");
+                // A directory that something is mounted on cannot be removed, whoever made it.
+                assert!(left.is_empty() || what == "mount", "{what} {left:?}");
+            }
+            assert!(!scene.path("share/c1/rootfs").exists());
+            match what {
+                "mount" => {
+                    assert_eq!(scene.mounts().len(), 1);
+                    unmount(&place, UnmountFlags::empty()).unwrap();
+                    fs::remove_dir(&place).unwrap();
+                }
+                _ => fs::remove_file(&place).unwrap(),
+            }
+            fs::remove_dir(scene.path("share/c1")).unwrap();
+        }
+    }
 }

@@ -432,10 +432,11 @@ impl Driver {
             _ => return Err(MountError::NoShare { at: at.clone() }),
         };
         // What is mounted without a bind does not get one: that would be another mount than was asked for first.
-        if mounted(at).is_some() && self.binds.find(at).is_none() {
+        let is_mounted = mounted(at).is_some();
+        if is_mounted && self.binds.find(at).is_none() {
             return Err(MountError::Conflict { at: at.clone() });
         }
-        match self.binds.enter(at, share, container, source) {
+        match self.binds.enter(at, is_mounted, share, container, source) {
             Ok(true) => Ok(()),
             Ok(false) => Err(MountError::Conflict { at: at.clone() }),
             Err(source) => Err(MountError::Snapshotdir {

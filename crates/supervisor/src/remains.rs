@@ -146,7 +146,7 @@ pub(crate) fn undo_outside(document: &StateDocument) -> Vec<Leftover> {
     let mut left: Vec<_> = document
         .binds
         .iter()
-        .flat_map(|record| record.bind.undo())
+        .flat_map(|record| record.bind.clone().undo())
         .collect();
     let planned = document.cgroup.as_ref().map(|text| Path::new(&text.0));
     if let Some(path) = planned.filter(|path| is_cgroup(path)) {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nydusbox_protocol::{ContainerId, MountPoint};
 
-use super::{Bind, BindError};
+use super::{Bind, BindError, Mounted};
 use crate::dir::Leftover;
 
 /// Binds by the mount they belong to, planned ones included. Dropping it undoes them.
@@ -14,28 +14,32 @@ pub(crate) struct BindBook {
 }
 
 impl BindBook {
-    /// Plans a bind and enters it. One that is there for the same mount is kept when it is the same.
+    /// Plans a bind and enters it. Of a mount that is there (`is_mounted`) it has to be the same.
     ///
     /// `Ok(false)`: another one is there.
     pub(crate) fn enter(
         &mut self,
         at: &MountPoint,
+        is_mounted: bool,
         share: &Path,
         container: &ContainerId,
         source: &Path,
     ) -> Result<bool, BindError> {
-        if let Some(bind) = self.find(at) {
-            return Bind::plan(share, container, source).map(|new| new.is_same(bind));
+        let new = Bind::plan(share, container, source)?;
+        match self.binds.iter_mut().find(|(of, _)| of == at) {
+            Some((_, bind)) if is_mounted => return Ok(new.is_same(bind)),
+            // Of the mount that was there before, and could be undone but for directories.
+            Some((_, bind)) if bind.mounted == Mounted::Not => bind.plan_again(new),
+            Some((_, bind)) => return Err(BindError::Occupied { path: bind.target() }),
+            None => self.binds.push((at.clone(), new)),
         }
-        let bind = Bind::plan(share, container, source)?;
-        self.binds.push((at.clone(), bind));
         Ok(true)
     }
 
     /// Makes what is planned for a mount, if anything is.
     pub(crate) fn make(&mut self, at: &MountPoint) -> Result<(), BindError> {
         match self.binds.iter_mut().find(|(of, _)| of == at) {
-            Some((_, bind)) if bind.mount_id.is_none() => bind.make(),
+            Some((_, bind)) if bind.mounted == Mounted::Not => bind.make(),
             _ => Ok(()),
         }
     }
@@ -44,7 +48,7 @@ impl BindBook {
     /// others are tried again with the next call.
     pub(crate) fn undo_all_but(&mut self, stays: impl Fn(&MountPoint) -> bool) -> Vec<Leftover> {
         let mut left = Vec::new();
-        self.binds.retain(|(at, bind)| {
+        self.binds.retain_mut(|(at, bind)| {
             if stays(at) {
                 return true;
             }
@@ -70,7 +74,7 @@ impl BindBook {
     pub(crate) fn recalled(binds: impl IntoIterator<Item = (MountPoint, Bind)>) -> Self {
         let mut binds: Vec<_> = binds.into_iter().collect();
         for (_, bind) in &mut binds {
-            bind.mount_id = bind.mount_id.or_else(|| bind.find_mount());
+            bind.find_mount();
         }
         Self { binds }
     }

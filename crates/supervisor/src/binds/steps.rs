@@ -34,10 +34,10 @@ pub(super) struct ContainerDir {
 pub(super) enum Detached {
     /// It was ours and is gone.
     Ours,
-    /// Nothing is mounted there.
+    /// It is not there; something else may be.
     Nothing,
-    /// What is mounted there is not what was bound.
-    Foreign,
+    /// Something else is mounted on top of it.
+    Covered,
 }
 
 /// Opens the directory to be bound, refusing symlinks.
@@ -151,19 +151,26 @@ impl ContainerDir {
         let clone =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let tree = rustix::mount::open_tree(source, "", clone).map_err(mounting)?;
+        let number = mount_id(&tree).map_err(mounting)?;
         let by_descriptors =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(&tree, "", &target, "", by_descriptors).map_err(mounting)?;
         let root = format!("/proc/self/fd/{}", tree.as_raw_fd());
-        rustix::mount::mount_change(root, MountPropagationFlags::DOWNSTREAM).map_err(mounting)?;
-        mount_id(&tree).map_err(mounting)
+        match rustix::mount::mount_change(root, MountPropagationFlags::DOWNSTREAM) {
+            Ok(()) => Ok(number),
+            Err(errno) => {
+                self.detach(name, inode(source).map_err(mounting)?, Some(number))?;
+                Err(mounting(errno))
+            }
+        }
     }
 
     /// What is mounted on `name`, if it is a mount point, and the mount's number.
     pub(super) fn mounted(&self, name: &str) -> Result<Option<(Inode, u64)>, BindError> {
         let path = self.path.join(name);
         match open_dir(&self.fd, Path::new(name), BELOW | ResolveFlags::NO_XDEV) {
-            Ok(_) | Err(Errno::NOENT) => return Ok(None),
+            // On a link or a file of the guest's nothing of ours can be mounted.
+            Ok(_) | Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => return Ok(None),
             Err(Errno::XDEV) => {}
             Err(errno) => return Err(failed("open", &path, errno)),
         }
@@ -174,16 +181,34 @@ impl ContainerDir {
             .map_err(|errno| failed("open", &path, errno))
     }
 
-    /// Unmounts `name` if what is mounted there is `ours`. Lazily: the daemon may still have files open.
-    pub(super) fn detach(&self, name: &str, ours: Inode) -> Result<Detached, BindError> {
-        match self.mounted(name)? {
-            None => Ok(Detached::Nothing),
-            Some((found, _)) if found != ours => Ok(Detached::Foreign),
-            Some(_) => match unmount(&self.fd, name) {
+    /// Unmounts `name` if what is mounted there is `ours`, with this number if it is known. Lazily: the daemon may still
+    /// have files open.
+    pub(super) fn detach(&self, name: &str, ours: Inode, number: Option<u64>) -> Result<Detached, BindError> {
+        let Some((found, on_top)) = self.mounted(name)? else {
+            return Ok(Detached::Nothing);
+        };
+        if found == ours && number.is_none_or(|number| number == on_top) {
+            return match unmount(&self.fd, name) {
                 Ok(()) => Ok(Detached::Ours),
                 Err(errno) => Err(failed("unmount", &self.path.join(name), errno)),
-            },
+            };
         }
+        // A number is given out again: if the one on top has it, that is not ours.
+        let below = |listed: &u64| *listed != on_top && number.is_none_or(|number| number == *listed);
+        Ok(match self.listed(name).iter().any(below) {
+            true => Detached::Covered,
+            false => Detached::Nothing,
+        })
+    }
+
+    /// The numbers of all that is mounted on `name`, one on the other.
+    fn listed(&self, name: &str) -> Vec<u64> {
+        let Ok(path) = std::fs::read_link(format!("/proc/self/fd/{}", self.fd.as_raw_fd())) else {
+            return Vec::new();
+        };
+        let path = path.join(name);
+        let at = |(number, mounted): (u64, PathBuf)| (mounted == path).then_some(number);
+        mounts().into_iter().filter_map(at).collect()
     }
 }
 
@@ -197,7 +222,8 @@ fn make(dir: &OwnedFd, name: &str, path: &Path) -> Result<(), BindError> {
 
 fn remove(dir: &OwnedFd, name: &str, path: &Path) -> Result<(), BindError> {
     match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        // No directory: it is not the one that was made.
+        Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
         Err(errno) => Err(failed("remove", path, errno)),
     }
 }
@@ -209,19 +235,27 @@ fn unmount(parent: &OwnedFd, name: &str) -> rustix::io::Result<()> {
 
 /// Unmounts the mount with this number, wherever it is now, if it is `ours`: numbers are given out again.
 pub(super) fn detach_by_id(id: u64, ours: Inode) -> Option<(PathBuf, io::Result<()>)> {
-    let table = std::fs::read("/proc/thread-self/mountinfo").ok()?;
-    let table = String::from_utf8_lossy(&table);
-    let path = table.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        (fields.next()?.parse() == Ok(id)).then(|| fields.nth(3).map(unescaped))?
-    })?;
+    let (_, path) = mounts().into_iter().find(|(number, _)| *number == id)?;
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let name = path.file_name()?.to_str()?;
     let parent = open_dir(CWD, path.parent()?, resolve).ok()?;
-    let found = open_dir(&parent, Path::new(name), resolve)
-        .and_then(|root| inode(&root))
-        .ok()?;
-    (found == ours).then(|| (path.clone(), unmount(&parent, name).map_err(io::Error::from)))
+    let root = open_dir(&parent, Path::new(name), resolve).ok()?;
+    let found = (inode(&root).ok()?, mount_id(&root).ok()?);
+    (found == (ours, id)).then(|| (path.clone(), unmount(&parent, name).map_err(io::Error::from)))
+}
+
+/// Every mount by its number, and where it is.
+fn mounts() -> Vec<(u64, PathBuf)> {
+    let table = std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
+    let mount = |line: &str| {
+        // 36 35 98:0 /root /mount/point …
+        let mut fields = line.split(' ');
+        Some((fields.next()?.parse().ok()?, fields.nth(3).map(unescaped)?))
+    };
+    String::from_utf8_lossy(&table)
+        .lines()
+        .filter_map(mount)
+        .collect()
 }
 
 /// A path as in mountinfo, where space, tab, line feed and backslash are octal escapes.

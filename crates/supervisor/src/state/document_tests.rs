@@ -61,7 +61,7 @@ fn bind() -> impl Strategy<Value = BindRecord> {
                         snapshotdir,
                         rootfs,
                     },
-                    mount_id,
+                    mounted: mount_id.into(),
                 },
             },
         )
