@@ -17,6 +17,7 @@ use crate::client::ApiClient;
 use crate::config::{ConfigError, SandboxConfig};
 use crate::daemon::Daemon;
 use crate::dir::{DirError, Entered, LOG, LOG_OLD, Leftover, SandboxDir};
+use crate::environment;
 use crate::error::chain;
 use crate::events::EventSink;
 use crate::launch::{Running, Serving};
@@ -186,11 +187,15 @@ async fn take_over(
     let log = LogFile::resume(&dir.file(LOG), &dir.file(LOG_OLD)).map_err(failed("go on with the log in"))?;
     let output = Output::resume(pipe, log, config.id().clone(), config.secrets().clone())
         .map_err(failed("go on with the log in"))?;
+    let cgroup = document.daemon.as_mut().and_then(|record| {
+        let path = PathBuf::from(record.cgroup.clone()?.0);
+        // An older document does not say; but the daemon lives, and is in it.
+        record.cgroup_inode = record
+            .cgroup_inode
+            .or_else(|| environment::leaf_of(&path, daemon.pid));
+        Some((path, record.cgroup_inode?))
+    });
     let journal = Journal::new(&dir, document.clone()).map_err(failed("open"))?;
-    let record = document.daemon.as_ref();
-    let cgroup = record
-        .and_then(|record| record.cgroup.as_ref())
-        .map(|text| text.0.clone().into());
     let process = Process::adopt(daemon, lock, cgroup).map_err(failed("watch the daemon of"))?;
     dir.own();
     let reported = info.as_ref().and_then(|info| info.backend_collection.as_ref());

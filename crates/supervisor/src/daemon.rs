@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::binds::Inode;
 use crate::dir::Leftover;
 use crate::exit::{Exit, ExitCause};
 use crate::output::Output;
@@ -55,6 +56,11 @@ impl Daemon {
     /// Its cgroup, if it has one of its own.
     pub(crate) fn cgroup(&self) -> Option<&Path> {
         self.process.cgroup()
+    }
+
+    /// That cgroup's directory, by what it is.
+    pub(crate) fn cgroup_inode(&self) -> Option<Inode> {
+        self.process.cgroup_inode()
     }
 
     /// What was made for it and could not be removed when it was reaped.

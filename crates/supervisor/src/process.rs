@@ -95,7 +95,7 @@ impl Process {
     }
 
     /// Takes over a daemon that someone else has started. Must be called within a runtime.
-    pub(crate) fn adopt(daemon: Holder, lock: Inode, cgroup: Option<PathBuf>) -> io::Result<Self> {
+    pub(crate) fn adopt(daemon: Holder, lock: Inode, cgroup: Option<(PathBuf, Inode)>) -> io::Result<Self> {
         Ok(Self {
             pidfd: readable_fd(daemon.pidfd)?,
             parent: Parent::Other(lock),
@@ -163,6 +163,11 @@ impl Process {
     /// The child's cgroup, if it has one of its own.
     pub(crate) fn cgroup(&self) -> Option<&Path> {
         self.surroundings.cgroup()
+    }
+
+    /// That cgroup's directory, by what it is.
+    pub(crate) fn cgroup_inode(&self) -> Option<Inode> {
+        self.surroundings.cgroup_inode()
     }
 
     /// What was round the child and could not be removed with it.

@@ -153,9 +153,11 @@ pub(crate) fn undo_outside(document: &StateDocument) -> Vec<Leftover> {
         // If it was made it is empty; if it is not empty, another state directory has a sandbox of this name.
         let _ = rustix::fs::rmdir(path);
     }
-    let made = document.daemon.as_ref().and_then(|daemon| daemon.cgroup.as_ref());
-    if let Some(path) = made.map(|text| Path::new(&text.0)).filter(|path| is_cgroup(path))
-        && let Err(source) = environment::remove_leaf(path)
+    // No cgroup outlives the machine's end.
+    let made = document.daemon.as_ref().filter(|daemon| daemon.is_of_this_boot());
+    let made = made.and_then(|daemon| Some((Path::new(&daemon.cgroup.as_ref()?.0), daemon.cgroup_inode)));
+    if let Some((path, inode)) = made.filter(|(path, _)| is_cgroup(path))
+        && let Err(source) = environment::remove_leaf(path, inode)
     {
         left.push(Leftover::Path {
             path: path.to_owned(),
@@ -169,4 +171,50 @@ pub(crate) fn undo_outside(document: &StateDocument) -> Vec<Leftover> {
 fn is_cgroup(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     name.is_some_and(|name| name.starts_with(CGROUP_PREFIX))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use nydusbox_protocol::SandboxId;
+
+    use super::*;
+    use crate::binds::Inode;
+    use crate::config::SandboxConfig;
+    use crate::program::Program;
+    use crate::state::{DaemonRecord, OsText};
+
+    /// What is at the path of the cgroup that a dead daemon had; an empty directory goes like a cgroup.
+    #[test]
+    fn a_cgroup_is_removed_only_if_it_is_the_daemons() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nydusbox-s1");
+        let (id, program) = (SandboxId::new("s1").unwrap(), Program::stock("/bin/sh").unwrap());
+        let config = SandboxConfig::new(id.clone(), dir.path(), program.clone()).unwrap();
+        let mut document = StateDocument::new(id, program.record(), config.settings());
+        let mut stays = |change: &dyn Fn(&mut DaemonRecord, Inode)| {
+            std::fs::create_dir_all(&path).unwrap();
+            let found = std::fs::metadata(&path).unwrap();
+            let (dev, ino) = (found.dev(), found.ino());
+            let mut record = DaemonRecord::observe(std::process::id()).unwrap();
+            record.cgroup = Some(OsText(path.clone().into()));
+            record.cgroup_inode = Some(Inode { dev, ino });
+            change(&mut record, Inode { dev, ino });
+            document.daemon = Some(record);
+            let left = undo_outside(&document);
+            assert!(left.is_empty(), "{left:?}");
+            path.exists()
+        };
+        assert!(!stays(&|_, _| ()));
+        assert!(stays(&|record, inode| {
+            record.cgroup_inode = Some(Inode {
+                ino: inode.ino + 1,
+                ..inode
+            });
+        }));
+        assert!(stays(&|record, _| record.boot_id.push('x')));
+        assert!(!stays(&|record, _| record.cgroup_inode = None), "it is empty");
+    }
 }

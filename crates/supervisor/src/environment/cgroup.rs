@@ -4,15 +4,20 @@
 //! controllers to its children. A controller that the parent has but does not pass on is switched on there, which is
 //! the only thing that stays. Where the daemon is put in: [`super::prepared`].
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nydusbox_protocol::SandboxId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
 use super::LimitError;
+use crate::binds::Inode;
 
 /// How long a killed cgroup may take to be empty.
 const EMPTY_WAIT: Timespec = Timespec {
@@ -30,17 +35,45 @@ pub(super) fn leaf_name(sandbox: &SandboxId) -> String {
     format!("nydusbox-{sandbox}")
 }
 
-/// Removes the cgroup of a daemon whose supervisor is gone, with whatever is in it.
-pub(crate) fn remove_leaf(path: &Path) -> io::Result<()> {
-    Leaf::recalled(path.to_owned())
-        .remove()
-        .map_err(|(_, error)| error)
+/// Removes the cgroup of a daemon whose supervisor is gone, with whatever is in it. Of one that is known by its path only
+/// it cannot be said whose processes are in it: then it is removed if there are none.
+pub(crate) fn remove_leaf(path: &Path, inode: Option<Inode>) -> io::Result<()> {
+    match inode {
+        Some(inode) => Leaf::recalled(path.to_owned(), inode)
+            .remove()
+            .map_err(|(_, error)| error),
+        None => match rustix::fs::rmdir(path) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        },
+    }
+}
+
+/// The directory of a cgroup that is known by its path only, if a process is in it.
+pub(crate) fn leaf_of(path: &Path, pid: Pid) -> Option<Inode> {
+    let inode = inode(path).ok()?;
+    let members = std::fs::read_to_string(path.join("cgroup.procs")).ok()?;
+    let pid = pid.as_raw_nonzero().get();
+    members
+        .lines()
+        .any(|line| line.parse() == Ok(pid))
+        .then_some(inode)
+}
+
+fn inode(path: &Path) -> io::Result<Inode> {
+    let found = std::fs::symlink_metadata(path)?;
+    Ok(Inode {
+        dev: found.dev(),
+        ino: found.ino(),
+    })
 }
 
 /// A cgroup with one daemon in it. Dropping it kills what is in it and removes it.
 #[derive(Debug)]
 pub(crate) struct Leaf {
     path: PathBuf,
+    /// A sandbox of the same id in another state directory has one of the same name once this one is gone.
+    inode: Inode,
     removed: bool,
 }
 
@@ -74,12 +107,14 @@ impl Leaf {
                 }
                 made => made,
             };
-            made.map_err(|source| LimitError::Io {
-                action: "make the cgroup",
-                path: path.clone(),
-                source,
-            })?;
-            return Ok(Self { path, removed: false });
+            let inode = made
+                .and_then(|()| inode(&path))
+                .map_err(|source| LimitError::Io {
+                    action: "make the cgroup",
+                    path: path.clone(),
+                    source,
+                })?;
+            return Ok(Self::recalled(path, inode));
         }
         Err(LimitError::InUse {
             path: parent.join(name),
@@ -87,12 +122,20 @@ impl Leaf {
     }
 
     /// The leaf of a daemon that someone else has started.
-    pub(super) fn recalled(path: PathBuf) -> Self {
-        Self { path, removed: false }
+    pub(super) fn recalled(path: PathBuf, inode: Inode) -> Self {
+        Self {
+            path,
+            inode,
+            removed: false,
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) fn inode(&self) -> Inode {
+        self.inode
     }
 
     /// Sets a limit of a controller the parent passes on.
@@ -127,18 +170,21 @@ impl Leaf {
     }
 
     fn clear(&self) -> io::Result<()> {
+        let Some(dir) = self.open()? else { return Ok(()) };
         match rustix::fs::rmdir(&self.path) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             Err(Errno::BUSY) => {}
             Err(errno) => return Err(errno.into()),
         }
+        let file = |name: &str, flags| -> io::Result<File> {
+            Ok(rustix::fs::openat(&dir, name, flags | OFlags::CLOEXEC, Mode::empty())?.into())
+        };
         // Something has left the daemon's process group, but a cgroup cannot be left.
-        std::fs::write(self.path.join("cgroup.kill"), "1")?;
-        let events = self.path.join("cgroup.events");
-        let file = std::fs::File::open(&events)?;
-        while counter(&std::fs::read_to_string(&events)?, "populated") == Some(1) {
+        file("cgroup.kill", OFlags::WRONLY)?.write_all(b"1")?;
+        let mut events = file("cgroup.events", OFlags::RDONLY)?;
+        while counter(&again(&mut events)?, "populated") == Some(1) {
             // The file's change is an exceptional condition of the descriptor, told once after each read of it.
-            let mut fds = [PollFd::new(&file, PollFlags::PRI)];
+            let mut fds = [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::PRI)];
             match poll(&mut fds, Some(&EMPTY_WAIT)) {
                 Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
                 Ok(_) | Err(Errno::INTR) => {}
@@ -147,6 +193,26 @@ impl Leaf {
         }
         Ok(rustix::fs::rmdir(&self.path)?)
     }
+
+    /// Its directory, if it is still there.
+    fn open(&self) -> io::Result<Option<OwnedFd>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = match rustix::fs::open(&self.path, flags, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        let found = rustix::fs::fstat(&dir)?;
+        Ok((self.inode.dev == found.st_dev && self.inode.ino == found.st_ino).then_some(dir))
+    }
+}
+
+/// Reads a file from its beginning.
+fn again(file: &mut File) -> io::Result<String> {
+    let mut text = String::new();
+    file.rewind()?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 impl Drop for Leaf {

@@ -107,6 +107,34 @@ fn an_empty_leaf_of_a_predecessor_is_replaced() {
     assert!(!path.exists());
 }
 
+/// The sandbox of the same id in another state directory has made it since.
+#[test]
+fn another_leaf_of_the_same_name_is_left_alone() {
+    let Some(parent) = real_parent() else { return };
+    let name = format!("nydusbox-again-{}", std::process::id());
+    let mut was = Leaf::create(&parent, &name).unwrap();
+    was.removed = true;
+    std::fs::remove_dir(was.path()).unwrap();
+    let others = Leaf::create(&parent, &name).unwrap();
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    assert_eq!(leaf_of(others.path(), pid), None);
+    others.place(pid).unwrap();
+    assert_eq!(leaf_of(others.path(), pid), Some(others.inode()));
+
+    was.clear().unwrap();
+    remove_leaf(was.path(), Some(was.inode())).unwrap();
+    // Nor is one with processes in it that is known by its path only.
+    let busy = remove_leaf(was.path(), None).unwrap_err();
+    assert_eq!(busy.kind(), io::ErrorKind::ResourceBusy);
+    assert!(child.try_wait().unwrap().is_none() && others.path().exists());
+
+    let (path, inode) = (others.path().to_owned(), others.inode());
+    remove_leaf(&path, Some(inode)).unwrap();
+    assert!(!child.wait().unwrap().success() && !path.exists());
+    remove_leaf(&path, None).unwrap();
+}
+
 #[test]
 fn a_controller_that_is_not_there_is_told_by_name() {
     let dir = tempfile::tempdir().unwrap();

@@ -17,7 +17,7 @@ use nydusbox_protocol::SandboxId;
 use rustix::process::Resource;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use cgroup::remove_leaf;
+pub(crate) use cgroup::{leaf_of, remove_leaf};
 pub(crate) use prepared::{Prepared, Surroundings};
 
 /// The shell that runs the two one-line helpers.

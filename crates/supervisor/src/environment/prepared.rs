@@ -20,6 +20,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::cgroup::{self, Leaf};
 use super::guardian::Guardian;
 use super::{Environment, EnvironmentError, LimitError, OnSupervisorDeath, SHELL, rlimit};
+use crate::binds::Inode;
 use crate::error::{StartCause, chain};
 use crate::program::ProgramKind;
 
@@ -193,9 +194,9 @@ impl Prepared {
 
 impl Surroundings {
     /// What is round a daemon that someone else has started: nothing that would end with the supervisor.
-    pub(crate) fn recalled(cgroup: Option<PathBuf>) -> Self {
+    pub(crate) fn recalled(cgroup: Option<(PathBuf, Inode)>) -> Self {
         Self {
-            leaf: cgroup.map(Leaf::recalled),
+            leaf: cgroup.map(|(path, inode)| Leaf::recalled(path, inode)),
             ..Self::default()
         }
     }
@@ -208,6 +209,11 @@ impl Surroundings {
     /// The daemon's cgroup.
     pub(crate) fn cgroup(&self) -> Option<&Path> {
         self.leaf.as_ref().map(Leaf::path)
+    }
+
+    /// Its directory, by what it is.
+    pub(crate) fn cgroup_inode(&self) -> Option<Inode> {
+        self.leaf.as_ref().map(Leaf::inode)
     }
 
     /// Removes all of it once the daemon is reaped; the cgroup that could not be, and why.

@@ -85,6 +85,7 @@ impl Planned {
 pub(crate) fn note_process(config: &SandboxConfig, journal: &mut Journal, daemon: &Daemon) {
     let noted = DaemonRecord::observe(daemon.id()).and_then(|mut record| {
         record.cgroup = daemon.cgroup().map(|path| OsText(path.into()));
+        record.cgroup_inode = daemon.cgroup_inode();
         journal.write(|document| {
             document.daemon = Some(record);
             document.cgroup = None;

@@ -105,7 +105,7 @@ prop_compose! {
         StateDocument {
             phase,
             daemon: daemon.map(|([start_ticks, dev, ino], pid, boot_id, cgroup)| {
-                DaemonRecord { pid, start_ticks, boot_id, exe: Some(Inode { dev, ino }), cgroup: Some(cgroup) }
+                DaemonRecord { pid, start_ticks, boot_id, exe: Some(Inode { dev, ino }), cgroup: Some(cgroup), cgroup_inode: Some(Inode { dev: ino, ino: dev }) }
             }),
             mounts,
             next_slot,

@@ -20,6 +20,9 @@ pub(crate) struct DaemonRecord {
     pub(crate) exe: Option<Inode>,
     /// The cgroup made for it.
     pub(crate) cgroup: Option<OsText>,
+    /// That cgroup's directory: another sandbox may have one with this path since. Older documents do not say.
+    #[serde(default)]
+    pub(crate) cgroup_inode: Option<Inode>,
 }
 
 impl DaemonRecord {
@@ -28,7 +31,6 @@ impl DaemonRecord {
         let process = PathBuf::from(format!("/proc/{pid}"));
         let stat = std::fs::read_to_string(process.join("stat"))?;
         let start_ticks = start_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?;
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         let exe = std::fs::metadata(process.join("exe")).ok().map(|file| Inode {
             dev: file.dev(),
             ino: file.ino(),
@@ -36,10 +38,16 @@ impl DaemonRecord {
         Ok(Self {
             pid,
             start_ticks,
-            boot_id: boot_id.trim().to_owned(),
+            boot_id: boot_id()?,
             exe,
             cgroup: None,
+            cgroup_inode: None,
         })
+    }
+
+    /// Whether the machine has not been started since.
+    pub(crate) fn is_of_this_boot(&self) -> bool {
+        boot_id().is_ok_and(|found| found == self.boot_id)
     }
 
     /// Whether the process with the recorded number is the recorded one.
@@ -49,6 +57,11 @@ impl DaemonRecord {
             same_exe && (found.start_ticks, &found.boot_id) == (self.start_ticks, &self.boot_id)
         })
     }
+}
+
+fn boot_id() -> io::Result<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(text.trim().to_owned())
 }
 
 /// Whether no process has this number, or one that has ended and was not waited for.
