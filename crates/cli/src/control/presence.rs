@@ -1,14 +1,16 @@
 //! Whether a sandbox is there and who owns it, found out without disturbing anyone.
 //!
-//! Its lock is looked up in the kernel's table, not tried: trying it would make a start that comes at the same
-//! moment believe that the sandbox is in use.
+//! Its lock is looked up in the kernel's table, not tried, unless that leaves it open: trying it would make a start
+//! that comes at the same moment believe that the sandbox is in use.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use nydusbox::{CONTROL_SOCKET, LOCK_FILE, lock_owner};
 use nydusbox_protocol::SandboxId;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tokio::net::UnixStream;
 
 use crate::error::{ABANDONED, Failure, NO_SANDBOX, TAKEN};
@@ -41,8 +43,8 @@ impl Presence {
         let owner = std::fs::read_to_string(&lock)
             .ok()
             .and_then(|text| lock_owner(&text));
-        match std::fs::metadata(&lock) {
-            Ok(file) if is_locked(file.ino()) => Self::Busy { owner },
+        match File::open(&lock) {
+            Ok(file) if is_locked(&file) => Self::Busy { owner },
             Ok(_) => Self::Abandoned { owner },
             Err(_) if dir.exists() => Self::Abandoned { owner: None },
             Err(_) => Self::Absent,
@@ -90,32 +92,85 @@ fn was(owner: Option<u32>) -> String {
     owner.map_or_else(String::new, |pid| format!(" (process {pid})"))
 }
 
-/// Whether somebody holds a flock on the file with this inode number.
-fn is_locked(inode: u64) -> bool {
-    let table = std::fs::read_to_string(Path::new("/proc/locks")).unwrap_or_default();
-    table.lines().any(|line| {
+/// Whether somebody holds a flock on a file.
+fn is_locked(file: &File) -> bool {
+    let Ok(found) = file.metadata() else { return false };
+    let table = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    match look_up(&table, found.dev(), found.ino()) {
+        Listed::No => false,
+        Listed::Yes => true,
+        // If it is this one, trying disturbs nobody. If it is another file system's, that is rare enough.
+        Listed::Perhaps => flock(file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK),
+    }
+}
+
+/// Whether the kernel's table of locks has a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listed {
+    No,
+    Yes,
+    /// One of this number is locked on another device. The table has the file system's, which on btrfs and overlayfs is
+    /// not the one that a file is said to be on.
+    Perhaps,
+}
+
+fn look_up(table: &str, device: u64, inode: u64) -> Listed {
+    let mut found = Listed::No;
+    for line in table.lines() {
         // 1: FLOCK  ADVISORY  WRITE 4242 00:1a:12345 0 EOF
         let mut fields = line.split_ascii_whitespace().skip(1);
-        fields.next() == Some("FLOCK")
-            && fields
-                .nth(3)
-                .and_then(|place| place.rsplit(':').next())
-                .is_some_and(|number| number.parse() == Ok(inode))
-    })
+        if fields.next() != Some("FLOCK") {
+            continue;
+        }
+        let mut place = fields.nth(3).unwrap_or_default().split(':');
+        let mut number = |radix| u64::from_str_radix(place.next()?, radix).ok();
+        let (major, minor, listed) = (number(16), number(16), number(10));
+        if listed == Some(inode) {
+            let here = (Some(major_of(device)), Some(minor_of(device)));
+            match (major, minor) == here {
+                true => return Listed::Yes,
+                false => found = Listed::Perhaps,
+            }
+        }
+    }
+    found
+}
+
+fn major_of(device: u64) -> u64 {
+    rustix::fs::major(device).into()
+}
+
+fn minor_of(device: u64) -> u64 {
+    rustix::fs::minor(device).into()
 }
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use rustix::fs::{FlockOperation, flock};
 
     #[test]
     fn a_lock_shows_while_it_is_held() {
-        let file = tempfile::tempfile().unwrap();
-        let inode = file.metadata().unwrap().ino();
-        assert!(!is_locked(inode));
-        flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
-        assert!(is_locked(inode));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = File::create(&path).unwrap();
+        let looked_at = File::open(&path).unwrap();
+        assert!(!is_locked(&looked_at));
+        flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(is_locked(&looked_at));
+    }
+
+    #[test]
+    fn a_file_of_the_same_number_on_another_device_is_not_taken_for_it() {
+        let table = "1: POSIX  ADVISORY  WRITE 1 00:1a:7 0 EOF\n\
+            2: FLOCK  ADVISORY  WRITE 2 fe:10:12345 0 EOF\n\
+            2: -> FLOCK  ADVISORY  WRITE 3 00:1a:8 0 EOF\n\
+            3: FLOCK\n";
+        let device = rustix::fs::makedev(0xfe, 0x10);
+        let other = rustix::fs::makedev(0, 0x1a);
+        assert_eq!(look_up(table, device, 12345), Listed::Yes);
+        assert_eq!(look_up(table, other, 12345), Listed::Perhaps);
+        assert_eq!(look_up(table, device, 7), Listed::No);
+        assert_eq!(look_up(table, other, 8), Listed::No, "it waits");
     }
 }
