@@ -28,11 +28,7 @@ pub(crate) fn arguments(config: &SandboxConfig, extra: &Fitted, nofile_hard: Opt
     option("--apisock", config.api_socket().as_path().into());
     option(
         "--log-level",
-        log_level(
-            config.program().kind(),
-            extra.log_level.unwrap_or(config.log_level()),
-        )
-        .into(),
+        log_level(config.program().kind(), config.log_level()).into(),
     );
     let bounded = config.environment().limits.bounds_open_files();
     match config.program().kind() {
@@ -148,15 +144,15 @@ mod tests {
     }
 
     #[test]
-    fn the_callers_arguments_come_last_and_decide_level_and_limit() {
+    fn the_callers_arguments_come_last_and_decide_the_limit() {
         let extra = Fitted {
             args: vec!["--rlimit-nofile".into(), "4096".into()],
-            log_level: Some(LogLevel::Debug),
+            log_level: None,
             sets_nofile: true,
             translations: Vec::new(),
         };
         let program = Program::stock("/bin/sh").unwrap();
         let line = line(program, &extra, Some(1024), LogLevel::Info);
-        assert!(line.ends_with("--log-level debug --rlimit-nofile 4096"), "{line}");
+        assert!(line.ends_with("--log-level info --rlimit-nofile 4096"), "{line}");
     }
 }

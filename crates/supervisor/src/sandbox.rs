@@ -55,7 +55,7 @@ impl Sandbox {
     ///
     /// # Panics
     /// Outside a tokio runtime with I/O and time enabled.
-    pub async fn start(config: SandboxConfig) -> Result<Self, StartError> {
+    pub async fn start(mut config: SandboxConfig) -> Result<Self, StartError> {
         let events = EventSink::new(config.id().clone());
         let span = tracing::info_span!(
             "start",
@@ -63,7 +63,7 @@ impl Sandbox {
             program = %config.program().exe().display(),
             error = tracing::field::Empty,
         );
-        let launch = async { noted(launch::launch(&config, &events).await) };
+        let launch = async { noted(launch::launch(&mut config, &events).await) };
         let serving = Box::pin(launch.instrument(span)).await?;
         Ok(Self::supervise(serving, config, events))
     }

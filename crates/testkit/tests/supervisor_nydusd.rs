@@ -13,10 +13,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nydusbox::protocol::{ContainerId, MountPoint};
+use nydusbox::protocol::{ContainerId, LogLevel, MountPoint};
 use nydusbox::{
-    ArgumentError, CallError, EventItem, ExitCause, MountError, MountOutcome, MountRequest, PreflightError,
-    Program, Sandbox, SandboxEvent, StartCause, StopStep, UnmountOutcome,
+    ArgumentError, CallError, EventItem, ExitCause, MountError, MountOutcome, MountRequest, OnExit,
+    PreflightError, Program, RestartPolicy, Sandbox, SandboxEvent, StartCause, StopStep, UnmountOutcome,
 };
 use nydusbox_testkit::peers::{Peer, require};
 use supervisor::Place;
@@ -251,6 +251,40 @@ async fn while_the_frontend_is_connected_it_costs_the_grace() {
 }
 
 /// It exits with status 2 when it is given them.
+/// The arguments are the first word on it, not the last.
+#[tokio::test]
+async fn a_log_level_that_was_changed_is_the_successors_whatever_the_arguments_said() {
+    let program = nydusd_or_skip!().with_args(["--log-level=warn"]);
+    let place = Place::new();
+    let config = place
+        .config("s1", program)
+        .with_on_exit(OnExit::Restart(RestartPolicy::default()));
+    let sandbox = Sandbox::start(config).await.unwrap();
+    let line = |sandbox: &Sandbox| {
+        let pid = sandbox.status().borrow().pid;
+        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap()
+    };
+    assert!(line(&sandbox).contains("--log-level\0warn\0"));
+    sandbox.set_log_level(LogLevel::Debug).await.unwrap();
+    let mut events = sandbox.events();
+    let pid = i32::try_from(sandbox.status().borrow().pid).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    loop {
+        match events.next().await {
+            Some(EventItem::Record(record)) if matches!(record.event, SandboxEvent::Recovered { .. }) => {
+                break;
+            }
+            Some(_) => {}
+            None => panic!("it is not replaced"),
+        }
+    }
+    let line = line(&sandbox);
+    assert!(line.contains("--log-level\0debug\0"), "{line:?}");
+    drop(sandbox.stop().await);
+    place.assert_clean();
+}
+
 #[tokio::test]
 async fn katas_default_arguments_are_translated() {
     let args = [

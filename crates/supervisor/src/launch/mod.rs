@@ -49,9 +49,14 @@ pub(crate) struct Running {
 }
 
 /// Starts a daemon and shares the configured directory. What could not be had as asked for is an event.
-pub(crate) async fn launch(config: &SandboxConfig, events: &EventSink) -> Result<Serving, StartError> {
+pub(crate) async fn launch(config: &mut SandboxConfig, events: &EventSink) -> Result<Serving, StartError> {
     let deadline = Deadline::of(config);
     let extra = extra_arguments(config, events, deadline).await?;
+    // Of a successor the level is the last that was asked for, whatever the arguments said at first.
+    if let Some(level) = extra.log_level {
+        config.set_log_level(level);
+    }
+    let config = &*config;
     let dir = SandboxDir::claim(config.dir()).map_err(|error| failed(config.id(), error.into()))?;
     // When this future is dropped, what `serve` holds goes before the directory.
     match serve(config, &extra, events, &dir, deadline).await {

@@ -94,7 +94,7 @@ pub(crate) struct Translation {
 pub(crate) struct Fitted {
     /// To be passed after the supervisor's own.
     pub(crate) args: Vec<OsString>,
-    /// Takes the place of the configured level.
+    /// Takes the place of the configured level when the sandbox is started.
     pub(crate) log_level: Option<LogLevel>,
     /// The limit of open files is among `args`; the supervisor must not pass one.
     pub(crate) sets_nofile: bool,
