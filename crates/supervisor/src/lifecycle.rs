@@ -261,6 +261,7 @@ impl Lifecycle {
                     self.warn_of_slots(actions);
                     Ok(MountOutcome::Mounted)
                 }
+                Err(CallError::NotBound { source }) => Err(MountError::Snapshotdir { at, source }),
                 Err(source) => Err(MountError::Daemon { at, source }),
             }),
             Some(Open::Remount(request)) => {

@@ -10,7 +10,7 @@ use std::fs;
 
 use mounts::{mounts_below, own_mounts_or_skip};
 use nydusbox::protocol::ContainerId;
-use nydusbox::{BindError, CallError, Leftover, MountError, MountOutcome, MountRequest, Program, Sandbox};
+use nydusbox::{BindError, Leftover, MountError, MountOutcome, MountRequest, Program, Sandbox};
 use supervisor::Place;
 
 const FAKE: &str = env!("CARGO_BIN_EXE_fake-daemon");
@@ -122,8 +122,8 @@ async fn a_bind_that_cannot_be_made_mounts_nothing() {
     fs::create_dir(place.path("share/c1")).unwrap();
     std::os::unix::fs::symlink(place.path("snapshot"), place.path("share/c1/snapshotdir")).unwrap();
     match sandbox.mount(request(&place, "c1", "snapshot")).await {
-        Err(MountError::Daemon {
-            source: CallError::NotAsked { .. },
+        Err(MountError::Snapshotdir {
+            source: BindError::Symlink { .. },
             ..
         }) => {}
         other => panic!("{other:?}"),

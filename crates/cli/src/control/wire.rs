@@ -266,12 +266,16 @@ pub(crate) enum Code {
     BadConfig,
     /// The snapshot's directory cannot be shown in the share.
     BadSnapshotdir,
+    /// It is to be shown in the share, and the sandbox has none.
+    NoShare,
     /// The daemon refused for another reason.
     Refused,
     /// The daemon cannot be reached, or does not answer in time.
     Unreachable,
     /// The daemon is gone.
     Exited,
+    /// The daemon is gone, another one is to take its place, and did not in time.
+    Recovering,
     /// The sandbox is being stopped.
     Stopping,
     /// Anything else.
@@ -289,9 +293,9 @@ impl Code {
             Self::NoRoute | Self::NoSandbox | Self::NotMounted => 404,
             Self::TooLarge => 413,
             Self::SandboxInUse | Self::AlreadyMounted | Self::SlotsExhausted | Self::Stopping => 409,
-            Self::BadImage | Self::BadConfig | Self::BadSnapshotdir | Self::Refused => 422,
+            Self::BadImage | Self::BadConfig | Self::BadSnapshotdir | Self::NoShare | Self::Refused => 422,
             Self::Unreachable => 504,
-            Self::Exited => 503,
+            Self::Exited | Self::Recovering => 503,
             Self::StartFailed | Self::Internal | Self::Unknown => 500,
         }
     }
@@ -309,10 +313,12 @@ impl Code {
             | Self::BadImage
             | Self::BadConfig
             | Self::BadSnapshotdir
+            | Self::NoShare
             | Self::NotMounted
             | Self::Refused
             | Self::Unreachable
             | Self::Exited
+            | Self::Recovering
             | Self::Internal
             | Self::Unknown => FAILED,
         }

@@ -95,8 +95,10 @@ pub(super) fn mount_error(error: &MountError) -> ControlError {
         MountError::SlotsExhausted { .. } => Code::SlotsExhausted,
         MountError::TooLarge { .. } => Code::BadConfig,
         MountError::Snapshotdir { .. } => Code::BadSnapshotdir,
+        MountError::NoShare { .. } => Code::NoShare,
         MountError::Daemon { source, .. } => call_code(source),
         MountError::Exited { exit, .. } => return exited(exit.cause, error),
+        MountError::Recovering { .. } => return recovering(error),
         MountError::Stopping { .. } => Code::Stopping,
         _ => Code::Internal,
     };
@@ -107,6 +109,7 @@ pub(super) fn mount_error(error: &MountError) -> ControlError {
             MountError::Conflict { .. } => failure.hint(
                 "`nydusbox remount` gives it another image or configuration, `nydusbox umount` takes it away",
             ),
+            MountError::NoShare { .. } => failure.hint("`nydusbox start` shares a directory with --share"),
             _ => failure,
         },
     )
@@ -120,6 +123,7 @@ pub(super) fn remount_error(error: &RemountError) -> ControlError {
         RemountError::TooLarge { .. } => Code::BadConfig,
         RemountError::Daemon { source, .. } => call_code(source),
         RemountError::Exited { exit, .. } => return exited(exit.cause, error),
+        RemountError::Recovering { .. } => return recovering(error),
         RemountError::Stopping { .. } => Code::Stopping,
         _ => Code::Internal,
     };
@@ -131,6 +135,7 @@ pub(super) fn unmount_error(error: &UnmountError) -> ControlError {
     let code = match error {
         UnmountError::Daemon { source, .. } => call_code(source),
         UnmountError::Exited { exit, .. } => return exited(exit.cause, error),
+        UnmountError::Recovering { .. } => return recovering(error),
         UnmountError::Stopping { .. } => Code::Stopping,
         _ => Code::Internal,
     };
@@ -149,6 +154,11 @@ fn exited(cause: ExitCause, error: &(dyn std::error::Error + 'static)) -> Contro
     ControlError::of(Code::Exited, failure.hint(hint))
 }
 
+fn recovering(error: &(dyn std::error::Error + 'static)) -> ControlError {
+    let hint = "`nydusbox events` shows why; once the sandbox serves again, the same can be asked again";
+    ControlError::of(Code::Recovering, Failure::of(error).hint(hint))
+}
+
 fn call_code(error: &CallError) -> Code {
     match error {
         CallError::AlreadyMounted => Code::AlreadyMounted,
@@ -158,5 +168,49 @@ fn call_code(error: &CallError) -> Code {
         CallError::TimedOut { .. } | CallError::Unreachable { .. } => Code::Unreachable,
         CallError::NotMounted | CallError::BadSource { .. } | CallError::Refused { .. } => Code::Refused,
         _ => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::time::Duration;
+
+    use nydusbox::BindError;
+    use nydusbox_protocol::MountPoint;
+
+    use super::*;
+
+    #[test]
+    fn what_can_be_done_something_about_has_a_code_of_its_own() {
+        let at = || MountPoint::new("/rafs/c1/lowerdir").unwrap();
+        let after = Duration::from_secs(1);
+        let bind = BindError::Occupied {
+            path: "/share/c1/snapshotdir".into(),
+        };
+        let of_mounts = [
+            (
+                MountError::Snapshotdir {
+                    at: at(),
+                    source: bind,
+                },
+                Code::BadSnapshotdir,
+                422,
+            ),
+            (MountError::NoShare { at: at() }, Code::NoShare, 422),
+            (MountError::Recovering { at: at(), after }, Code::Recovering, 503),
+        ];
+        for (error, code, status) in of_mounts {
+            let said = mount_error(&error);
+            assert_eq!((said.code, said.code.status()), (code, status), "{error}");
+        }
+        let others = [
+            remount_error(&RemountError::Recovering { at: at(), after }),
+            unmount_error(&UnmountError::Recovering { at: at(), after }),
+        ];
+        for said in others {
+            assert_eq!(said.code, Code::Recovering);
+            assert!(said.hint.is_some());
+        }
     }
 }

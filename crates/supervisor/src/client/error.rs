@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use nydusbox_protocol::ErrorCode;
 
+use crate::binds::BindError;
+
 /// Why a call to the daemon failed. Where the daemon explained itself, `message` is its own text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -74,6 +76,13 @@ pub enum CallError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The same, where it was the snapshot's directory that could not be bound.
+    #[error("bind the snapshot's directory")]
+    NotBound {
+        /// Why.
+        #[source]
+        source: BindError,
+    },
     /// The request cannot be written as JSON.
     #[error("write the request")]
     Unencodable {
@@ -109,6 +118,7 @@ impl CallError {
             | Self::BadSource { .. }
             | Self::Refused { .. }
             | Self::NotAsked { .. }
+            | Self::NotBound { .. }
             | Self::Unencodable { .. } => true,
             Self::UnexpectedResponse { .. }
             | Self::NotHttp { .. }

@@ -42,16 +42,18 @@ impl Driver {
     }
 
     /// What has to be done before a call: what is not written down, or lacks its bind, is not mounted.
-    fn prepare(&mut self, call: &Call) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    fn prepare(&mut self, call: &Call) -> Result<(), CallError> {
         match call {
             Call::Mount(at, _) => {
-                std::mem::replace(&mut self.recorded, Ok(()))?;
+                std::mem::replace(&mut self.recorded, Ok(())).map_err(not_asked)?;
                 // A few lookups in two local directories, tens of microseconds: on a thread of its own it would have
                 // to be waited for when the call is abandoned.
-                Ok(self.binds.make(at)?)
+                self.binds
+                    .make(at)
+                    .map_err(|source| CallError::NotBound { source })
             }
-            Call::Remount(..) => Ok(std::mem::replace(&mut self.recorded, Ok(()))?),
-            Call::Admit => Ok(self.dir.admit(self.config.program().kind())?),
+            Call::Remount(..) => std::mem::replace(&mut self.recorded, Ok(())).map_err(not_asked),
+            Call::Admit => self.dir.admit(self.config.program().kind()).map_err(not_asked),
             Call::Unmount(_) | Call::Restore(..) | Call::Skip(_) => Ok(()),
         }
     }
@@ -69,9 +71,9 @@ impl Driver {
         });
         self.call = Some(Box::pin(async move {
             let answer = match (prepared, &call) {
-                (Err(source), _) => {
+                (Err(error), _) => {
                     client.withdraw();
-                    Err(CallError::NotAsked { source })
+                    Err(error)
                 }
                 (Ok(()), Call::Mount(at, command) | Call::Restore(at, command)) => {
                     client.mount(at, command).await
@@ -103,6 +105,11 @@ impl Driver {
             }
         });
     }
+}
+
+fn not_asked(source: impl std::error::Error + Send + Sync + 'static) -> CallError {
+    let source = Box::new(source);
+    CallError::NotAsked { source }
 }
 
 /// What a future yields if it does so at once. Whoever polls it next is woken for it.
