@@ -7,6 +7,7 @@ use hyper::Method;
 use hyper::body::Bytes;
 use nydusbox::{EventItem, Events, MountOutcome, MountRequest, Status, StopOutcome, UnmountOutcome};
 use nydusbox_protocol::{ContainerId, Endpoint, MountPoint};
+use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::cache_keeper::CacheKeeper;
@@ -64,7 +65,7 @@ impl Requests {
 
     /// The body, when its certificates are trusted.
     fn trusted(&self, body: &[u8]) -> Result<MountBody, ControlError> {
-        let body: MountBody = serde_json::from_slice(body).map_err(|e| bad_request("read the body", &e))?;
+        let body: MountBody = parse(body)?;
         self.subject
             .trust
             .add(&body.ca_certificates)
@@ -147,7 +148,7 @@ impl Requests {
     }
 
     async fn set_level(&self, body: &[u8]) -> Result<LevelBody, ControlError> {
-        let body: LevelBody = serde_json::from_slice(body).map_err(|e| bad_request("read the body", &e))?;
+        let body: LevelBody = parse(body)?;
         let (reply, result) = oneshot::channel();
         let _ = self.desk.levels.send(Level(body.level, reply)).await;
         match result.await {
@@ -260,6 +261,15 @@ fn mount_requests(body: MountBody) -> Result<MountRequests, ControlError> {
     }
 }
 
+/// Says where a body is wrong. What the parser says is not repeated: it quotes values, and a body holds credentials.
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ControlError> {
+    serde_json::from_slice(body).map_err(|e| {
+        let (line, column) = (e.line(), e.column());
+        let said = format!("the body cannot be understood (line {line}, column {column})");
+        ControlError::new(Code::BadRequest, said)
+    })
+}
+
 fn bad_request(what: &str, error: &(dyn std::error::Error + 'static)) -> ControlError {
     ControlError::of(Code::BadRequest, Failure::new(what, error))
 }
@@ -296,5 +306,26 @@ fn event_line(item: EventItem) -> Option<String> {
     match item {
         EventItem::Record(record) => serde_json::to_string(&record).ok(),
         EventItem::Lost { count } => Some(format!("{{\"lost\":{count}}}")),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_a_body_that_is_wrong_quotes_nothing_of_it() {
+        for body in [
+            r#"{"container": "c1", "images": "S3CR3T"}"#,
+            r#"{"container": "c1", "images": [{"bootstrap": "/b", "config": "{}", "prefetch_files": "S3CR3T"}]}"#,
+            r#"{"container": "S3CR3T/", "images": []}"#,
+            r#""S3CR3T""#,
+        ] {
+            let error = parse::<MountBody>(body.as_bytes()).unwrap_err();
+            assert_eq!(error.code, Code::BadRequest);
+            assert!(!error.message.contains("S3CR3T"), "{}", error.message);
+            assert!(error.message.contains("(line 1, column "), "{}", error.message);
+        }
     }
 }
