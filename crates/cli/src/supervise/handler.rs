@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use hyper::Method;
 use hyper::body::Bytes;
-use nydusbox::{EventItem, Events, MountOutcome, MountRequest, Status, StopOutcome, UnmountOutcome};
+use nydusbox::{EventItem, Events, MountRequest, Status, StopOutcome, UnmountOutcome};
 use nydusbox_protocol::{ContainerId, Endpoint, MountPoint};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::cache_keeper::CacheKeeper;
+use super::layers::{self, Changes};
 use super::owner::{Change, Desk, Level};
 use super::report::{self, Subject};
 use crate::control::wire::{
@@ -29,6 +30,7 @@ pub(super) struct Requests {
     status: watch::Receiver<Status>,
     /// Not read itself: each reader has a clone, which begins at the beginning.
     events: Events,
+    changes: Changes,
     desk: Desk,
     caches: Arc<CacheKeeper>,
 }
@@ -41,9 +43,14 @@ impl Requests {
         desk: Desk,
         caches: Arc<CacheKeeper>,
     ) -> Self {
+        let subject = Arc::new(subject);
         Self {
             caches,
-            subject: Arc::new(subject),
+            changes: Changes {
+                subject: Arc::clone(&subject),
+                owner: desk.changes.clone(),
+            },
+            subject,
             status,
             events,
             desk,
@@ -73,44 +80,19 @@ impl Requests {
         Ok(body)
     }
 
-    /// Mounts layers from the lowest up, so that a container's own place appears last. What was mounted before one
-    /// that is refused is unmounted again.
+    /// Mounts layers from the lowest up, so that a container's own place appears last.
     async fn mount(&self, body: &[u8]) -> Result<Changed, ControlError> {
         let requests = mount_requests(self.trusted(body)?)?;
-        let mut changed = Changed {
-            at: requests.first.at().clone(),
-            outcome: Outcome::AlreadyMounted,
-        };
-        let mut mounted = Vec::new();
-        for request in requests.upwards() {
-            let at = request.at().clone();
-            match self.ask(|reply| Change::Mount(request, reply)).await? {
-                Ok(MountOutcome::AlreadyMounted) => {}
-                Ok(MountOutcome::Mounted) => {
-                    changed.outcome = Outcome::Mounted;
-                    mounted.push(at);
-                }
-                Err(error) => {
-                    for at in mounted {
-                        if let Err(error) = self.ask(|reply| Change::Unmount(at, reply)).await? {
-                            tracing::warn!(
-                                error = &error as &dyn std::error::Error,
-                                "a layer is left mounted"
-                            );
-                        }
-                    }
-                    return Err(report::mount_error(&error));
-                }
-            }
-        }
-        Ok(changed)
+        let at = requests.first.at().clone();
+        layers::mount(&self.changes, requests.upwards(), at).await
     }
 
     async fn remount(&self, body: &[u8]) -> Result<Changed, ControlError> {
         let requests = mount_requests(self.trusted(body)?)?;
         let at = requests.first.at().clone();
         for request in requests.upwards() {
-            self.ask(|reply| Change::Remount(request, reply))
+            self.changes
+                .ask(|reply| Change::Remount(request, reply))
                 .await?
                 .map_err(|e| report::remount_error(&e))?;
         }
@@ -139,7 +121,7 @@ impl Requests {
             .collect();
         let mut outcome = Outcome::WasNotMounted;
         for at in std::iter::once(own.clone()).chain(layers) {
-            let unmounted = self.ask(|reply| Change::Unmount(at, reply)).await?;
+            let unmounted = self.changes.ask(|reply| Change::Unmount(at, reply)).await?;
             if unmounted.map_err(|e| report::unmount_error(&e))? == UnmountOutcome::Unmounted {
                 outcome = Outcome::Unmounted;
             }
@@ -154,22 +136,8 @@ impl Requests {
         match result.await {
             Ok(Ok(())) => Ok(body),
             Ok(Err(error)) => Err(report::call_error("change the log level", &error)),
-            Err(_) => Err(self.stopping()),
+            Err(_) => Err(self.changes.stopping()),
         }
-    }
-
-    fn stopping(&self) -> ControlError {
-        ControlError::new(
-            Code::Stopping,
-            format!("sandbox {} is being stopped", self.subject.id),
-        )
-    }
-
-    async fn ask<T>(&self, change: impl FnOnce(oneshot::Sender<T>) -> Change) -> Result<T, ControlError> {
-        let (reply, result) = oneshot::channel();
-        // Either fails when the owner is ending the sandbox.
-        let _ = self.desk.changes.send(change(reply)).await;
-        result.await.map_err(|_| self.stopping())
     }
 
     async fn stop(&self) -> Answer {

@@ -1,12 +1,14 @@
 //! `nydusbox supervise`: the process that owns one sandbox from its start to its end.
 //!
 //! `nydusbox start` begins it (`spawn.rs`) and tells it what to do (`handover.rs`). It starts the sandbox, serves
-//! `control.sock` (`handler.rs` says what each request means), and ends by itself when the sandbox is stopped
-//! (`owner.rs`). SIGTERM and SIGINT stop the sandbox; SIGKILL leaves the daemon serving, to be adopted.
+//! `control.sock` (`handler.rs` says what each request means, `layers.rs` that a mount is whole), and ends by itself
+//! when the sandbox is stopped (`owner.rs`). SIGTERM and SIGINT stop the sandbox; SIGKILL leaves the daemon serving, to
+//! be adopted.
 
 mod cache_keeper;
 mod handler;
 mod handover;
+mod layers;
 mod owner;
 mod report;
 mod spawn;
