@@ -343,6 +343,19 @@ fn on_exit_stop_ends_the_sandbox_and_tells_followers_why() {
 }
 
 #[test]
+fn on_exit_stop_is_kept_by_adopt() {
+    let s = Sandboxes::new();
+    let args = s.start_args("s1", None);
+    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+    args.extend(["--on-exit", "stop"]);
+    s.json(&args);
+    let daemon = pid(&abandon(&s, "s1"), "daemon");
+    s.json(&["adopt", "s1"]);
+    kill(daemon, Signal::KILL);
+    s.assert_nothing_left();
+}
+
+#[test]
 fn on_exit_restart_puts_another_daemon_in_its_place_with_the_same_mounts() {
     let s = Sandboxes::new();
     let image = s.image();

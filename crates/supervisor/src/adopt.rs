@@ -32,6 +32,7 @@ use crate::state::{DaemonLock, Holder, Journal, MountRecord, StateDocument, prob
 /// What became of a sandbox whose supervisor is gone.
 #[derive(Debug)]
 #[must_use = "dropping a sandbox ends it"]
+#[expect(clippy::large_enum_variant, reason = "there is one for a moment, not many")]
 pub enum Adoption {
     /// Its daemon lives, and is ours now.
     Running(Sandbox),

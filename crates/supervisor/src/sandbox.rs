@@ -20,6 +20,7 @@ use crate::exit::{Exit, ExitCause};
 use crate::launch::{self, Serving};
 use crate::ledger::UnmountOutcome;
 use crate::lifecycle::MountOutcome;
+use crate::recovery::OnExit;
 use crate::request::MountRequest;
 use crate::requests::Envelope;
 use crate::secrets::Secrets;
@@ -37,6 +38,7 @@ pub struct Sandbox {
     id: SandboxId,
     vhost_socket: SocketPath,
     api_socket: SocketPath,
+    on_exit: OnExit,
     secrets: Secrets,
     strings: Strings,
     events: Events,
@@ -76,12 +78,13 @@ impl Sandbox {
             config.vhost_socket().clone(),
             config.api_socket().clone(),
         );
-        let secrets = config.secrets().clone();
+        let (on_exit, secrets) = (config.on_exit(), config.secrets().clone());
         let (driver, strings) = Driver::new(serving, config, events);
         Self {
             id,
             vhost_socket,
             api_socket,
+            on_exit,
             secrets,
             strings,
             events: from_the_start,
@@ -240,6 +243,12 @@ impl Sandbox {
     #[must_use]
     pub fn id(&self) -> &SandboxId {
         &self.id
+    }
+
+    /// What is done when its daemon ends by itself; of one that was adopted, what it was started with.
+    #[must_use]
+    pub fn on_exit(&self) -> OnExit {
+        self.on_exit
     }
 
     /// The vhost-user socket the VMM connects to.

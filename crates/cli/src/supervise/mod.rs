@@ -210,11 +210,7 @@ async fn supervise(
         sandbox.status(),
         sandbox.status(),
     );
-    let ends_with_daemon = match task {
-        Task::Start(order) => order.on_exit != OnExit::Report,
-        // Whoever adopts a sandbox wants to see what becomes of it.
-        Task::Adopt { .. } => false,
-    };
+    let ends_with_daemon = sandbox.on_exit() != OnExit::Report;
     let (owner, desk) = Owner::new(sandbox);
     let api = subject.api_socket.clone();
     let keeper = Arc::new(CacheKeeper::default());
