@@ -225,6 +225,27 @@ fn of_a_dead_daemon_adopt_removes_what_is_left() {
     s.assert_nothing_left();
 }
 
+/// Something is in the way of what a supervisor needs.
+#[test]
+fn an_adopt_that_fails_leaves_the_sandbox_as_it_was() {
+    let s = Sandboxes::new();
+    let before = abandoned(&s, "s1", None);
+    for name in ["control.sock", "supervisor.log"] {
+        let path = s.state_dir().join("s1").join(name);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        s.refused(&["adopt", "s1"], 1, &["prepare to supervise sandbox s1", name]);
+        assert!(runs(pid(&before, "daemon")));
+        std::fs::remove_dir(&path).unwrap();
+    }
+    let adopted = s.json(&["adopt", "s1"])["sandbox"].clone();
+    for field in ["state", "daemon", "mounts", "sockets"] {
+        assert_eq!(adopted[field], before[field], "{field}");
+    }
+    s.ok(&["stop", "s1"]);
+    s.assert_nothing_left();
+}
+
 #[test]
 fn only_what_is_abandoned_is_adopted() {
     let s = Sandboxes::new();

@@ -59,6 +59,15 @@ pub enum AdoptError {
     /// Its configuration makes no sense here.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// What the caller of [`Sandbox::adopt_with`] needs for it cannot be had.
+    #[error("prepare to supervise sandbox {sandbox}")]
+    Unprepared {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The daemon or what belongs to it cannot be taken hold of.
     #[error("{action} {path:?}")]
     Take {
@@ -86,8 +95,28 @@ impl Sandbox {
     /// # Panics
     /// Outside a tokio runtime with I/O and time enabled.
     pub async fn adopt(state_dir: impl AsRef<Path>, id: &SandboxId) -> Result<Adoption, AdoptError> {
+        Self::adopt_with(state_dir, id, |_| Ok(())).await
+    }
+
+    /// As [`Sandbox::adopt`], for a caller that cannot do with the sandbox without something of its own: that is
+    /// prepared when the sandbox's directory, which it is given, is locked, and before the sandbox is taken. It is not
+    /// asked for when there is nothing to take over.
+    ///
+    /// # Errors
+    /// As for [`Sandbox::adopt`], and [`AdoptError::Unprepared`].
+    ///
+    /// # Cancel safety
+    /// As for [`Sandbox::adopt`].
+    ///
+    /// # Panics
+    /// As for [`Sandbox::adopt`].
+    pub async fn adopt_with(
+        state_dir: impl AsRef<Path>,
+        id: &SandboxId,
+        prepare: impl FnOnce(&Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Result<Adoption, AdoptError> {
         let span = tracing::info_span!("adopt", sandbox = %id, error = tracing::field::Empty);
-        let adoption = async { noted(Self::take_or_clear(state_dir.as_ref(), id).await) };
+        let adoption = async { noted(Self::take_or_clear(state_dir.as_ref(), id, prepare).await) };
         let adopted = Box::pin(adoption.instrument(span)).await?;
         Ok(match adopted {
             Ok((serving, config, events)) => Adoption::Running(Self::supervise(serving, config, events)),
@@ -99,6 +128,7 @@ impl Sandbox {
     async fn take_or_clear(
         state_dir: &Path,
         id: &SandboxId,
+        prepare: impl FnOnce(&Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
     ) -> Result<Result<(Serving, SandboxConfig, EventSink), Vec<Leftover>>, AdoptError> {
         let path = std::path::absolute(state_dir)
             .map_err(|source| take("find", state_dir, source))?
@@ -119,6 +149,10 @@ impl Sandbox {
             }
         };
         let config = SandboxConfig::recorded(state_dir, &document)?;
+        prepare(config.dir()).map_err(|source| AdoptError::Unprepared {
+            sandbox: id.clone(),
+            source,
+        })?;
         let events = EventSink::new(id.clone());
         let serving = take_over(&config, dir, daemon, document).await?;
         tracing::info!(sandbox = %id, pid = serving.running.daemon.id(), "adopted");

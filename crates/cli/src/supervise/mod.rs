@@ -290,7 +290,13 @@ impl Served {
         state_dir: &Path,
         log: &OnceLock<File>,
     ) -> Result<Result<Self, CleanedUp>, ControlError> {
-        let sandbox = match Sandbox::adopt(state_dir, id).await {
+        let mut reins = None;
+        // Made before the sandbox is ours: without them its daemon would have to be ended, or left to nobody.
+        let adopted = Sandbox::adopt_with(state_dir, id, |dir| {
+            reins = Some(Reins::make(dir)?);
+            Ok(())
+        });
+        let sandbox = match adopted.await {
             Ok(Adoption::Running(sandbox)) => sandbox,
             Ok(Adoption::CleanedUp { leftovers }) => {
                 let left = leftovers.iter().map(|l| Failure::of(l).into_parts().0);
@@ -298,37 +304,30 @@ impl Served {
             }
             Err(error) => return Err(adopt_error(id, &error)),
         };
+        let Some(reins) = reins else {
+            return Err(ControlError::new(Code::Internal, "nothing was prepared"));
+        };
         let pid = sandbox.status().borrow().pid;
         let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        Self::open(sandbox, program, &state_dir.join(id.as_str()), log)
-            .map(Ok)
-            // Dropped, the sandbox is ended: the daemon of one that cannot be ruled serves nobody for long.
-            .map_err(|failure| ControlError::of(Code::StartFailed, failure))
+        Ok(Ok(Self::ruled(sandbox, program, reins, log)))
     }
 
     /// Makes a sandbox that is there one that is ruled.
-    fn open(sandbox: Sandbox, program: PathBuf, dir: &Path, log: &OnceLock<File>) -> Result<Self, Failure> {
-        let control = dir.join(CONTROL_SOCKET);
-        let (listener, file) =
-            open(dir, &control).map_err(|e| Failure::new(&format!("make {}", control.display()), &e))?;
-        let _ = log.set(file);
+    fn ruled(sandbox: Sandbox, program: PathBuf, reins: Reins, log: &OnceLock<File>) -> Self {
+        let _ = log.set(reins.log);
         let subject = Subject {
             id: sandbox.id().clone(),
             program,
             vhost_socket: sandbox.vhost_socket().clone(),
             api_socket: sandbox.api_socket().clone(),
-            trust: Trust::in_sandbox(dir),
+            trust: reins.trust,
         };
-        subject
-            .trust
-            .begin()
-            .map_err(|e| Failure::new(&format!("make {}", subject.trust.file().display()), &e))?;
         tracing::info!(sandbox = %subject.id, "serving");
-        Ok(Self {
+        Self {
             sandbox,
-            listener,
+            listener: reins.listener,
             subject,
-        })
+        }
     }
 
     async fn start(order: &Order, log: &OnceLock<File>) -> Result<Self, ControlError> {
@@ -368,21 +367,59 @@ impl Served {
         // Checked before anything runs: its name is longer than the other sockets'.
         SocketPath::new(dir.join(CONTROL_SOCKET)).map_err(|e| refused(Failure::of(&e)))?;
         let sandbox = Sandbox::start(config).await.map_err(|e| start_error(&e))?;
-        Self::open(sandbox, exe, &dir, log).map_err(refused)
+        let reins = Reins::make(&dir).map_err(|e| refused(Failure::of(&e)))?;
+        Ok(Self::ruled(sandbox, exe, reins, log))
     }
 }
 
-/// The control socket and the log, in a directory that is ours by now. A predecessor's socket has no listener.
-fn open(dir: &Path, control: &Path) -> io::Result<(UnixListener, File)> {
+/// By what a sandbox is ruled: the control socket, the log, and the certificates its daemon trusts.
+struct Reins {
+    listener: UnixListener,
+    log: File,
+    trust: Trust,
+}
+
+/// A file of a sandbox that could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("make {path:?}")]
+struct NotMade {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+impl Reins {
+    /// Makes them in a directory that is ours by now.
+    fn make(dir: &Path) -> Result<Self, NotMade> {
+        let not_made = |path: &Path| {
+            let path = path.to_owned();
+            |source| NotMade { path, source }
+        };
+        let (control, log) = (dir.join(CONTROL_SOCKET), dir.join(SUPERVISOR_LOG));
+        let trust = Trust::in_sandbox(dir);
+        trust.begin().map_err(not_made(trust.file()))?;
+        Ok(Self {
+            listener: listen(&control).map_err(not_made(&control))?,
+            log: open_log(&log).map_err(not_made(&log))?,
+            trust,
+        })
+    }
+}
+
+/// A predecessor's socket has no listener.
+fn listen(control: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(control) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
     let listener = UnixListener::bind(control)?;
     std::fs::set_permissions(control, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn open_log(path: &Path) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let log = rustix::fs::open(dir.join(SUPERVISOR_LOG), flags, Mode::RUSR | Mode::WUSR)?;
-    Ok((listener, log.into()))
+    Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
 fn start_error(error: &StartError) -> ControlError {
