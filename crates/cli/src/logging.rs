@@ -3,12 +3,13 @@
 //! The nydus crates log through `log`; both ways end here. Some of their lines quote a backend's configuration,
 //! so user information in URLs is cut out of whatever is written.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use nydusbox::BoundedLog;
 use nydusbox_fsd::{LogControl, without_userinfo};
 use nydusbox_protocol::{LogLevel, SandboxId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -31,7 +32,7 @@ const DAEMON_OUTPUT: &str = "nydusbox::daemon";
 pub(crate) fn start_supervisors(
     sandbox: &SandboxId,
     level: LogLevel,
-    file: Arc<OnceLock<File>>,
+    file: Arc<SupervisorLog>,
 ) -> Result<Traces, Failure> {
     let targets = Targets::new()
         .with_default(filter(level))
@@ -50,15 +51,19 @@ pub(crate) fn start_supervisors(
     Ok(traces)
 }
 
-/// A file that is there later, or never.
-struct LateFile(Arc<OnceLock<File>>);
+/// A supervisor's log, which is there later, or never.
+pub(crate) type SupervisorLog = OnceLock<Mutex<BoundedLog>>;
+
+/// Its writer.
+struct LateFile(Arc<SupervisorLog>);
 
 impl Write for LateFile {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match self.0.get() {
-            Some(mut file) => file.write(buf),
-            None => Ok(buf.len()),
+        if let Some(file) = self.0.get() {
+            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            file.append(buf)?;
         }
+        Ok(buf.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -177,11 +182,7 @@ impl Write for Line<'_> {
 impl Drop for Line<'_> {
     fn drop(&mut self) {
         let text = String::from_utf8_lossy(&self.text);
-        let mut out = self
-            .out
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut out = self.out.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A log that cannot be written (disk full) must not stop the file system.
         let _ = out.write_all(without_userinfo(&text).as_bytes());
     }

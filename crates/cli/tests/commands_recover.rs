@@ -246,6 +246,25 @@ fn an_adopt_that_fails_leaves_the_sandbox_as_it_was() {
     s.assert_nothing_left();
 }
 
+/// It is in memory, and a sandbox may live for months.
+#[test]
+fn a_supervisors_log_that_is_too_large_is_set_aside() {
+    let s = Sandboxes::new();
+    s.start("s1", None);
+    abandon(&s, "s1");
+    let log = s.state_dir().join("s1/supervisor.log");
+    let file = std::fs::File::options().write(true).open(&log).unwrap();
+    file.set_len(4 << 20).unwrap();
+    s.json(&["adopt", "s1"]);
+    let len = |path: &Path| std::fs::metadata(path).unwrap().len();
+    assert!(len(&log.with_extension("log.old")) > 4 << 20 && len(&log) < 1 << 20);
+    // Both are shown.
+    let shown = s.ok(&["logs", "s1", "--supervisor"]);
+    assert!(shown.len() > 4 << 20 && shown.contains("serving"));
+    s.ok(&["stop", "s1"]);
+    s.assert_nothing_left();
+}
+
 #[test]
 fn only_what_is_abandoned_is_adopted() {
     let s = Sandboxes::new();

@@ -40,6 +40,8 @@ pub const LOCK: &str = "lock";
 pub const CONTROL_SOCKET: &str = "control.sock";
 /// That program's own log.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
+/// Its predecessor, once it has grown too large.
+pub const SUPERVISOR_LOG_OLD: &str = "supervisor.log.old";
 
 /// The certificates that its daemon trusts, where that program has it trust others than the system's.
 pub const CERTIFICATES: &str = "ca.pem";
@@ -47,7 +49,7 @@ pub const CERTIFICATES: &str = "ca.pem";
 pub const CERTIFICATES_NEW: &str = "ca.new";
 
 /// In the order in which they are removed: what the document promises goes before the document.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     VHOST_SOCKET,
     VHOST_SUCCESSOR,
     API_SOCKET,
@@ -56,6 +58,7 @@ const FILES: [&str; 13] = [
     LOG,
     LOG_OLD,
     SUPERVISOR_LOG,
+    SUPERVISOR_LOG_OLD,
     CERTIFICATES_NEW,
     CERTIFICATES,
     STATE_NEW,

@@ -81,7 +81,7 @@ pub use config::{
 pub use counters::ImageCounters;
 pub use dir::{
     CERTIFICATES, CERTIFICATES_NEW, CONTROL_SOCKET, DirError, LOCK as LOCK_FILE, LOG as DAEMON_LOG,
-    LOG_OLD as DAEMON_LOG_OLD, Leftover, SUPERVISOR_LOG, lock_owner,
+    LOG_OLD as DAEMON_LOG_OLD, Leftover, SUPERVISOR_LOG, SUPERVISOR_LOG_OLD, lock_owner,
 };
 pub use environment::{EnvironmentError, LimitError, Limits, Netns, OnSupervisorDeath};
 pub use error::{MountError, RemountError, StartCause, StartError, UnmountError, WaitingFor};
@@ -92,6 +92,7 @@ pub use ledger::UnmountOutcome;
 pub use lifecycle::MountOutcome;
 pub use mounted::{MountedImage, mounted_images, recorded_mounts};
 pub use nydusbox_protocol as protocol;
+pub use output::BoundedLog;
 pub use preflight::{ArgumentError, PreflightError};
 pub use program::{Program, ProgramError, ProgramKind};
 pub use recovery::{OnExit, RestartPolicy};

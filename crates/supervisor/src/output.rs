@@ -5,6 +5,7 @@
 //! both. Each line is also an event of this process' own log, with the level the daemon gave it (`line`). Driven by
 //! [`crate::daemon`].
 
+mod bounded_log;
 mod line;
 mod log_file;
 
@@ -19,6 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Level;
 
 use crate::secrets::Secrets;
+pub use bounded_log::BoundedLog;
 pub(crate) use log_file::LogFile;
 
 /// How many lines are kept for an error.

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use clap::Args;
-use nydusbox::{DAEMON_LOG, DAEMON_LOG_OLD, SUPERVISOR_LOG};
+use nydusbox::{DAEMON_LOG, DAEMON_LOG_OLD, SUPERVISOR_LOG, SUPERVISOR_LOG_OLD};
 use nydusbox_protocol::SandboxId;
 use rustix::fs::inotify;
 use serde_json::json;
@@ -47,8 +47,8 @@ pub(crate) fn run(args: &LogsArgs, state_dir: &StateDir) -> Result<(), Failure> 
     let dir = state_dir.sandbox(&args.id);
     let failed = |e: io::Error| Failure::new(&format!("read the log of sandbox {}", args.id), &e);
     let (old, new) = match args.supervisor {
-        true => (None, SUPERVISOR_LOG),
-        false => (Some(DAEMON_LOG_OLD), DAEMON_LOG),
+        true => (SUPERVISOR_LOG_OLD, SUPERVISOR_LOG),
+        false => (DAEMON_LOG_OLD, DAEMON_LOG),
     };
     let lives = matches!(presence, Presence::Live(_) | Presence::Busy { .. });
     // Watched before it is read: what comes in between is not missed.
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &LogsArgs, state_dir: &StateDir) -> Result<(), Failure> 
         false => None,
     };
     let mut printer = Printer::new(args.output);
-    if let Some(file) = old.and_then(|name| File::open(dir.join(name)).ok()) {
+    if let Ok(file) = File::open(dir.join(old)) {
         printer.print(&file).map_err(failed)?;
     }
     let mut file = match File::open(dir.join(new)) {

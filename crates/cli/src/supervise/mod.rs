@@ -16,7 +16,7 @@ mod trust;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::fs::{File, Permissions};
+use std::fs::Permissions;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -24,16 +24,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use clap::Args;
 use nydusbox::{
-    AdoptError, Adoption, CONTROL_SOCKET, DirError, Health, Netns, OnExit, OnSupervisorDeath, Program,
-    SUPERVISOR_LOG, Sandbox, SandboxConfig, StartCause, StartError, Status, StatusPhase,
+    AdoptError, Adoption, BoundedLog, CONTROL_SOCKET, DirError, Health, Netns, OnExit, OnSupervisorDeath,
+    Program, SUPERVISOR_LOG, SUPERVISOR_LOG_OLD, Sandbox, SandboxConfig, StartCause, StartError, Status,
+    StatusPhase,
 };
 use nydusbox_protocol::{SandboxId, SocketPath};
-use rustix::fs::{Mode, OFlags};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -46,7 +46,7 @@ use crate::control::wire::{Code, ControlError};
 use crate::control::{self};
 use crate::daemon_env;
 use crate::error::Failure;
-use crate::logging;
+use crate::logging::{self, SupervisorLog};
 use crate::otlp::{self, Traces};
 use cache_keeper::CacheKeeper;
 use handler::Requests;
@@ -176,7 +176,7 @@ async fn supervise(
     mut starter: Starter,
     mut signals: Signals,
     task: &Task,
-    log: &OnceLock<File>,
+    log: &SupervisorLog,
     traces: &Traces,
 ) -> Result<(), Failure> {
     let served = tokio::select! {
@@ -278,7 +278,7 @@ struct Served {
 struct CleanedUp(Vec<String>);
 
 impl Served {
-    async fn by(task: &Task, log: &OnceLock<File>) -> Result<Result<Self, CleanedUp>, ControlError> {
+    async fn by(task: &Task, log: &SupervisorLog) -> Result<Result<Self, CleanedUp>, ControlError> {
         match task {
             Task::Start(order) => Self::start(order, log).await.map(Ok),
             Task::Adopt { id, state_dir, .. } => Self::adopt(id, state_dir, log).await,
@@ -288,7 +288,7 @@ impl Served {
     async fn adopt(
         id: &SandboxId,
         state_dir: &Path,
-        log: &OnceLock<File>,
+        log: &SupervisorLog,
     ) -> Result<Result<Self, CleanedUp>, ControlError> {
         let mut reins = None;
         // Made before the sandbox is ours: without them its daemon would have to be ended, or left to nobody.
@@ -313,8 +313,8 @@ impl Served {
     }
 
     /// Makes a sandbox that is there one that is ruled.
-    fn ruled(sandbox: Sandbox, program: PathBuf, reins: Reins, log: &OnceLock<File>) -> Self {
-        let _ = log.set(reins.log);
+    fn ruled(sandbox: Sandbox, program: PathBuf, reins: Reins, log: &SupervisorLog) -> Self {
+        let _ = log.set(Mutex::new(reins.log));
         let subject = Subject {
             id: sandbox.id().clone(),
             program,
@@ -330,7 +330,7 @@ impl Served {
         }
     }
 
-    async fn start(order: &Order, log: &OnceLock<File>) -> Result<Self, ControlError> {
+    async fn start(order: &Order, log: &SupervisorLog) -> Result<Self, ControlError> {
         let refused = |failure| ControlError::of(Code::StartFailed, failure);
         let program = match &order.daemon {
             DaemonChoice::Builtin => {
@@ -375,7 +375,7 @@ impl Served {
 /// By what a sandbox is ruled: the control socket, the log, and the certificates its daemon trusts.
 struct Reins {
     listener: UnixListener,
-    log: File,
+    log: BoundedLog,
     trust: Trust,
 }
 
@@ -400,7 +400,7 @@ impl Reins {
         trust.begin().map_err(not_made(trust.file()))?;
         Ok(Self {
             listener: listen(&control).map_err(not_made(&control))?,
-            log: open_log(&log).map_err(not_made(&log))?,
+            log: BoundedLog::resume(&log, &dir.join(SUPERVISOR_LOG_OLD)).map_err(not_made(&log))?,
             trust,
         })
     }
@@ -415,11 +415,6 @@ fn listen(control: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(control)?;
     std::fs::set_permissions(control, Permissions::from_mode(0o600))?;
     Ok(listener)
-}
-
-fn open_log(path: &Path) -> io::Result<File> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
 fn start_error(error: &StartError) -> ControlError {

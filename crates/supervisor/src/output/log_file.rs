@@ -3,30 +3,20 @@
 //! As long as no credential is known, bytes go through as they come. After that whole lines do, because a chunk may
 //! end in the middle of one. Driven by [`super::Output`].
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
-
+use super::bounded_log::BoundedLog;
 use crate::secrets::Secrets;
 
-/// Size at which the log file is set aside and begun anew. The state directory is usually in memory.
-const LOG_FILE_BYTES: u64 = 4 << 20;
-/// How much is read again for the last lines.
-const LAST_BYTES: u64 = 64 << 10;
 /// How much of an unfinished line is held back.
 const HELD_BYTES: usize = 64 << 10;
 
 /// `daemon.log`, with one predecessor, bounded in size.
 #[derive(Debug)]
 pub(crate) struct LogFile {
-    path: PathBuf,
-    set_aside: PathBuf,
     /// `None` after a failed write: a full disk must not stop the daemon, and one warning is enough.
-    file: Option<File>,
-    len: u64,
+    file: Option<BoundedLog>,
     /// The beginning of a line in which a credential may be.
     held: Vec<u8>,
 }
@@ -34,36 +24,24 @@ pub(crate) struct LogFile {
 impl LogFile {
     /// Begins a new log.
     pub(crate) fn create(path: &Path, set_aside: &Path) -> io::Result<Self> {
-        Ok(Self {
-            file: Some(open_new(path)?),
-            path: path.to_owned(),
-            set_aside: set_aside.to_owned(),
-            len: 0,
-            held: Vec::new(),
-        })
+        BoundedLog::create(path, set_aside).map(Self::on)
     }
 
     /// Goes on with the log of a predecessor.
     pub(crate) fn resume(path: &Path, set_aside: &Path) -> io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
-        Ok(Self {
-            path: path.to_owned(),
-            set_aside: set_aside.to_owned(),
-            len: file.metadata()?.len(),
+        BoundedLog::resume(path, set_aside).map(Self::on)
+    }
+
+    fn on(file: BoundedLog) -> Self {
+        Self {
             file: Some(file),
             held: Vec::new(),
-        })
+        }
     }
 
     /// Its end, enough for the last lines.
     pub(super) fn last(&self) -> io::Result<Vec<u8>> {
-        let begin = self.len.saturating_sub(LAST_BYTES);
-        let mut kept = vec![0; usize::try_from(self.len - begin).unwrap_or(0)];
-        if let Some(file) = &self.file {
-            file.read_exact_at(&mut kept, begin)?;
-        }
-        Ok(kept)
+        self.file.as_ref().map_or(Ok(Vec::new()), BoundedLog::last)
     }
 
     /// Takes bytes as they were printed.
@@ -103,35 +81,19 @@ impl LogFile {
     }
 
     fn append(&mut self, bytes: &[u8]) {
-        if let Err(error) = self.write(bytes) {
-            tracing::warn!(path = %self.path.display(), %error, "the daemon's log is not kept any more");
+        if let Some(file) = &mut self.file
+            && let Err(error) = file.append(bytes)
+        {
+            tracing::warn!(path = %file.path().display(), %error, "the daemon's log is not kept any more");
             self.file = None;
         }
     }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Some(file) = &mut self.file else {
-            return Ok(());
-        };
-        file.write_all(bytes)?;
-        self.len += bytes.len() as u64;
-        if self.len >= LOG_FILE_BYTES {
-            std::fs::rename(&self.path, &self.set_aside)?;
-            *file = open_new(&self.path)?;
-            self.len = 0;
-        }
-        Ok(())
-    }
-}
-
-fn open_new(path: &Path) -> io::Result<File> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use super::super::bounded_log::LOG_FILE_BYTES;
     use super::*;
 
     fn log() -> (tempfile::TempDir, LogFile) {
