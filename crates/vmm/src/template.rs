@@ -10,10 +10,11 @@
 //! ```
 //! A template is of one start of this host ([`Description`]), so nothing of it has to survive a crash of the host, and
 //! what it has of the processor is true. It has nobody's data in it: it is saved before the guest knows what it is for.
-//! Here are the files; `qemu/` makes and uses them.
+//! Here are the files; `qemu/` makes and uses them. What else is in the directory is not ours, and stays as it is.
 
 mod description;
 pub(crate) mod memory;
+mod place;
 
 use std::fs::{self, File, FileTimes};
 use std::io::{self, Read};
@@ -25,6 +26,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 pub(crate) use description::Description;
+use place::{ABOUT, MEMORY, Place, STATE};
 
 /// Beyond so many the least recently used go: one for each size of machine that is in use is enough.
 const KEPT: usize = 4;
@@ -32,10 +34,6 @@ const KEPT: usize = 4;
 const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// More than any machine's devices have to say; a longer file is not ours.
 const MAX_STATE_LEN: u64 = 64 << 20;
-
-const ABOUT: &str = "about";
-const STATE: &str = "state";
-const MEMORY: &str = "memory";
 
 /// Whether machines are booted each, or go on from one that was booted before.
 ///
@@ -112,7 +110,7 @@ impl TemplateDir {
         self.tidy(description)?;
         let key = description.key();
         let slot = Slot {
-            staging: self.0.join(format!(".{key}.partial")),
+            staging: self.0.join(partial(&key)),
             target: self.0.join(key),
             _lock: lock,
         };
@@ -126,38 +124,55 @@ impl TemplateDir {
     fn tidy(&self, description: &Description) -> io::Result<()> {
         let mut kept = Vec::new();
         for entry in fs::read_dir(&self.0)? {
-            let path = entry?.path();
-            if !path.is_dir() {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            // Anybody may have named a directory such as this one; so what is in it has to be ours, too.
+            let Ok(Some(place)) = Place::open(&entry.path()) else {
                 continue;
-            }
-            match last_use(&path, description) {
-                Some(used) => kept.push((used, path)),
-                None => remove(&path),
+            };
+            if is_partial(name) && place.is_to_be_a_template() {
+                place.remove();
+            } else if Description::is_key(name) && place.is_a_template() {
+                match last_use(&place, description) {
+                    Some(used) => kept.push((used, place)),
+                    None => place.remove(),
+                }
             }
         }
-        kept.sort();
+        kept.sort_by_key(|(used, _)| *used);
         // One is about to come.
         let surplus = (kept.len() + 1).saturating_sub(KEPT);
-        kept.drain(..surplus).for_each(|(_, path)| remove(&path));
+        kept.drain(..surplus).for_each(|(_, place)| place.remove());
         Ok(())
     }
 }
 
-/// When a template of this start of the host was last used, unless that was too long ago.
-fn last_use(dir: &Path, description: &Description) -> Option<SystemTime> {
-    let is_partial = dir.file_name()?.to_str()?.starts_with('.');
-    let about = fs::read_to_string(dir.join(ABOUT)).ok()?;
-    let used = fs::metadata(dir.join(ABOUT))
-        .and_then(|about| about.modified())
-        .ok()?;
-    let recent = used.elapsed().is_ok_and(|age| age <= KEPT_FOR);
-    (!is_partial && recent && description.is_of_same_start(&about)).then_some(used)
+/// The name of what is being saved.
+fn partial(key: &str) -> String {
+    format!(".{key}.partial")
 }
 
+fn is_partial(name: &str) -> bool {
+    let key = name
+        .strip_prefix('.')
+        .and_then(|name| name.strip_suffix(".partial"));
+    key.is_some_and(Description::is_key)
+}
+
+/// When a template of this start of the host was last used, unless that was too long ago.
+fn last_use(place: &Place, description: &Description) -> Option<SystemTime> {
+    let (file, text) = place.about().ok()??;
+    let used = file.metadata().and_then(|about| about.modified()).ok()?;
+    let recent = used.elapsed().is_ok_and(|age| age <= KEPT_FOR);
+    (recent && description.is_of_same_start(&text)).then_some(used)
+}
+
+/// Removes the template that is there.
 fn remove(dir: &Path) {
-    match fs::remove_dir_all(dir) {
-        Ok(()) => tracing::debug!(?dir, "removed a template"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+    match Place::open(dir) {
+        Ok(Some(place)) => place.remove(),
+        Ok(None) => {}
         Err(error) => tracing::warn!(?dir, %error, "cannot remove a template"),
     }
 }

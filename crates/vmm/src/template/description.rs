@@ -18,6 +18,9 @@ pub(crate) struct Description {
 /// The line that says which start of the host it is.
 const START: &str = "host-start";
 
+/// As many bytes of a hash are a key.
+const KEY_LEN: usize = 12;
+
 impl Description {
     /// Of a machine of `memory_bytes` that `qemu` runs with `arguments` (those that each machine has anew left out),
     /// from `kernel` and `initramfs`.
@@ -49,7 +52,20 @@ impl Description {
 
     /// The directory's name.
     pub(crate) fn key(&self) -> String {
-        hex(&Sha256::digest(&self.text)[..12])
+        hex(&Sha256::digest(&self.text)[..KEY_LEN])
+    }
+
+    /// Whether a name is one that [`Self::key`] gives.
+    pub(crate) fn is_key(name: &str) -> bool {
+        name.len() == 2 * KEY_LEN
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    }
+
+    /// Whether a text is one that [`Self::text`] gives, as far as its beginning tells.
+    pub(crate) fn is_one(text: &str) -> bool {
+        text.strip_prefix(START).is_some_and(|rest| rest.starts_with(' '))
     }
 
     /// Whether the text of another one is of this start of the host.

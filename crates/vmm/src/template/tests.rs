@@ -120,6 +120,54 @@ fn what_is_left_and_what_is_old_goes_when_the_next_is_saved() {
     assert!(dir.find(&of("d")).is_some() && dir.find(&of("a")).is_none());
 }
 
+/// `--data-dir` may name any directory, and many have one called `templates`.
+#[test]
+fn what_is_not_ours_stays_as_it_is() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = TemplateDir::new(&root.path().join("templates"));
+    let (key, hex) = ("0123456789abcdef01234567", "aaaaaaaaaaaaaaaaaaaaaaaa");
+    let about = "host-start 1\n";
+    let files = [
+        ("mail/welcome.html", "hello"),
+        ("about/about", about),
+        (".git.partial/about", about),
+        // Named like ours, and something else is in it.
+        (&format!("{key}/index.html"), "page"),
+        (&format!("{hex}/about"), about),
+        (&format!("{hex}/index.html"), "page"),
+        ("bbbbbbbbbbbbbbbbbbbbbbbb/about", "about us"),
+        ("BBBBBBBBBBBBBBBBBBBBBBBB/about", about),
+        (".cccccccccccccccccccccccc.partial/index.html", "page"),
+        ("dddddddddddddddddddddddd/about/page", "page"),
+        ("page", "page"),
+    ];
+    for (name, text) in files {
+        let path = dir.0.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let linked = root.path().join("linked");
+    fs::create_dir(&linked).unwrap();
+    fs::write(linked.join(ABOUT), about).unwrap();
+    std::os::unix::fs::symlink(&linked, dir.0.join("eeeeeeeeeeeeeeeeeeeeeeee")).unwrap();
+    // Whereas these are ours: of another start, and killed when it was begun.
+    for (name, file) in [("f".repeat(24), Some(about)), (partial(&"f".repeat(24)), None)] {
+        fs::create_dir(dir.0.join(&name)).unwrap();
+        if let Some(text) = file {
+            fs::write(dir.0.join(&name).join(ABOUT), text).unwrap();
+        }
+    }
+
+    let first = description(root.path(), "first");
+    saved(&dir, &first);
+    assert!(dir.find(&first).is_some());
+    for (name, text) in files {
+        assert_eq!(fs::read_to_string(dir.0.join(name)).unwrap(), text, "{name}");
+    }
+    assert!(linked.join(ABOUT).exists() && dir.0.join("eeeeeeeeeeeeeeeeeeeeeeee").exists());
+    assert!(!entries(&dir).iter().any(|name| name.contains("fff")));
+}
+
 #[test]
 fn what_cannot_be_one_is_removed() {
     let root = tempfile::tempdir().unwrap();

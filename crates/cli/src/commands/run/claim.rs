@@ -5,12 +5,15 @@
 //! DATA_DIR/run/NAME.lock   locked while it lives; gone when it is over, also where NAME is kept
 //! ```
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock, fstat};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, fstat, open};
 
+use super::places;
 use crate::data_dir::DataDir;
 use crate::error::Failure;
 
@@ -79,27 +82,53 @@ impl Drop for Claim {
 }
 
 /// Removes what belongs to runs that are over and were not: they were killed. What can't be removed is said, and in
-/// nobody's way.
+/// nobody's way. What is not of a run stays as it is: the directory may be anybody's.
 pub(in crate::commands) fn clear(runs: &Path) {
     let entries = fs::read_dir(runs).into_iter().flatten().flatten();
     for lock in entries.map(|entry| entry.path()) {
-        if lock.extension().is_none_or(|extension| extension != LOCK) {
+        let is_lock = lock.extension().is_some_and(|extension| extension == LOCK);
+        let is_of_a_run = lock.file_stem().and_then(OsStr::to_str).is_some_and(is_name);
+        if !is_lock || !is_of_a_run {
             continue;
         }
-        let Ok(held) = File::open(&lock) else { continue };
-        if flock(&held, FlockOperation::NonBlockingLockExclusive).is_err() {
-            continue;
-        }
-        let left = lock.with_extension("");
-        let removed = match fs::remove_dir_all(&left) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            Ok(()) | Err(_) => fs::remove_file(&lock),
-        };
-        match removed {
-            Ok(()) => tracing::info!(?left, "removed what a killed run has left"),
-            Err(error) => tracing::warn!(?left, %error, "cannot remove what a killed run has left"),
+        // A link is not ours, and a pipe would have us wait.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if let Ok(held) = open(&lock, flags, Mode::empty()) {
+            clear_one(&lock, &held);
         }
     }
+}
+
+/// `held` is a lock that was found at `lock`.
+fn clear_one(lock: &Path, held: &OwnedFd) {
+    if flock(held, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return;
+    }
+    let is_lock = fstat(held).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0
+    });
+    let left = lock.with_extension("");
+    if !is_lock || !places::is_of_a_run(&left) {
+        return;
+    }
+    let removed = match fs::remove_dir_all(&left) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        Ok(()) | Err(_) => fs::remove_file(lock),
+    };
+    match removed {
+        Ok(()) => tracing::info!(?left, "removed what a killed run has left"),
+        Err(error) => tracing::warn!(?left, %error, "cannot remove what a killed run has left"),
+    }
+}
+
+/// Whether a name is one that [`Claim::in_dir`] gives.
+fn is_name(name: &str) -> bool {
+    let number = |text: &str| text.parse::<u32>().is_ok_and(|number| number.to_string() == text);
+    name.strip_prefix("run-")
+        .is_some_and(|rest| match rest.split_once('-') {
+            None => number(rest),
+            Some((process, nth)) => number(process) && number(nth),
+        })
 }
 
 #[cfg(test)]
@@ -141,5 +170,47 @@ mod tests {
         assert_eq!(names(runs), expected);
         let next = Claim::in_dir(runs).unwrap();
         assert!(next.name() != living.name() && next.name() != kept_name);
+    }
+
+    /// `--data-dir` may name any directory, and many have one called `run`.
+    #[test]
+    fn what_is_not_of_a_run_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = dir.path();
+        let files = [
+            "app.lock",
+            "app/data",
+            "run-1x.lock",
+            "run-1x/shared/data",
+            "run-01.lock",
+            "run-01/shared/data",
+            // Named like ours, and something else is in it.
+            "run-2.lock",
+            "run-2/data",
+            "run-3-1.lock",
+            "run-3-1/shared/data",
+            "run-3-1/data",
+            "run-4.lock/data",
+            "run-4/shared/data",
+        ];
+        for name in files {
+            let path = runs.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        // A lock of ours says nothing.
+        fs::create_dir_all(runs.join("run-5/shared")).unwrap();
+        fs::write(runs.join("run-5.lock"), "5").unwrap();
+        // Whereas this is ours.
+        fs::create_dir_all(runs.join("run-6-2/shared")).unwrap();
+        fs::create_dir_all(runs.join("run-6-2/vm")).unwrap();
+        fs::write(runs.join("run-6-2/ca.pem"), "").unwrap();
+        fs::write(runs.join("run-6-2.lock"), "").unwrap();
+        clear(runs);
+        for name in files {
+            assert!(runs.join(name).exists(), "{name}");
+        }
+        assert!(runs.join("run-5/shared").exists());
+        assert!(!names(runs).iter().any(|name| name.starts_with("run-6")));
     }
 }

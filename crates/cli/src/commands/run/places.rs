@@ -9,7 +9,9 @@ use nydusbox_protocol::ContainerId;
 use crate::data_dir::DataDir;
 use crate::error::Failure;
 
-/// What the daemon trusts, in the run's directory.
+/// In the run's directory: what the daemon shows at `/containers`, what is the machine's, and what the daemon trusts.
+const SHARED: &str = "shared";
+const VM: &str = "vm";
 const CERTIFICATES: &str = "ca.pem";
 
 /// Where a run has what it has.
@@ -36,10 +38,10 @@ impl Places {
         trusted: Option<String>,
     ) -> Self {
         let run_dir = data_dir.run(name);
-        let shared_dir = run_dir.join("shared");
+        let shared_dir = run_dir.join(SHARED);
         let snapshot_dir = shared_dir.join(container.as_str()).join("snapshotdir");
         Self {
-            vm_dir: run_dir.join("vm"),
+            vm_dir: run_dir.join(VM),
             shared_dir,
             snapshot_dirs: [snapshot_dir.join("fs"), snapshot_dir.join("work")],
             cache_dir: data_dir.cache(),
@@ -85,4 +87,17 @@ impl Places {
             Err(e) => Err(Failure::new(&format!("remove {}", self.run_dir.display()), &e)),
         }
     }
+}
+
+/// Whether nothing is there but what a run makes.
+pub(super) fn is_of_a_run(dir: &Path) -> bool {
+    match fs::symlink_metadata(dir) {
+        Ok(meta) if meta.is_dir() => {}
+        Ok(_) => return false,
+        Err(e) => return e.kind() == io::ErrorKind::NotFound,
+    }
+    let names: io::Result<Vec<_>> =
+        fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
+    let ours = [SHARED, VM, CERTIFICATES];
+    names.is_ok_and(|names| names.iter().all(|name| ours.iter().any(|our| name == our)))
 }
