@@ -57,7 +57,7 @@ pub(crate) struct TemplateDir(PathBuf);
 /// A machine that can go on.
 #[derive(Debug)]
 pub(crate) struct Template {
-    dir: PathBuf,
+    place: Place,
     /// The guest's memory.
     pub(crate) memory: File,
     /// What QEMU has written; not empty.
@@ -78,20 +78,31 @@ impl TemplateDir {
         Self(dir.to_owned())
     }
 
-    /// The template of such a machine, if there is one. What is there and can't be one is removed.
+    /// The template of such a machine, if there is one. What is there and can't be one is removed; what can't be read
+    /// just now stays.
     pub(crate) fn find(&self, description: &Description) -> Option<Template> {
         let dir = self.0.join(description.key());
-        match Template::open(&dir, description) {
+        let place = match Place::open(&dir) {
+            Ok(place) => place?,
+            Err(error) => {
+                tracing::warn!(?dir, %error, "a template can't be used");
+                return None;
+            }
+        };
+        match Template::read(place, description) {
             Ok(template) => template,
             Err(error) => {
                 tracing::warn!(?dir, %error, "a template can't be used");
-                remove(&dir);
+                if let Unusable::Broken { place, .. } = error {
+                    place.remove();
+                }
                 None
             }
         }
     }
 
-    /// Begins to save one; `None` if somebody else is saving. What was left, and what nobody needs, goes first.
+    /// Begins to save one; `None` if somebody else is saving, or just has. What was left, and what nobody needs, goes
+    /// first.
     pub(crate) fn save(&self, description: &Description) -> io::Result<Option<Slot>> {
         let mut builder = fs::DirBuilder::new();
         // Whoever may write here decides what guests run.
@@ -107,14 +118,19 @@ impl TemplateDir {
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         }
+        // Whoever held the lock when it was looked for may have saved this one.
+        if self.find(description).is_some() {
+            return Ok(None);
+        }
         self.tidy(description)?;
         let key = description.key();
+        let staging = self.0.join(partial(&key));
+        builder.recursive(false).create(&staging)?;
         let slot = Slot {
-            staging: self.0.join(partial(&key)),
+            staging,
             target: self.0.join(key),
             _lock: lock,
         };
-        builder.create(&slot.staging)?;
         slot.write(ABOUT, description.text().as_bytes())?;
         Ok(Some(slot))
     }
@@ -177,38 +193,43 @@ fn remove(dir: &Path) {
     }
 }
 
+/// Why there is no template where there seems to be one.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    /// It is none, and will be none.
+    #[error("{why}")]
+    Broken { place: Place, why: &'static str },
+    /// Nobody knows: this process has too many files open, perhaps.
+    #[error(transparent)]
+    Unread(#[from] io::Error),
+}
+
 impl Template {
-    fn open(dir: &Path, description: &Description) -> io::Result<Option<Self>> {
-        let about = match fs::read_to_string(dir.join(ABOUT)) {
-            Ok(about) => about,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+    fn read(place: Place, description: &Description) -> Result<Option<Self>, Unusable> {
+        let broken = |place, why| Err(Unusable::Broken { place, why });
+        let Some((about, text)) = place.about()? else {
+            return Ok(None);
         };
-        if about != description.text() {
-            return Err(io::Error::other("it is of another machine"));
+        if text != description.text() {
+            return broken(place, "it is of another machine");
         }
-        let memory = File::open(dir.join(MEMORY))?;
+        let (Some(memory), Some(file)) = (place.file(MEMORY)?, place.file(STATE)?) else {
+            return broken(place, "it is not whole");
+        };
         if memory.metadata()?.len() != description.memory_bytes() {
-            return Err(io::Error::other("its memory is cut"));
+            return broken(place, "its memory is cut");
         }
         let mut state = Vec::new();
-        File::open(dir.join(STATE))?
-            .take(MAX_STATE_LEN)
-            .read_to_end(&mut state)?;
+        file.take(MAX_STATE_LEN).read_to_end(&mut state)?;
         if state.is_empty() {
-            return Err(io::Error::other("its state is cut"));
+            return broken(place, "its state is cut");
         }
         // Says when it was last used; that it can't be said hinders nobody.
         let now = FileTimes::new().set_modified(SystemTime::now());
-        let touched = File::options().write(true).open(dir.join(ABOUT));
-        if let Err(error) = touched.and_then(|about| about.set_times(now)) {
-            tracing::debug!(?dir, %error, "cannot note the use of a template");
+        if let Err(error) = about.set_times(now) {
+            tracing::debug!(?place, %error, "cannot note the use of a template");
         }
-        Ok(Some(Self {
-            dir: dir.to_owned(),
-            memory,
-            state,
-        }))
+        Ok(Some(Self { place, memory, state }))
     }
 
     /// The state's first byte.
@@ -223,8 +244,8 @@ impl Template {
 
     /// Removes it: a machine did not go on from it.
     pub(crate) fn discard(&self) {
-        tracing::warn!(dir = ?self.dir, "a machine did not go on from its template, which is removed");
-        remove(&self.dir);
+        tracing::warn!(place = ?self.place, "a machine did not go on from its template, which is removed");
+        self.place.remove();
     }
 }
 

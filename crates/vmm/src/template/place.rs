@@ -111,6 +111,8 @@ impl Place {
         match removed.and_then(|()| rmdir(&self.path)) {
             Ok(()) => tracing::debug!(dir = ?self.path, "removed a template"),
             Err(Errno::NOENT) => {}
+            // The next one has its place already, or there is something else in it.
+            Err(Errno::NOTEMPTY) => tracing::debug!(dir = ?self.path, "a template's directory stays"),
             Err(error) => tracing::warn!(dir = ?self.path, %error, "cannot remove a template"),
         }
     }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use super::*;
 
@@ -85,6 +85,50 @@ fn one_saves_at_a_time_and_leaves_nothing_if_it_fails() {
     assert!(dir.find(&first).is_none());
     saved(&dir, &second);
     assert_eq!(entries(&dir), [second.key(), "file".to_owned()]);
+}
+
+/// Both have looked for it, and only one was the first to save it.
+#[test]
+fn what_was_saved_while_somebody_waited_is_not_saved_again() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = TemplateDir::new(&root.path().join("templates"));
+    let first = description(root.path(), "first");
+    assert!(dir.find(&first).is_none());
+    saved(&dir, &first);
+    let before = fs::metadata(dir.0.join(first.key())).unwrap().ino();
+    assert!(dir.save(&first).unwrap().is_none());
+    assert_eq!(fs::metadata(dir.0.join(first.key())).unwrap().ino(), before);
+    assert_eq!(entries(&dir), [first.key()]);
+}
+
+/// One that is replaced while it is in use is the old one to its end, and takes nothing of the new one along.
+#[test]
+fn a_template_is_removed_by_who_found_it_and_not_the_one_in_its_place() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = TemplateDir::new(&root.path().join("templates"));
+    let first = description(root.path(), "first");
+    saved(&dir, &first);
+    let old = dir.find(&first).unwrap();
+    fs::rename(dir.0.join(first.key()), root.path().join("old")).unwrap();
+    saved(&dir, &first);
+    old.discard();
+    assert!(dir.find(&first).is_some());
+}
+
+/// What fails for a reason of this process' says nothing about the template.
+#[test]
+fn what_cannot_be_read_now_stays() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = TemplateDir::new(&root.path().join("templates"));
+    let first = description(root.path(), "first");
+    saved(&dir, &first);
+    // As an open fails that finds no descriptor left, and as no template has it.
+    let state = dir.0.join(first.key()).join(STATE);
+    fs::rename(&state, root.path().join(STATE)).unwrap();
+    std::os::unix::fs::symlink(root.path().join(STATE), &state).unwrap();
+    assert!(dir.find(&first).is_none());
+    fs::rename(root.path().join(STATE), &state).unwrap();
+    assert!(dir.find(&first).is_some());
 }
 
 #[test]
