@@ -18,7 +18,7 @@ mod place;
 
 use std::fs::{self, File, FileTimes};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -82,7 +82,7 @@ impl TemplateDir {
     /// just now stays.
     pub(crate) fn find(&self, description: &Description) -> Option<Template> {
         let dir = self.0.join(description.key());
-        let place = match Place::open(&dir) {
+        let place = match self.check().and_then(|()| Place::open(&dir)) {
             Ok(place) => place?,
             Err(error) => {
                 tracing::warn!(?dir, %error, "a template can't be used");
@@ -107,6 +107,7 @@ impl TemplateDir {
         let mut builder = fs::DirBuilder::new();
         // Whoever may write here decides what guests run.
         builder.recursive(true).mode(0o700).create(&self.0)?;
+        self.check()?;
         let lock = File::options()
             .create(true)
             .truncate(false)
@@ -133,6 +134,15 @@ impl TemplateDir {
         };
         slot.write(ABOUT, description.text().as_bytes())?;
         Ok(Some(slot))
+    }
+
+    /// Whether nobody else may have put a template here: a machine would go on as what they have made up.
+    fn check(&self) -> io::Result<()> {
+        match fs::metadata(&self.0) {
+            Ok(dir) => place::check_owner(dir.uid(), dir.mode()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes what was being saved when its owner was killed, templates of another start of this host, and those that

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-/// A tmpfs of a given size.
+/// A tmpfs of a given size, to which its owner only writes.
 #[derive(Debug)]
 pub struct SmallDisk(PathBuf);
 
@@ -15,7 +15,7 @@ impl SmallDisk {
     /// Makes one at a path that is not there yet; `size` as in `mount -o size=`. `None`, with the reason printed,
     /// where that is not permitted.
     pub fn mount(at: PathBuf, size: &str) -> Option<Self> {
-        let options = CString::new(format!("size={size}")).ok()?;
+        let options = CString::new(format!("size={size},mode=0755")).ok()?;
         let mounted = fs::create_dir(&at).and_then(|()| {
             Ok(mount(
                 "tmpfs",

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, rmdir, unlinkat};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use super::Description;
 
@@ -27,18 +28,33 @@ pub(super) struct Place {
     path: PathBuf,
 }
 
+/// Whether a directory is this user's or root's, and only its owner writes to it.
+pub(super) fn check_owner(owner: u32, mode: u32) -> io::Result<()> {
+    let refused = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    if owner != 0 && owner != geteuid().as_raw() {
+        return refused(format!("it belongs to another user ({owner})"));
+    }
+    if mode & 0o022 != 0 {
+        return refused(format!("others may write to it (mode {:03o})", mode & 0o777));
+    }
+    Ok(())
+}
+
 impl Place {
-    /// Opens it, if it is there. A link is none.
+    /// Opens it, if it is there. A link is none, and one that others may write to is refused.
     pub(super) fn open(path: &Path) -> io::Result<Option<Self>> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
-        match openat(CWD, path, flags, Mode::empty()) {
-            Ok(fd) => Ok(Some(Self {
-                fd,
-                path: path.to_owned(),
-            })),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
+        let fd = match openat(CWD, path, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        let dir = fstat(&fd)?;
+        check_owner(dir.st_uid, dir.st_mode)?;
+        Ok(Some(Self {
+            fd,
+            path: path.to_owned(),
+        }))
     }
 
     /// Opens a file in it, if there is one. What is no file is an error.

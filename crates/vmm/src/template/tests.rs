@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
+
+use rustix::process::geteuid;
 
 use super::*;
 
@@ -129,6 +131,33 @@ fn what_cannot_be_read_now_stays() {
     assert!(dir.find(&first).is_none());
     fs::rename(root.path().join(STATE), &state).unwrap();
     assert!(dir.find(&first).is_some());
+}
+
+/// A machine would go on as whatever somebody else has made up.
+#[test]
+fn what_somebody_else_may_have_put_there_is_not_used() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = TemplateDir::new(&root.path().join("templates"));
+    let first = description(root.path(), "first");
+    saved(&dir, &first);
+    let key = dir.0.join(first.key());
+    for place in [&dir.0, &key] {
+        for mode in [0o770, 0o702, 0o1777] {
+            fs::set_permissions(place, fs::Permissions::from_mode(mode)).unwrap();
+            assert!(dir.find(&first).is_none(), "{place:?} {mode:o}");
+            assert!(key.join(STATE).exists());
+        }
+        fs::set_permissions(place, fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(dir.find(&first).is_some());
+        if geteuid().is_root() {
+            chown(place, Some(12345), None).unwrap();
+            assert!(dir.find(&first).is_none(), "{place:?}");
+            chown(place, Some(0), None).unwrap();
+        }
+    }
+    fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(dir.save(&description(root.path(), "second")).is_err());
+    assert_eq!(entries(&dir), [first.key()]);
 }
 
 #[test]

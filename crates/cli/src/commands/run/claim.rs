@@ -35,7 +35,7 @@ impl Claim {
             Failure::new(&format!("use the directory {}", runs.display()), &e)
                 .hint("give a writable place with --data-dir")
         };
-        fs::create_dir_all(&runs).map_err(failed)?;
+        data_dir.make_runs().map_err(failed)?;
         clear(&runs);
         Self::in_dir(&runs).map_err(failed)
     }
