@@ -104,8 +104,10 @@ fn clear_one(lock: &Path, held: &OwnedFd) {
     if flock(held, FlockOperation::NonBlockingLockExclusive).is_err() {
         return;
     }
+    // If it is not there any longer, its run has ended in order meanwhile: what it left it has kept.
     let is_lock = fstat(held).is_ok_and(|stat| {
-        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        is_file && stat.st_size == 0 && stat.st_nlink > 0
     });
     let left = lock.with_extension("");
     if !is_lock || !places::is_of_a_run(&left) {
@@ -170,6 +172,19 @@ mod tests {
         assert_eq!(names(runs), expected);
         let next = Claim::in_dir(runs).unwrap();
         assert!(next.name() != living.name() && next.name() != kept_name);
+    }
+
+    #[test]
+    fn what_was_kept_while_it_was_looked_at_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let claim = Claim::in_dir(dir.path()).unwrap();
+        let kept = dir.path().join(claim.name());
+        fs::create_dir(&kept).unwrap();
+        let lock = claim.lock.clone();
+        let found = open(&lock, OFlags::RDONLY, Mode::empty()).unwrap();
+        drop(claim);
+        clear_one(&lock, &found);
+        assert!(kept.exists());
     }
 
     /// `--data-dir` may name any directory, and many have one called `run`.
