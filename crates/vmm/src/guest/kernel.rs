@@ -71,7 +71,8 @@ impl Kernel {
         }
     }
 
-    /// All `boot/vmlinuz-*` below `root`, newest first. A root without `boot` has none.
+    /// All `boot/vmlinuz-*` below `root`, newest first. A root without `boot` has none. What is no kernel, a link to
+    /// one that was removed perhaps, is left out, unless there is nothing else.
     pub(super) fn installed(root: &Path) -> Result<Vec<Self>, KernelError> {
         let boot = root.join("boot");
         let entries = match fs::read_dir(&boot) {
@@ -84,7 +85,21 @@ impl Kernel {
             .filter(|name| name.starts_with("vmlinuz-"))
             .collect();
         names.sort_by(|a, b| by_version(b, a));
-        names.iter().map(|name| Self::open(&boot.join(name))).collect()
+        let mut kernels = Vec::new();
+        let mut first_error = None;
+        for name in names {
+            match Self::open(&boot.join(&name)) {
+                Ok(kernel) => kernels.push(kernel),
+                Err(error) => {
+                    tracing::debug!(%error, name, "not a kernel that can be booted");
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        match first_error {
+            Some(error) if kernels.is_empty() => Err(error),
+            _ => Ok(kernels),
+        }
     }
 
     /// The image's path.
@@ -192,6 +207,26 @@ pub(super) mod tests {
         assert_eq!(
             versions,
             ["6.1.0-056-b", "6.1.0-56-a", "6.1.0-9-a", "5.10.0-100-a"]
+        );
+    }
+
+    #[test]
+    fn what_is_no_kernel_does_not_hide_those_that_are() {
+        let root = tempfile::tempdir().unwrap();
+        let boot = root.path().join("boot");
+        fs::create_dir(&boot).unwrap();
+        fs::write(boot.join("vmlinuz-6.3-broken"), "broken").unwrap();
+        std::os::unix::fs::symlink("gone", boot.join("vmlinuz-6.2-gone")).unwrap();
+        // What is newest is what is told of.
+        assert!(matches!(
+            Kernel::installed(root.path()),
+            Err(KernelError::NotAKernel { path }) if path.ends_with("vmlinuz-6.3-broken")
+        ));
+        fs::write(boot.join("vmlinuz-6.1"), image("6.1")).unwrap();
+        let kernels = Kernel::installed(root.path()).unwrap();
+        assert_eq!(
+            kernels,
+            [Kernel::made_up(boot.join("vmlinuz-6.1").to_str().unwrap(), "6.1")]
         );
     }
 }
