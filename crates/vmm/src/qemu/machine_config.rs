@@ -11,8 +11,8 @@ use crate::template::Templates;
 const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
 /// Below this the kernel, busybox and the modules leave nothing for a command.
 const MIN_MEMORY_BYTES: u64 = 96 << 20;
-/// QEMU maps guest memory in these pages.
-const PAGE_BYTES: u64 = 4096;
+/// QEMU rounds a machine's memory up to this, and then refuses the file that is to be it.
+const PAGE_BYTES: u64 = 8192;
 /// More cores than this make booting under emulation slower, not faster.
 const DEFAULT_CPUS: u16 = 2;
 /// q35's limit without an IOMMU.
@@ -133,6 +133,10 @@ mod tests {
         );
         assert!(matches!(
             refused(|s| s.memory_bytes += 1),
+            MachineConfigError::Memory { .. }
+        ));
+        assert!(matches!(
+            refused(|s| s.memory_bytes += 4096),
             MachineConfigError::Memory { .. }
         ));
         assert_eq!(refused(|s| s.cpus = 0), MachineConfigError::Cpus { cpus: 0 });
