@@ -19,7 +19,7 @@ pub(crate) struct DataDirArg {
     /// Directory for images, the blob cache and the guest's writes
     /// [default: /var/lib/nydusbox for root, else $XDG_DATA_HOME/nydusbox]
     #[arg(long, value_name = "DIR", env = "NYDUSBOX_DATA_DIR", hide_env_values = true)]
-    data_dir: Option<PathBuf>,
+    pub(crate) data_dir: Option<PathBuf>,
 }
 
 /// The data directory, absolute.

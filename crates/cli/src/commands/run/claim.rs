@@ -24,6 +24,8 @@ const LOCK: &str = "lock";
 pub(super) struct Claim {
     name: String,
     lock: PathBuf,
+    /// Whether something is left that is for others to clear away.
+    leaves_some: bool,
     _held: File,
 }
 
@@ -44,8 +46,13 @@ impl Claim {
         &self.name
     }
 
+    /// Ends it as if the run had been killed: what is left is cleared away by the next.
+    pub(super) fn leave(mut self) {
+        self.leaves_some = true;
+    }
+
     /// The process' number makes it unique among those that live, but what is kept has one, too.
-    fn in_dir(runs: &Path) -> io::Result<Self> {
+    pub(super) fn in_dir(runs: &Path) -> io::Result<Self> {
         let names = (1_u32..).map(|number| match number {
             1 => format!("run-{}", std::process::id()),
             _ => format!("run-{}-{number}", std::process::id()),
@@ -65,6 +72,7 @@ impl Claim {
                 return Ok(Self {
                     name,
                     lock,
+                    leaves_some: false,
                     _held: held,
                 });
             }
@@ -75,6 +83,9 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        if self.leaves_some {
+            return;
+        }
         if let Err(error) = fs::remove_file(&self.lock) {
             tracing::warn!(lock = ?self.lock, %error, "cannot give a name back");
         }

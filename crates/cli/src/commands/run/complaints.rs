@@ -7,6 +7,7 @@ use nydusbox::{EventItem, Sandbox, SandboxEvent};
 use nydusbox_protocol::Endpoint;
 use serde::Deserialize;
 
+use super::say;
 use crate::control::ask_daemon;
 
 /// What was said. Once is enough: what comes later is in the daemon's log.
@@ -44,7 +45,10 @@ impl Complaints {
         if !self.said.swap(true, Ordering::Relaxed) {
             // The daemon puts the time before it.
             let why = last.split_once(" GMT - ").map_or(last.as_str(), |(_, why)| why);
-            eprintln!("warning: reads of the image fail: {}", why.trim_end());
+            say(format_args!(
+                "warning: reads of the image fail: {}",
+                why.trim_end()
+            ));
         }
     }
 }

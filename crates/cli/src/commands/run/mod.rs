@@ -15,6 +15,8 @@ mod timeline;
 mod trace;
 
 use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -140,9 +142,10 @@ pub(crate) fn main(args: RunArgs, state_dir: &StateDir) -> ExitCode {
 
 fn run(args: RunArgs, state_dir: &StateDir) -> Result<u8, Failure> {
     // Whatever the image turns out to be, these can be wrong.
-    let draft = plan::Draft::new(args, state_dir.path()).map_err(|failure| failure.code(RUN_FAILED))?;
+    let (draft, places) =
+        plan::Draft::new(args, state_dir.path()).map_err(|failure| failure.code(RUN_FAILED))?;
     let cancelled = cancelled_by_signals().map_err(|failure| failure.code(RUN_FAILED))?;
-    let session = Session::begin(&draft, &cancelled).map_err(|failure| failure.code(RUN_FAILED))?;
+    let session = Session::begin(&draft, places, &cancelled).map_err(|failure| failure.code(RUN_FAILED))?;
     let plan = match draft.with_image(&cancelled) {
         Ok(plan) => plan,
         Err(failure) => {
@@ -156,4 +159,9 @@ fn run(args: RunArgs, state_dir: &StateDir) -> Result<u8, Failure> {
     session
         .run(&plan, &cancelled)
         .map_err(|failure| failure.code(RUN_FAILED))
+}
+
+/// Says something on stderr. Where nobody reads it any longer, the run goes on nevertheless.
+fn say(text: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{text}");
 }

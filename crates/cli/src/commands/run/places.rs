@@ -1,4 +1,5 @@
-//! The directories of a run: made before anything is started, and removed when all is over.
+//! The directories of a run: made before anything is started, and removed when all is over. Only then is the run's name
+//! given back.
 
 use std::fs;
 use std::io;
@@ -6,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use nydusbox_protocol::ContainerId;
 
+use super::claim::Claim;
+use super::say;
 use crate::data_dir::DataDir;
 use crate::error::Failure;
 
@@ -14,9 +17,11 @@ const SHARED: &str = "shared";
 const VM: &str = "vm";
 const CERTIFICATES: &str = "ca.pem";
 
-/// Where a run has what it has.
-#[derive(Debug, Clone)]
+/// Where a run has what it has. Dropped, there is nothing there.
+#[derive(Debug)]
 pub(super) struct Places {
+    /// Until they are removed, or kept.
+    claim: Option<Claim>,
     /// Everything on disk that belongs to this run only.
     run_dir: PathBuf,
     /// The machine's.
@@ -33,14 +38,15 @@ pub(super) struct Places {
 impl Places {
     pub(super) fn new(
         data_dir: &DataDir,
-        name: &str,
+        claim: Claim,
         container: &ContainerId,
         trusted: Option<String>,
     ) -> Self {
-        let run_dir = data_dir.run(name);
+        let run_dir = data_dir.run(claim.name());
         let shared_dir = run_dir.join(SHARED);
         let snapshot_dir = shared_dir.join(container.as_str()).join("snapshotdir");
         Self {
+            claim: Some(claim),
             vm_dir: run_dir.join(VM),
             shared_dir,
             snapshot_dirs: [snapshot_dir.join("fs"), snapshot_dir.join("work")],
@@ -55,12 +61,11 @@ impl Places {
         self.certificates.as_ref().map(|(file, _)| file.as_path())
     }
 
-    /// Makes them. If that fails, what was made is gone again.
+    /// Makes them.
     pub(super) fn make(&self) -> Result<(), Failure> {
         let wanted = self.snapshot_dirs.iter().chain([&self.cache_dir, &self.vm_dir]);
         for dir in wanted {
             if let Err(e) = fs::create_dir_all(dir) {
-                let _ = self.remove();
                 return Err(Failure::new(&format!("create {}", dir.display()), &e)
                     .hint("give a writable place with --data-dir"));
             }
@@ -68,23 +73,41 @@ impl Places {
         if let Some((file, text)) = &self.certificates
             && let Err(e) = fs::write(file, text)
         {
-            let _ = self.remove();
             return Err(Failure::new(&format!("write {}", file.display()), &e));
         }
         Ok(())
     }
 
     /// Leaves them, and says so.
-    pub(super) fn keep(&self) {
-        eprintln!("kept: {}", self.run_dir.display());
+    pub(super) fn keep(mut self) {
+        self.claim = None;
+        say(format_args!("kept: {}", self.run_dir.display()));
     }
 
     /// Removes what belongs to this run only. Nothing is ever mounted in there.
-    pub(super) fn remove(&self) -> Result<(), Failure> {
+    pub(super) fn remove(mut self) -> Result<(), Failure> {
+        self.clear()
+            .map_err(|e| Failure::new(&format!("remove {}", self.run_dir.display()), &e))
+    }
+
+    fn clear(&mut self) -> io::Result<()> {
+        let Some(claim) = self.claim.take() else {
+            return Ok(());
+        };
         match fs::remove_dir_all(&self.run_dir) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(Failure::new(&format!("remove {}", self.run_dir.display()), &e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                claim.leave();
+                Err(e)
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        if let Err(error) = self.clear() {
+            tracing::warn!(dir = ?self.run_dir, %error, "cannot remove what belongs to a run");
         }
     }
 }
@@ -100,4 +123,65 @@ pub(super) fn is_of_a_run(dir: &Path) -> bool {
         fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
     let ours = [SHARED, VM, CERTIFICATES];
     names.is_ok_and(|names| names.iter().all(|name| ours.iter().any(|our| name == our)))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::data_dir::DataDirArg;
+
+    fn places(dir: &Path) -> (PathBuf, Places) {
+        let data_dir = Some(dir.to_owned());
+        let data_dir = DataDirArg { data_dir }.resolve().unwrap();
+        let claim = Claim::take(&data_dir).unwrap();
+        let container = ContainerId::new("c1").unwrap();
+        let places = Places::new(&data_dir, claim, &container, Some("trusted".to_owned()));
+        places.make().unwrap();
+        assert!(is_of_a_run(&places.run_dir));
+        (data_dir.runs(), places)
+    }
+
+    fn left(runs: &Path) -> usize {
+        fs::read_dir(runs).unwrap().count()
+    }
+
+    #[test]
+    fn whatever_ends_a_run_removes_its_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        let (runs, removed) = places(dir.path());
+        assert_eq!(left(&runs), 2, "a directory and its lock");
+        removed.remove().unwrap();
+        assert_eq!(left(&runs), 0);
+        let (_, dropped) = places(dir.path());
+        drop(dropped);
+        assert_eq!(left(&runs), 0);
+        let (_, unwound) = places(dir.path());
+        let unwinding = AssertUnwindSafe(|| {
+            let _places = unwound;
+            std::panic::resume_unwind(Box::new(()));
+        });
+        assert!(catch_unwind(unwinding).is_err());
+        assert_eq!(left(&runs), 0);
+        let (_, kept) = places(dir.path());
+        kept.keep();
+        assert_eq!(left(&runs), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_left_to_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let (runs, places) = places(dir.path());
+        let (run_dir, aside) = (places.run_dir.clone(), dir.path().join("aside"));
+        // A file is no directory, not even for root.
+        fs::rename(&run_dir, &aside).unwrap();
+        fs::write(&run_dir, "").unwrap();
+        assert!(places.remove().is_err());
+        fs::remove_file(&run_dir).unwrap();
+        fs::rename(&aside, &run_dir).unwrap();
+        crate::commands::run::claim::clear(&runs);
+        assert_eq!(left(&runs), 0);
+    }
 }

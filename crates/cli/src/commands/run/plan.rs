@@ -48,8 +48,6 @@ pub(super) struct Plan {
     pub(super) keep: bool,
     pub(super) report: Option<PathBuf>,
     pub(super) record: Option<Record>,
-    /// Held until the run is over.
-    _claim: Claim,
 }
 
 /// What is decided before the image is had.
@@ -60,15 +58,14 @@ pub(super) struct Draft {
     sandbox: SandboxConfig,
     container: ContainerId,
     data_dir: DataDir,
-    claim: Claim,
-    places: Places,
     shares: Vec<(MountRequest, SharedDir)>,
     overrides: Overrides,
     privileged: bool,
 }
 
 impl Draft {
-    pub(super) fn new(mut args: RunArgs, state_dir: &Path) -> Result<Self, Failure> {
+    /// The directories are not made yet, but nobody else has them.
+    pub(super) fn new(mut args: RunArgs, state_dir: &Path) -> Result<(Self, Places), Failure> {
         let assets = match &args.kernel {
             None => GuestAssets::find(&args.guest_root),
             Some(kernel) => GuestAssets::find_for_kernel(&args.guest_root, kernel),
@@ -106,7 +103,7 @@ impl Draft {
         // The first that is done; whatever else can be said without it has been.
         let claim = Claim::take(&data_dir)?;
         let id = SandboxId::new(claim.name()).map_err(|e| Failure::new("name the sandbox", &e))?;
-        let places = Places::new(&data_dir, claim.name(), &container, trusted);
+        let places = Places::new(&data_dir, claim, &container, trusted);
         let mut program = daemon_env::beside_proxies(program(&args.daemon)?);
         if let Some(file) = places.certificates() {
             program = daemon_env::trusting(program, file);
@@ -114,27 +111,22 @@ impl Draft {
         let machine = machine(&args, assets, &data_dir)?;
         let sandbox = SandboxConfig::new(id, state_dir, program)
             .map_err(|e| Failure::new("configure the sandbox", &e))?;
-        Ok(Self {
+        let draft = Self {
             machine,
             sandbox,
             container,
             data_dir,
-            claim,
-            places,
             shares,
             overrides,
             privileged,
             args,
-        })
+        };
+        Ok((draft, places))
     }
 
     /// The machine, which is the same whatever the image is.
     pub(super) fn machine(&self) -> &MachineConfig {
         &self.machine
-    }
-
-    pub(super) fn places(&self) -> &Places {
-        &self.places
     }
 
     pub(super) fn is_verbose(&self) -> bool {
@@ -188,7 +180,6 @@ impl Draft {
             keep: args.keep,
             report: args.report,
             record,
-            _claim: self.claim,
         })
     }
 }

@@ -38,13 +38,12 @@ pub(super) struct Session {
 
 impl Session {
     /// `cancelled` is set if there will be no machine, so that nobody goes on to have the image.
-    pub(super) fn begin(draft: &Draft, cancelled: &Arc<AtomicBool>) -> Result<Self, Failure> {
+    pub(super) fn begin(draft: &Draft, places: Places, cancelled: &Arc<AtomicBool>) -> Result<Self, Failure> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .map_err(|e| Failure::new("start the runtime", &e))?;
-        let places = draft.places().clone();
         places.make()?;
         let timeline = Timeline::new(draft.is_verbose());
         let (config, dir) = (draft.machine().clone(), places.vm_dir.clone());
@@ -87,7 +86,7 @@ impl Session {
             mut machine,
             timeline,
         } = self;
-        let result = runtime.block_on(supervised(plan, &places, &mut machine, &timeline, cancelled));
+        let result = runtime.block_on(supervised(plan, places, &mut machine, &timeline, cancelled));
         // Standard input may still be waited for on a blocking thread.
         runtime.shutdown_background();
         result
@@ -112,7 +111,7 @@ fn not_booted(error: &BootError) -> Failure {
 
 async fn supervised(
     plan: &Plan,
-    places: &Places,
+    places: Places,
     machine: &mut Option<Starting>,
     timeline: &Timeline,
     cancelled: &AtomicBool,
@@ -129,7 +128,7 @@ async fn supervised(
         // A signal before the watch began; one after it is seen by both.
         Ok(_) if cancelled.load(Ordering::Relaxed) => Ok(INTERRUPTED),
         Ok(interrupt) => tokio::select! {
-            result = in_sandbox(plan, places, machine, &interrupt, timeline, &mut report) => result,
+            result = in_sandbox(plan, &places, machine, &interrupt, timeline, &mut report) => result,
             never = cache_quota::keep_on(&places.cache_dir) => match never {},
         },
     };

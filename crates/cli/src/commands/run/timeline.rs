@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::say;
+
 /// The report of a run, as written by `--report`.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
@@ -50,7 +52,8 @@ impl Timeline {
     pub(super) fn step(&self, what: &str, since: Instant) -> f64 {
         let took = ms(since.elapsed());
         if self.verbose {
-            eprintln!("[{:9.1} ms] {what} ({took:.1} ms)", ms(self.started.elapsed()));
+            let at = ms(self.started.elapsed());
+            say(format_args!("[{at:9.1} ms] {what} ({took:.1} ms)"));
         }
         took
     }
