@@ -78,7 +78,8 @@ impl Session {
         failed.unwrap_or(Ok(()))
     }
 
-    /// `cancelled` is what Ctrl-C and SIGTERM have set so far; from now on they are watched for here.
+    /// `cancelled` is what Ctrl-C, SIGTERM and a machine that was not started have set so far; from now on these are
+    /// watched for here.
     pub(super) fn run(self, plan: &Plan, cancelled: &AtomicBool) -> Result<u8, Failure> {
         let Self {
             runtime,
@@ -123,9 +124,9 @@ async fn supervised(
         ..Report::default()
     };
     // Whatever happens from here on: the machine and the directories are there already, and go at the end.
-    let result = match interrupt {
+    let mut result = match interrupt {
         Err(failure) => Err(failure),
-        // A signal before the watch began; one after it is seen by both.
+        // A signal before the watch began, one after it is seen by both; or there is no machine.
         Ok(_) if cancelled.load(Ordering::Relaxed) => Ok(INTERRUPTED),
         Ok(interrupt) => tokio::select! {
             result = in_sandbox(plan, &places, machine, &interrupt, timeline, &mut report) => result,
@@ -133,8 +134,11 @@ async fn supervised(
         },
     };
     if let Some(machine) = machine.take() {
-        // What kept it from having a command is the failure that matters.
-        let _ = kill(machine).await;
+        let killed = kill(machine).await;
+        // Otherwise, what kept it from having a command is the failure that matters.
+        if let (Ok(INTERRUPTED), Err(failure)) = (&result, killed) {
+            result = Err(failure);
+        }
     }
     // Nothing is mounted any longer.
     cache_quota::keep(&BTreeSet::from([places.cache_dir.clone()])).await;
