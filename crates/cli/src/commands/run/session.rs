@@ -26,13 +26,17 @@ use crate::cache_quota;
 use crate::error::{Failure, INTERRUPTED};
 
 /// A machine that is being started.
-type Starting = JoinHandle<Result<Machine, BootError>>;
+struct Starting {
+    task: JoinHandle<Result<Machine, BootError>>,
+    /// Whether what came of it is somebody else's.
+    taken: bool,
+}
 
 /// A run that has begun: its directories are there, and its machine boots.
 pub(super) struct Session {
     runtime: Runtime,
     places: Places,
-    machine: Option<Starting>,
+    machine: Starting,
     timeline: Timeline,
 }
 
@@ -48,7 +52,7 @@ impl Session {
         let timeline = Timeline::new(draft.is_verbose());
         let (config, dir) = (draft.machine().clone(), places.vm_dir.clone());
         let (steps, cancelled) = (timeline.clone(), Arc::clone(cancelled));
-        let machine = runtime.spawn(async move {
+        let task = runtime.spawn(async move {
             let since = Instant::now();
             let started = Machine::start(&config, &dir).await;
             match &started {
@@ -63,19 +67,19 @@ impl Session {
         Ok(Self {
             runtime,
             places,
-            machine: Some(machine),
+            machine: Starting { task, taken: false },
             timeline,
         })
     }
 
     /// Ends it: there is nothing to run. Returns why there is no machine, if that is so; it may be the reason.
     pub(super) fn abandon(self) -> Result<(), Failure> {
-        let failed = self.machine.map(|machine| self.runtime.block_on(kill(machine)));
+        let killed = self.runtime.block_on(self.machine.kill());
         if let Err(failure) = self.places.remove() {
             let _ = failure.report(0);
         }
         self.runtime.shutdown_background();
-        failed.unwrap_or(Ok(()))
+        killed
     }
 
     /// `cancelled` is what Ctrl-C, SIGTERM and a machine that was not started have set so far; from now on these are
@@ -84,26 +88,31 @@ impl Session {
         let Self {
             runtime,
             places,
-            mut machine,
+            machine,
             timeline,
         } = self;
-        let result = runtime.block_on(supervised(plan, places, &mut machine, &timeline, cancelled));
+        let result = runtime.block_on(supervised(plan, places, machine, &timeline, cancelled));
         // Standard input may still be waited for on a blocking thread.
         runtime.shutdown_background();
         result
     }
 }
 
-/// Ends a machine that has no command, unless it could not be started.
-async fn kill(machine: Starting) -> Result<(), Failure> {
-    machine.abort();
-    match machine.await {
-        Ok(Ok(machine)) => machine.kill().await,
-        Ok(Err(error)) => return Err(not_booted(&error)),
-        // With its start, its process is gone.
-        Err(_) => {}
+impl Starting {
+    /// Ends a machine that has no command, unless it could not be started.
+    async fn kill(self) -> Result<(), Failure> {
+        if self.taken {
+            return Ok(());
+        }
+        self.task.abort();
+        match self.task.await {
+            Ok(Ok(machine)) => machine.kill().await,
+            Ok(Err(error)) => return Err(not_booted(&error)),
+            // With its start, its process is gone.
+            Err(_) => {}
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn not_booted(error: &BootError) -> Failure {
@@ -113,7 +122,7 @@ fn not_booted(error: &BootError) -> Failure {
 async fn supervised(
     plan: &Plan,
     places: Places,
-    machine: &mut Option<Starting>,
+    mut machine: Starting,
     timeline: &Timeline,
     cancelled: &AtomicBool,
 ) -> Result<u8, Failure> {
@@ -129,16 +138,14 @@ async fn supervised(
         // A signal before the watch began, one after it is seen by both; or there is no machine.
         Ok(_) if cancelled.load(Ordering::Relaxed) => Ok(INTERRUPTED),
         Ok(interrupt) => tokio::select! {
-            result = in_sandbox(plan, &places, machine, &interrupt, timeline, &mut report) => result,
+            result = in_sandbox(plan, &places, &mut machine, &interrupt, timeline, &mut report) => result,
             never = cache_quota::keep_on(&places.cache_dir) => match never {},
         },
     };
-    if let Some(machine) = machine.take() {
-        let killed = kill(machine).await;
-        // Otherwise, what kept it from having a command is the failure that matters.
-        if let (Ok(INTERRUPTED), Err(failure)) = (&result, killed) {
-            result = Err(failure);
-        }
+    let killed = machine.kill().await;
+    // Otherwise, what kept it from having a command is the failure that matters.
+    if let (Ok(INTERRUPTED), Err(failure)) = (&result, killed) {
+        result = Err(failure);
     }
     // Nothing is mounted any longer.
     cache_quota::keep(&BTreeSet::from([places.cache_dir.clone()])).await;
@@ -194,7 +201,7 @@ impl Interrupt {
 async fn in_sandbox(
     plan: &Plan,
     places: &Places,
-    machine: &mut Option<Starting>,
+    machine: &mut Starting,
     interrupt: &Interrupt,
     timeline: &Timeline,
     report: &mut Report,
@@ -270,7 +277,7 @@ enum End {
 async fn in_vm(
     plan: &Plan,
     places: &Places,
-    starting: &mut Option<Starting>,
+    starting: &mut Starting,
     sandbox: &Sandbox,
     interrupt: &Interrupt,
     timeline: &Timeline,
@@ -289,14 +296,11 @@ async fn in_vm(
         stdout: Box::new(tokio::io::stdout()),
         stderr: Box::new(tokio::io::stderr()),
     };
-    let machine = match starting.as_mut() {
-        Some(machine) => tokio::select! {
-            machine = machine => machine,
-            () = interrupt.happened() => return Ok(INTERRUPTED),
-        },
-        None => unreachable!("it is taken here, once"),
+    let machine = tokio::select! {
+        started = &mut starting.task => started,
+        () = interrupt.happened() => return Ok(INTERRUPTED),
     };
-    *starting = None;
+    starting.taken = true;
     let machine = match machine {
         Ok(started) => started.map_err(|e| not_booted(&e))?,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
