@@ -114,3 +114,18 @@ fn whoever_stops_reading_what_a_run_says_has_it_leave_nothing() {
         place.assert_clean();
     }
 }
+
+#[test]
+fn a_report_that_cannot_be_written_does_not_hide_why_the_run_failed() {
+    let place = Place::new();
+    let output = place
+        .run()
+        .arg("--report")
+        .arg(place.0.join("no-such-directory/report"))
+        .args(["--", "true"])
+        .output()
+        .unwrap();
+    let (code, _, err) = told(&output);
+    assert_eq!(code, 125, "{err}");
+    assert!(err.contains("boot the VM"), "{err}");
+}

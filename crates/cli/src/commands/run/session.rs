@@ -155,19 +155,28 @@ async fn supervised(
     } else {
         places.remove()
     };
-    if let Some(file) = &plan.report {
-        write_report(file, &report)?;
-    }
-    // The first failure is the one that matters; a clean-up that failed too is said besides.
-    match (result, removed) {
-        (Ok(status), Ok(())) => Ok(status),
-        (Ok(_), Err(failure)) => Err(failure),
-        (Err(failure), Ok(())) => Err(failure),
-        (Err(failure), Err(besides)) => {
-            let _ = besides.report(0);
-            Err(failure)
+    let reported = match &plan.report {
+        Some(file) => write_report(file, &report),
+        None => Ok(()),
+    };
+    conclude(result, [removed, reported])
+}
+
+/// What a run ends with: its own failure, or its command's status, unless that is success and something else is none.
+/// What is not in there is said.
+fn conclude(
+    result: Result<u8, Failure>,
+    afterwards: impl IntoIterator<Item = Result<(), Failure>>,
+) -> Result<u8, Failure> {
+    let mut result = result;
+    for failure in afterwards.into_iter().filter_map(Result::err) {
+        if let Ok(0) = result {
+            result = Err(failure);
+        } else {
+            let _ = failure.report(0);
         }
     }
+    result
 }
 
 /// SIGINT or SIGTERM, as a fact that every step can wait for. Steps end in their own order; none is just dropped.
@@ -326,9 +335,9 @@ async fn in_vm(
     let _ = vm.kill().await;
     report.stop_ms += timeline.step("VMM gone", since);
     match end {
-        End::Outcome(outcome) => status(outcome).and_then(|status| recorded.map(|()| status)),
+        End::Outcome(outcome) => conclude(status(outcome), [recorded]),
         End::DaemonDied(exit) => Err(daemon_died(&exit)),
-        End::Interrupted => recorded.map(|()| INTERRUPTED),
+        End::Interrupted => conclude(Ok(INTERRUPTED), [recorded]),
     }
 }
 
@@ -411,4 +420,30 @@ fn write_report(file: &Path, report: &Report) -> Result<(), Failure> {
     };
     let text = serde_json::to_string_pretty(report).map_err(|e| failed(&e))?;
     fs::write(file, text + "\n").map_err(|e| failed(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_ends_with_its_own_result_before_what_failed_after_it() {
+        let failed = |what: &str| Err(Failure::plain(what));
+        let told = |result: Result<u8, Failure>| result.map_err(|failure| failure.into_parts().0);
+        let conclude = |result, afterwards: [Result<(), Failure>; 2]| told(conclude(result, afterwards));
+        assert_eq!(conclude(Ok(0), [Ok(()), Ok(())]), Ok(0));
+        assert_eq!(conclude(Ok(7), [failed("removal"), failed("report")]), Ok(7));
+        assert_eq!(
+            conclude(Ok(0), [Ok(()), failed("report")]),
+            Err("report".to_owned())
+        );
+        assert_eq!(
+            conclude(Ok(0), [failed("removal"), failed("report")]),
+            Err("removal".to_owned())
+        );
+        assert_eq!(
+            conclude(Err(Failure::plain("run")), [Ok(()), failed("report")]),
+            Err("run".to_owned())
+        );
+    }
 }
