@@ -2,13 +2,18 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nydusbox::{EventItem, Sandbox, SandboxEvent};
-use nydusbox_protocol::Endpoint;
+use nydusbox_protocol::{Endpoint, SocketPath};
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use super::say;
 use crate::control::ask_daemon;
+
+/// What a daemon gets to answer. One that is stopped, or hangs, must not keep a run from its end.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What was said. Once is enough: what comes later is in the daemon's log.
 #[derive(Debug, Default)]
@@ -38,8 +43,7 @@ impl Complaints {
 
     /// Speaks up if anything went wrong so far.
     pub(super) async fn say(&self, sandbox: &Sandbox) {
-        let asked = ask_daemon::<Remembered>(sandbox.api_socket(), Endpoint::Events.path());
-        let Some(last) = asked.await.and_then(|mut remembered| remembered.errors.pop()) else {
+        let Some(last) = last_error(sandbox.api_socket()).await else {
             return;
         };
         if !self.said.swap(true, Ordering::Relaxed) {
@@ -50,5 +54,24 @@ impl Complaints {
                 why.trim_end()
             ));
         }
+    }
+}
+
+async fn last_error(api: &SocketPath) -> Option<String> {
+    let asked = ask_daemon::<Remembered>(api, Endpoint::Events.path());
+    timeout(PATIENCE, asked).await.ok()??.errors.pop()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_does_not_answer_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("api.sock");
+        let _listens = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(last_error(&SocketPath::new(socket).unwrap()).await, None);
     }
 }

@@ -323,7 +323,10 @@ async fn in_vm(
         () = interrupt.happened() => End::Interrupted,
     };
     if let End::Outcome(_) = end {
-        complaints.say(sandbox).await;
+        tokio::select! {
+            () = complaints.say(sandbox) => {}
+            () = interrupt.happened() => {}
+        }
     }
     read_counters(plan, sandbox, report).await;
     let recorded = match (&plan.record, &end) {
