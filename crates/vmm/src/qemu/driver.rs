@@ -43,6 +43,8 @@ const TERM_GRACE: Duration = Duration::from_secs(1);
 /// What the guest gets to sync and power off once we have everything. It needs well under a second, but a
 /// busy host may emulate slowly.
 const POWER_OFF_GRACE: Duration = Duration::from_secs(10);
+/// As many events are remembered. A guest has a handful of them to tell; but what has taken it over may go on for ever.
+const MAX_EVENTS: usize = 64;
 /// What the output's readers get to take the rest after the VMM ended. A reader may be slow, or stopped for good.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
@@ -233,7 +235,7 @@ impl Driver {
                             }
                             let Some(event) = GuestEvent::parse(&line) else { continue };
                             tracing::debug!(?event, "guest");
-                            self.events.send_modify(|events| events.push(event.clone()));
+                            remember(&self.events, &event);
                             match event {
                                 GuestEvent::Ready | GuestEvent::ShareMounted | GuestEvent::RootfsMounted => {}
                                 GuestEvent::CommandStarted => {
@@ -456,9 +458,35 @@ fn is_the_templates_fault(outcome: &VmOutcome) -> bool {
     }
 }
 
+fn remember(events: &watch::Sender<Vec<GuestEvent>>, event: &GuestEvent) {
+    events.send_if_modified(|events| {
+        let room = events.len() < MAX_EVENTS;
+        if room {
+            events.push(event.clone());
+        }
+        room
+    });
+}
+
 async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_does_not_stop_talking_does_not_fill_us() {
+        let (events, mut told) = watch::channel(Vec::new());
+        for _ in 0..10 * MAX_EVENTS {
+            remember(&events, &GuestEvent::Ready);
+        }
+        assert_eq!(told.borrow_and_update().len(), MAX_EVENTS);
+        remember(&events, &GuestEvent::Ready);
+        assert!(told.has_changed().is_ok_and(|changed| !changed));
     }
 }

@@ -346,7 +346,7 @@ impl Vm {
         &self.accel
     }
 
-    /// All events so far, in order; `changed()` waits for the next. The channel closes when the machine has ended.
+    /// The events so far, in order, but not more of them than a guest needs; `changed()` waits for the next. The channel closes when the machine has ended.
     #[must_use]
     pub fn events(&self) -> watch::Receiver<Vec<GuestEvent>> {
         self.events.clone()
