@@ -99,6 +99,20 @@ fn a_machine_that_cannot_be_started_is_the_reason_that_is_given() {
 }
 
 #[test]
+fn what_is_no_host_name_is_refused() {
+    let place = Place::new();
+    let output = place
+        .run()
+        .args(["--hostname", "a_b", "--", "true"])
+        .output()
+        .unwrap();
+    let (code, _, err) = told(&output);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("\"a_b\"") && err.contains("letters"), "{err}");
+    assert!(!place.0.join("data").exists());
+}
+
+#[test]
 fn whoever_stops_reading_what_a_run_says_has_it_leave_nothing() {
     let place = Place::new();
     for _ in 0..10 {

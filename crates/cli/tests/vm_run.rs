@@ -64,6 +64,25 @@ fn vm_runs_the_image_with_a_share_and_gives_output_and_status_back() {
 }
 
 #[test]
+fn vm_has_a_host_name_of_its_own_or_the_one_it_is_given() {
+    let Some(machine) = machine() else { return };
+    let name = |options: &[&str]| {
+        let output = machine
+            .run()
+            .args(options)
+            .args(["--", "uname", "-n"])
+            .output()
+            .unwrap();
+        let (code, out, err) = told(&output);
+        assert_eq!(code, 0, "{err}");
+        out
+    };
+    let (first, second) = (name(&[]), name(&[]));
+    assert!(first.starts_with("run-") && first != second, "{first} {second}");
+    assert_eq!(name(&["--hostname", "db1.example"]), "db1.example\n");
+}
+
+#[test]
 fn vm_sees_every_file_with_the_content_of_the_host() {
     let Some(machine) = machine() else { return };
     let output = machine

@@ -34,12 +34,14 @@
 pub mod cloud_hypervisor;
 pub mod doctor;
 pub mod guest;
+mod hostname;
 mod initramfs;
 pub mod qemu;
 mod template;
 mod user;
 
 pub use guest::{GuestAssets, GuestAssetsError};
+pub use hostname::{Hostname, HostnameError};
 pub use initramfs::InitramfsError;
 pub use initramfs::params::DEFAULT_PATH;
 pub use qemu::{

@@ -70,7 +70,7 @@ async fn machines_that_go_on_from_one_have_nothing_of_each_other() {
         let machine = host.start(machine(&host, templates.path())).await;
         assert_eq!(machine.origin(), origin);
         let mut spec = host.spec(&["sh", "-c", ASKS]);
-        spec.hostname = format!("guest{number}");
+        spec.hostname = format!("guest{number}").parse().unwrap();
         let before = now();
         let (outcome, stdout, stderr) = host.run_in(machine, spec).await;
         assert_eq!(

@@ -32,7 +32,7 @@ pub(crate) fn write(spec: &VmSpec, marker: &str, now: Duration) -> Vec<u8> {
             UpperDir::GuestMemory => "memory",
         },
     );
-    out.variable("NB_HOSTNAME", &spec.hostname);
+    out.variable("NB_HOSTNAME", spec.hostname.as_str());
     out.variable("NB_WORKDIR", spec.workdir.as_str());
     out.variable("NB_USER", spec.user.user());
     out.variable("NB_GROUP", spec.user.group().unwrap_or_default());

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use nydusbox_rootfs::{GuestPath, OverlayPathError, OverlayPlan, ShareDevice};
 
+use crate::hostname::Hostname;
 use crate::initramfs::params::MEMORY_UPPER;
 use crate::user::ContainerUser;
 
@@ -53,7 +54,7 @@ pub struct VmSpec {
     /// Its working directory in the container; made if it isn't there.
     pub workdir: GuestPath,
     /// The guest's host name.
-    pub hostname: String,
+    pub hostname: Hostname,
 }
 
 impl VmSpec {
@@ -79,7 +80,7 @@ impl VmSpec {
             env: env.map(|(name, value)| (name.into(), value.into())).to_vec(),
             user: ContainerUser::default(),
             workdir: path("/"),
-            hostname: "nydusbox".to_owned(),
+            hostname: Hostname::default(),
         }
     }
 }
@@ -104,12 +105,6 @@ pub enum VmConfigError {
     VariableName {
         /// The name.
         name: OsString,
-    },
-    /// Not a host name.
-    #[error("host name {name:?} is not 1 to 64 letters, digits, dots and hyphens")]
-    Hostname {
-        /// The refused text.
-        name: String,
     },
     /// A share shown at the container's root, or in place of what every container has.
     #[error("a share cannot be shown at {target}")]
@@ -160,10 +155,6 @@ impl VmConfig {
             if name.is_empty() || name.as_bytes().contains(&b'=') {
                 return Err(VmConfigError::VariableName { name: name.clone() });
             }
-        }
-        let in_a_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
-        if !(1..=64).contains(&spec.hostname.len()) || !spec.hostname.chars().all(in_a_name) {
-            return Err(VmConfigError::Hostname { name: spec.hostname });
         }
         for (at, share) in spec.shares.iter().enumerate() {
             let target = &share.target;

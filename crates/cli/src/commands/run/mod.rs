@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 
 use clap::{Args, ValueEnum};
 use nydusbox_image::source::ImageRef;
-use nydusbox_vmm::{AccelRequest, ContainerUser};
+use nydusbox_vmm::{AccelRequest, ContainerUser, Hostname};
 
 use super::image::bar::cancelled_by_signals;
 use super::size::Size;
@@ -75,6 +75,9 @@ pub(crate) struct RunArgs {
     /// Working directory instead of the image's; made if it isn't there
     #[arg(long, value_name = "DIR")]
     workdir: Option<String>,
+    /// Guest's host name; that of the run, run-NUMBER, unless given
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<Hostname>,
     /// Daemon to use: the built-in one or the path of a nydusd
     #[arg(long, value_name = "builtin|PATH", default_value = "builtin")]
     daemon: String,

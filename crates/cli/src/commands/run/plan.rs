@@ -11,7 +11,7 @@ use nydusbox_image::StoredImage;
 use nydusbox_protocol::{ContainerId, MountPoint, SandboxId, ShareConfig};
 use nydusbox_rootfs::{GuestPath, OverlayPlan, ShareDevice, ShareSocket};
 use nydusbox_vmm::{
-    GuestAssets, MachineConfig, MachineSpec, SharedDir, Templates, UpperDir, VmConfig, VmSpec,
+    GuestAssets, Hostname, MachineConfig, MachineSpec, SharedDir, Templates, UpperDir, VmConfig, VmSpec,
 };
 
 use super::claim::Claim;
@@ -60,6 +60,7 @@ pub(super) struct Draft {
     data_dir: DataDir,
     shares: Vec<(MountRequest, SharedDir)>,
     overrides: Overrides,
+    hostname: Hostname,
     privileged: bool,
 }
 
@@ -103,6 +104,10 @@ impl Draft {
         // The first that is done; whatever else can be said without it has been.
         let claim = Claim::take(&data_dir)?;
         let id = SandboxId::new(claim.name()).map_err(|e| Failure::new("name the sandbox", &e))?;
+        let hostname = match args.hostname.take() {
+            Some(name) => name,
+            None => Hostname::new(claim.name()).map_err(|e| Failure::new("name the guest", &e))?,
+        };
         let places = Places::new(&data_dir, claim, &container, trusted);
         let mut program = daemon_env::beside_proxies(program(&args.daemon)?);
         if let Some(file) = places.certificates() {
@@ -118,6 +123,7 @@ impl Draft {
             data_dir,
             shares,
             overrides,
+            hostname,
             privileged,
             args,
         };
@@ -164,6 +170,7 @@ impl Draft {
         let (share_mounts, shares): (Vec<_>, _) = self.shares.into_iter().unzip();
         let vm = vm(&self.sandbox, &self.container, process, |spec| {
             spec.shares = shares;
+            spec.hostname = self.hostname;
             // Without privileges the daemon cannot keep an overlay's attributes on the host.
             if !self.privileged {
                 spec.upper = UpperDir::GuestMemory;
