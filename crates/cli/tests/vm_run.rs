@@ -140,6 +140,25 @@ fn vm_and_daemon_go_on_ctrl_c() {
     machine.assert_clean();
 }
 
+/// As `yes | head -n 1` ends.
+#[test]
+fn vm_of_a_command_whose_reader_has_left_ends() {
+    let Some(machine) = machine() else { return };
+    let mut child = machine
+        .run()
+        .args(["--", "sh", "-c", "while :; do echo again; done"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = [0; 6];
+    std::io::Read::read_exact(&mut child.stdout.take().unwrap(), &mut line).unwrap();
+    assert_eq!(&line, b"again\n");
+    let (code, _, err) = told(&child.wait_with_output().unwrap());
+    assert_eq!((code, &*err), (141, ""));
+    machine.assert_clean();
+}
+
 /// SIGKILL leaves no time for anything. The machine and the daemon end by themselves, `sweep` knows the sandbox, and the
 /// next run removes the directories.
 #[test]

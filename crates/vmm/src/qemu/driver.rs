@@ -5,6 +5,7 @@
 //!    | (or goes on from a template: Waiting)                          |  error STEP                |
 //!    |                                                                |                 exit N, both markers
 //!    +-- boot deadline, stop --> stopping (SIGTERM, SIGKILL)          +-------> Leaving <----------+
+//! running: its reader leaves --> stopping
 //! any: the process ends by itself --> VmmExited
 //! ```
 //! What was learnt first is the outcome; how the process then ends never replaces it. Next: [`super::stream`].
@@ -78,7 +79,13 @@ enum Stage {
 enum Ended {
     Ready(Result<Waiting, QmpError>),
     Provided(Result<OwnedWriteHalf, ProvideError>),
-    Output { complete: bool },
+    Output {
+        complete: bool,
+    },
+    /// Whoever reads stdout has left, or nobody will any more.
+    Reader {
+        left: bool,
+    },
     Input,
     VmmLog(Vec<String>),
 }
@@ -102,6 +109,8 @@ pub(super) struct Driver {
     stop_requests: mpsc::Receiver<()>,
     errands: oneshot::Receiver<Errand>,
     lines: LineBuffer,
+    /// The command's, once it has ended.
+    exit_status: Option<u8>,
     /// Output streams whose marker has come.
     complete: usize,
     /// Output streams that ended, with or without marker.
@@ -183,6 +192,7 @@ impl Driver {
             stop_requests,
             errands,
             lines: LineBuffer::default(),
+            exit_status: None,
             complete: 0,
             outputs_ended: 0,
             vmm_log: None,
@@ -212,13 +222,12 @@ impl Driver {
     }
 
     async fn watch(&mut self) -> Verdict {
-        let mut exit_status = None;
         let mut buffer = [0; 4096];
         let mut control_open = true;
         let mut stop_possible = true;
         let mut errand_possible = true;
         loop {
-            if let Some(status) = exit_status
+            if let Some(status) = self.exit_status
                 && self.complete == 2
             {
                 return Verdict::Leave(VmOutcome::CommandExited { status });
@@ -243,7 +252,9 @@ impl Driver {
                                     self.template = None;
                                 }
                                 // The first counts; init sends no second.
-                                GuestEvent::Exited { status } => exit_status = exit_status.or(Some(status)),
+                                GuestEvent::Exited { status } => {
+                                    self.exit_status = self.exit_status.or(Some(status));
+                                }
                                 GuestEvent::Failed { step, message } => {
                                     return Verdict::Leave(VmOutcome::GuestFailed { step, message });
                                 }
@@ -314,14 +325,25 @@ impl Driver {
             pump_input(stdio.stdin, stdin).await;
             Ended::Input
         });
-        for (port, sink, name) in [(stdout, stdio.stdout, "stdout"), (stderr, stdio.stderr, "stderr")] {
+        // A command goes on without somebody who reads its errors.
+        let (left, told) = oneshot::channel();
+        let (unheard, _) = oneshot::channel();
+        for (port, sink, name, left) in [
+            (stdout, stdio.stdout, "stdout", left),
+            (stderr, stdio.stderr, "stderr", unheard),
+        ] {
             let marker = self.marker.clone();
             self.tasks.spawn(async move {
                 Ended::Output {
-                    complete: pump_output(port, sink, &marker, name).await,
+                    complete: pump_output(port, sink, &marker, name, left).await,
                 }
             });
         }
+        self.tasks.spawn(async move {
+            Ended::Reader {
+                left: told.await.is_ok(),
+            }
+        });
         let marker = self.marker.clone();
         self.tasks
             .spawn(async move { Ended::Provided(provide(waiting, &config, &marker).await) });
@@ -354,7 +376,11 @@ impl Driver {
                 self.complete += usize::from(complete);
                 self.outputs_ended += 1;
             }
-            Ok(Ended::Input) => {}
+            Ok(Ended::Reader { left: true }) if self.exit_status.is_none() => {
+                return Some(Verdict::Stop(VmOutcome::ReaderLeft));
+            }
+            // A command that has ended has its own status.
+            Ok(Ended::Input | Ended::Reader { .. }) => {}
             Ok(Ended::VmmLog(lines)) => self.vmm_log = Some(lines),
             Err(error) => tracing::error!(%error, "a task of the machine failed"),
         }
@@ -454,7 +480,10 @@ fn is_the_templates_fault(outcome: &VmOutcome) -> bool {
     match outcome {
         VmOutcome::VmmExited { .. } | VmOutcome::BootDeadline { .. } => true,
         VmOutcome::GuestFailed { step, .. } => *step == GuestStep::Share,
-        VmOutcome::CommandExited { .. } | VmOutcome::ShareFailed { .. } | VmOutcome::Killed => false,
+        VmOutcome::CommandExited { .. }
+        | VmOutcome::ReaderLeft
+        | VmOutcome::ShareFailed { .. }
+        | VmOutcome::Killed => false,
     }
 }
 

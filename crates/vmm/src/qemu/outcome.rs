@@ -28,6 +28,8 @@ pub enum VmOutcome {
         /// What failed, and why.
         message: String,
     },
+    /// Whoever read the command's output has left: the machine was stopped, as SIGPIPE ends a process.
+    ReaderLeft,
     /// The VMM ended before the command did: it refused its arguments, the guest panicked, or someone killed it.
     VmmExited {
         /// The VMM's exit status.
@@ -56,6 +58,7 @@ impl fmt::Display for VmOutcome {
             Self::CommandExited { status } => write!(f, "the command exited with status {status}"),
             Self::GuestFailed { step, message } => write!(f, "the guest failed in {step}: {message}"),
             Self::ShareFailed { message } => write!(f, "the machine could not be given its share: {message}"),
+            Self::ReaderLeft => write!(f, "nobody reads the command's output any longer"),
             Self::VmmExited { status, vmm, console } => {
                 write!(f, "the VMM ended early ({status})")?;
                 for line in vmm {

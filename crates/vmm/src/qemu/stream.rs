@@ -8,6 +8,7 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 
 /// Finds the marker in a stream and holds back only what may be its beginning.
 #[derive(Debug)]
@@ -65,13 +66,16 @@ impl MarkerScan {
 }
 
 /// Copies output to `sink` until the marker or the port's end, whichever is first; returns whether the marker came.
-/// When the sink fails, output is read and dropped: the guest must not hang on a reader that left.
+/// When the sink fails, output is read and dropped: the guest must not hang on a reader that left. That it has left is
+/// told to `left`, for whom it would be a reason to end.
 pub(super) async fn pump_output(
     mut port: UnixStream,
     mut sink: impl AsyncWrite + Unpin,
     marker: &str,
     name: &'static str,
+    left: oneshot::Sender<()>,
 ) -> bool {
+    let mut left = Some(left);
     let mut scan = MarkerScan::new(marker);
     let mut buffer = vec![0; 64 << 10];
     let mut sink_works = true;
@@ -86,6 +90,12 @@ pub(super) async fn pump_output(
         if sink_works && let Err(error) = write(&mut sink, &output).await {
             tracing::debug!(stream = name, %error, "the reader of the command's output is gone; dropping the rest");
             sink_works = false;
+            if error.kind() == io::ErrorKind::BrokenPipe
+                && let Some(left) = left.take()
+            {
+                // Nobody has to care.
+                let _ = left.send(());
+            }
         }
         if read == 0 {
             break;
@@ -114,6 +124,7 @@ pub(super) async fn pump_input(mut source: impl AsyncRead + Unpin, mut port: Uni
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -135,6 +146,34 @@ mod tests {
             prop_assert_eq!(scan.found(), with_marker);
             prop_assert_eq!(String::from_utf8_lossy(&output), before);
         }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_left_is_told_once_and_the_rest_is_dropped() {
+        let (mut guest, port) = UnixStream::pair().unwrap();
+        let (sink, reader) = tokio::io::duplex(16);
+        let (left, told) = oneshot::channel();
+        drop(reader);
+        let talk = async {
+            guest.write_all(b"first").await.unwrap();
+            told.await.unwrap();
+            // More than a socket holds.
+            guest.write_all(&vec![b'y'; 4 << 20]).await.unwrap();
+            guest.write_all(b"xyz").await.unwrap();
+        };
+        let (complete, ()) = tokio::join!(pump_output(port, sink, "xyz", "stdout", left), talk);
+        assert!(complete);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_stays_is_not_told_to_have_left() {
+        let (mut guest, port) = UnixStream::pair().unwrap();
+        let (left, told) = oneshot::channel();
+        let mut sink = Vec::new();
+        let talk = guest.write_all(b"outputxyz");
+        let (complete, _) = tokio::join!(pump_output(port, &mut sink, "xyz", "stdout", left), talk);
+        assert!(complete && sink == b"output");
+        assert!(told.await.is_err());
     }
 
     #[test]

@@ -25,6 +25,9 @@ use super::timeline::{MountTime, Report, Timeline, ms};
 use crate::cache_quota;
 use crate::error::{Failure, INTERRUPTED};
 
+/// Nobody reads the command's output any longer: 128 + SIGPIPE, as a shell says it.
+const READER_LEFT: u8 = 141;
+
 /// A machine that is being started.
 struct Starting {
     task: JoinHandle<Result<Machine, BootError>>,
@@ -389,6 +392,7 @@ async fn read_counters(plan: &Plan, sandbox: &Sandbox, report: &mut Report) {
 fn status(outcome: VmOutcome) -> Result<u8, Failure> {
     match outcome {
         VmOutcome::CommandExited { status } => Ok(status),
+        VmOutcome::ReaderLeft => Ok(READER_LEFT),
         VmOutcome::VmmExited {
             ref console, ref vmm, ..
         } => {
