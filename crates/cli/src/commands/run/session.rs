@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use nix::sys::signal::{SigSet, Signal};
 use nydusbox::{Exit, Sandbox};
 use nydusbox_image::{BlobCache, Quiet};
 use nydusbox_vmm::{BootError, GuestEvent, GuestStdio, Machine, Vm, VmOutcome};
@@ -46,11 +47,7 @@ pub(super) struct Session {
 impl Session {
     /// `cancelled` is set if there will be no machine, so that nobody goes on to have the image.
     pub(super) fn begin(draft: &Draft, places: Places, cancelled: &Arc<AtomicBool>) -> Result<Self, Failure> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .map_err(|e| Failure::new("start the runtime", &e))?;
+        let runtime = runtime().map_err(|e| Failure::new("start the runtime", &e))?;
         places.make()?;
         let timeline = Timeline::new(draft.is_verbose());
         let (config, dir) = (draft.machine().clone(), places.vm_dir.clone());
@@ -99,6 +96,21 @@ impl Session {
         runtime.shutdown_background();
         result
     }
+}
+
+/// With threads that may read a terminal in the background. By default SIGTTIN would stop the whole process, and nobody
+/// would look after the machine; blocked, the read fails, which is the end of the command's input. QEMU has it blocked as
+/// well, and reads no terminal.
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(|| {
+            if let Err(error) = SigSet::from(Signal::SIGTTIN).thread_block() {
+                tracing::warn!(%error, "cannot block SIGTTIN");
+            }
+        })
+        .enable_all()
+        .build()
 }
 
 impl Starting {
@@ -430,8 +442,20 @@ fn write_report(file: &Path, report: &Report) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_reads_the_terminal_in_the_background_is_not_stopped() {
+        let runtime = runtime().unwrap();
+        // Where tokio reads standard input.
+        let reader = runtime.spawn_blocking(|| fs::read_to_string("/proc/thread-self/status").unwrap());
+        let status = runtime.block_on(reader).unwrap();
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+        let blocked = u64::from_str_radix(blocked.unwrap().trim(), 16).unwrap();
+        assert_eq!(blocked, 1 << (Signal::SIGTTIN as u32 - 1));
+    }
 
     #[test]
     fn a_run_ends_with_its_own_result_before_what_failed_after_it() {
