@@ -125,7 +125,9 @@ async fn a_status_that_is_not_the_commands_own_is_a_shells() {
     for (command, status) in [
         (&["no-such-command"][..], 127),
         (&["/etc"], 126),
-        (&["sh", "-c", "kill -9 $$"], 137),
+        // Process 1 is killed by the kernel only.
+        (&["sh", "-c", "ulimit -t 1; while :; do :; done"], 137),
+        (&["sh", "-c", "kill -9 $$; exit 3"], 3),
         (&["true"], 0),
     ] {
         let Some(host) = Host::new() else { return };
@@ -141,6 +143,19 @@ async fn a_status_that_is_not_the_commands_own_is_a_shells() {
             "{command:?}: {stderr}"
         );
     }
+}
+
+/// It is process 1, and what it signals is what it has started: not what carries its output.
+#[tokio::test]
+async fn a_command_has_its_processes_for_itself() {
+    let Some(host) = Host::new() else { return };
+    let script = "echo $$ /proc/[0-9]*; sleep 1000 & kill -TERM -1; wait $!; echo $?; sleep 1000 & kill -9 -1; \
+                  wait $!; echo $?; sleep 1000 & echo last >&2";
+    let (outcome, stdout, stderr) = host.run(host.spec(&["sh", "-c", script])).await;
+    assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{stderr}");
+    assert_eq!(stdout, "1 /proc/1\n143\n137\n");
+    // What the shell says of the two comes before.
+    assert!(stderr.ends_with("last\n"), "{stderr}");
 }
 
 #[tokio::test]
@@ -317,7 +332,8 @@ async fn owner_of_a_machine() {
         return;
     }
     let Some(host) = Host::new() else { return };
-    let spec = host.spec(&["sh", "-c", "echo running; sleep 1000"]);
+    // Whoever it kills, what watches the host is not among them.
+    let spec = host.spec(&["sh", "-c", "kill -9 -1; echo running; sleep 1000"]);
     let stdout = Sink::default();
     let stdio = GuestStdio::output(stdout.clone(), Sink::default());
     let mut vm = host.boot(spec, stdio).await;

@@ -195,7 +195,9 @@ on() {
     [ -d "$at" ] || try rootfs mkdir -p "$at"
     try rootfs mount "$@" "$at"
 }
+# nb_command mounts that of the command's own processes over it.
 on /proc -t proc -o nosuid,noexec,nodev proc
+proc=$at
 on /sys -t sysfs -o nosuid,noexec,nodev sysfs
 on /dev -o rbind /dev
 on /run -t tmpfs -o mode=0755,nosuid,nodev tmpfs
@@ -219,6 +221,7 @@ echo "$NB_HOSTNAME" >/proc/sys/kernel/hostname
 locate workdir "$NB_WORKDIR"
 [ -d "$at" ] || try workdir mkdir -p "$at"
 workdir=$at
+[ -e /proc/self/ns/pid ] || fail rootfs "the guest's kernel has no PID namespaces"
 find_program "$NB_PROGRAM" "$NB_PATH" "$NB_WORKDIR"
 find_user "$NB_USER" "$NB_GROUP" || fail user "$missing"
 # No applet sets supplementary groups, a group and a user by number. But `su` sets what our own files say of nb: a
@@ -242,15 +245,9 @@ event command-started
 (nb_command 3<&- 4>&- 5>&- 6>&-) </run/stdin >/run/stdout 2>/run/stderr
 code=$?
 
-# What the command left behind still holds the pipes. The two that carry output must live until they are empty.
+# With the command, its namespace's process 1, whatever it left behind has ended: nobody holds the pipes any longer. The
+# two that carry output must live until they are empty.
 kill -9 "$feeder" 2>/dev/null
-for process in /proc/[0-9]*; do
-    process=${process#/proc/}
-    case $process in
-    1 | "$out" | "$err" | "$watcher") ;;
-    *) kill -9 "$process" 2>/dev/null ;;
-    esac
-done
 wait "$out" "$err"
 # FUSE writes a file back when it is closed; unmounting also covers mappings that outlived their descriptor. What
 # stays busy is the guest's own. Only then may the host be told that the command is over.

@@ -55,6 +55,8 @@ pub(crate) fn write(spec: &VmSpec, marker: &str, now: Duration) -> Vec<u8> {
     }
     out.raw(b"}\n");
 
+    // The command is process 1 of a namespace of its own, as in any container: what it signals are its own, not what
+    // carries its output, or watches the host. When it ends, the kernel kills the others, and waits for them.
     // nsenter, not chroot: it enters the root and the working directory, whatever the image contains, and sets the
     // user. It is named by path because the container's PATH is already in force for it. A HOME of ours comes first:
     // of two the last counts.
@@ -65,6 +67,7 @@ pub(crate) fn write(spec: &VmSpec, marker: &str, now: Duration) -> Vec<u8> {
         pair.push(value);
         out.word(pair);
     }
+    out.raw(b" /bin/busybox unshare -p -f \"--mount-proc=$proc\"");
     out.raw(b" /bin/busybox nsenter -r\"$NB_ROOT\" -w\"$workdir\" -S \"$uid\" -- \"$program\"");
     for argument in arguments.unwrap_or_default() {
         out.word(argument);
