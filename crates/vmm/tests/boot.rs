@@ -5,7 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nydusbox_testkit::machine::sink::{self, Sink};
 use nydusbox_testkit::machine::virtiofsd::{Host, path};
@@ -156,6 +156,46 @@ async fn a_command_has_its_processes_for_itself() {
     assert_eq!(stdout, "1 /proc/1\n143\n137\n");
     // What the shell says of the two comes before.
     assert!(stderr.ends_with("last\n"), "{stderr}");
+}
+
+/// Otherwise what the host has just written is of the future, for `make` for one.
+#[tokio::test]
+async fn the_clock_is_the_hosts_and_not_only_to_the_second() {
+    let Some(host) = Host::new() else { return };
+    let spec = host.spec(&[
+        "sh",
+        "-c",
+        "sleep 1.2; echo; cat; echo >/run/now; busybox stat -c %y /run/now",
+    ]);
+    let (mut answer, stdin) = tokio::io::duplex(16);
+    let stdout = Sink::default();
+    let stdio = GuestStdio {
+        stdin: Box::new(stdin),
+        ..GuestStdio::output(stdout.clone(), Sink::default())
+    };
+    let mut vm = host.boot(spec, stdio).await;
+    tokio::select! {
+        () = stdout.wait_for(b"\n") => {}
+        early = vm.wait() => panic!("{early}"),
+    }
+    let seconds = || {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs_f64()
+            % 60.0
+    };
+    let before = seconds();
+    tokio::io::AsyncWriteExt::shutdown(&mut answer).await.unwrap();
+    let outcome = vm.wait().await;
+    assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{outcome}");
+    // 2026-11-29 04:21:07.123456789 +0000
+    let told = stdout.text();
+    let (_, seconds) = told.trim().trim_end_matches(" +0000").rsplit_once(':').unwrap();
+    let guest: f64 = seconds.parse().unwrap();
+    let behind = (before - guest).rem_euclid(60.0);
+    // It was asked later than `before`, and may be so by much on a busy host.
+    assert!(!(0.3..59.0).contains(&behind), "{behind} s behind: {told}");
 }
 
 #[tokio::test]

@@ -131,9 +131,20 @@ head -c "$length" <&6 >/params
 watcher=$!
 event ready
 
-# The clock is that of when the machine was saved.
-date -s "@$NB_NOW" >/dev/null &
+# The clock is that of when the machine was saved. Only whole seconds can be set: so once for the command not to wait, and
+# then exactly, when the next one begins, if that is far enough away not to set it back.
+{
+    date -s "@$NB_NOW" >/dev/null
+    : >/tmp/clock
+} &
 clock=$!
+[ -z "$NB_NEXT_SECOND_IN_US" ] || {
+    /bin/busybox usleep "$NB_NEXT_SECOND_IN_US"
+    until [ -e /tmp/clock ]; do
+        /bin/busybox usleep 1000
+    done
+    date -s "@$((NB_NOW + 1))" >/dev/null
+} &
 
 # Runs a command of step $1, whose own message explains a failure. The last kernel messages go with it: mount(2) says
 # no more than "invalid argument", the file system says which one and why.

@@ -14,10 +14,16 @@ pub(crate) const MEMORY_UPPER: (&str, &str) = ("/run/nydusbox/upper/fs", "/run/n
 /// Where a command is looked for whose environment has no `PATH`, as execvp(3) does: directories, separated by colons.
 pub const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
+/// So much may the guest's clock be behind, in microseconds: it takes about as long until the guest has set it.
+const CLOCK_LAG_US: u32 = 20_000;
+
 /// Writes the parameters. `marker` is what ends the command's two output streams, `now` the time since 1970.
 pub(crate) fn write(spec: &VmSpec, marker: &str, now: Duration) -> Vec<u8> {
     let mut out = Shell::default();
     out.variable("NB_NOW", now.as_secs().to_string());
+    let past = now.subsec_micros();
+    let next = (past > CLOCK_LAG_US).then(|| (1_000_000 - past).to_string());
+    out.variable("NB_NEXT_SECOND_IN_US", next.unwrap_or_default());
     out.variable("NB_TAG", spec.share.tag.as_str());
     out.variable("NB_SHARE", spec.share_mount.as_str());
     out.variable("NB_ROOT", spec.rootfs.mount_point().as_str());
@@ -116,6 +122,28 @@ mod tests {
     use proptest::prelude::*;
     use std::os::unix::ffi::OsStringExt;
     use std::process::Command;
+
+    #[test]
+    fn the_time_is_told_to_the_microsecond() {
+        let spec = crate::qemu::made_up_spec();
+        for (now, expected) in [
+            (
+                Duration::from_millis(7_250),
+                "NB_NOW='7'\nNB_NEXT_SECOND_IN_US='750000'\n",
+            ),
+            (
+                Duration::from_millis(7_999),
+                "NB_NOW='7'\nNB_NEXT_SECOND_IN_US='1000'\n",
+            ),
+            (
+                Duration::from_millis(8_001),
+                "NB_NOW='8'\nNB_NEXT_SECOND_IN_US=''\n",
+            ),
+        ] {
+            let written = String::from_utf8(write(&spec, "marker", now)).unwrap();
+            assert!(written.starts_with(expected), "{written}");
+        }
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
