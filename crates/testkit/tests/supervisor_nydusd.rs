@@ -21,6 +21,8 @@ use nydusbox::{
 use nydusbox_testkit::peers::{Peer, require};
 use supervisor::Place;
 
+const SIGABRT: i32 = rustix::process::Signal::ABORT.as_raw();
+
 macro_rules! nydusd_or_skip {
     () => {
         match require(Peer::Nydusd) {
@@ -202,9 +204,19 @@ async fn after_the_frontend_left_it_ends_by_itself() {
     let sandbox = Sandbox::start(config).await.unwrap();
     drop(connect(&sandbox).await);
     let begun = Instant::now();
-    match sandbox.stop().await.step {
-        StopStep::Exited { status } => assert_eq!(status, ExitCause::Code(0)),
-        other => panic!("{other:?}"),
+    let exited = sandbox.exited();
+    let step = sandbox.stop().await.step;
+    let last_lines = exited.await.last_lines.concat();
+    match step {
+        StopStep::Exited {
+            status: ExitCause::Code(0),
+        } => {}
+        // In a few of 100 cases it is through with everything, and the runtime of its language trips over a thread that
+        // begins as the last one ends.
+        StopStep::Exited {
+            status: ExitCause::Signal(SIGABRT),
+        } if last_lines.contains("current thread handle already set during thread spawn") => {}
+        other => panic!("{other:?}: {last_lines}"),
     }
     println!("stop after the frontend left: {:?}", begun.elapsed());
     place.assert_clean();
