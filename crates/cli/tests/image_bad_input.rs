@@ -9,7 +9,7 @@ mod layout;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::{Dir, nydusbox, told};
 use layout::{make_layout, write_layout};
@@ -18,6 +18,7 @@ use nydusbox_testkit::machine::prerequisites;
 use nydusbox_testkit::registry::{Registry, RegistryOptions};
 use nydusbox_testkit::registry_proxy::{Fault, Part, RegistryProxy, TokenRules};
 use nydusbox_testkit::suite::small_disk::SmallDisk;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 /// More often than anything is asked.
@@ -438,5 +439,39 @@ fn a_full_disk_is_said_to_be_one_and_nothing_stays_of_what_was_under_way() {
         drop(small);
         std::fs::remove_dir_all(place.dir.join(disk)).unwrap();
         place.succeeds(verb, &image);
+    }
+}
+
+#[test]
+fn a_build_that_is_interrupted_says_so_and_leaves_nothing() {
+    let dir = Dir::new();
+    let tree = dir.join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    let hole = std::fs::File::create(tree.join("hole")).unwrap();
+    // Long enough to be seen while it is read, which it is to its end.
+    hole.set_len(256 << 20).unwrap();
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut command = nydusbox();
+        command.args(["image", "build"]).arg(&tree).arg(dir.join("image"));
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let descriptors = PathBuf::from(format!("/proc/{}/fd", child.id()));
+        let reads = || {
+            let links = std::fs::read_dir(&descriptors).into_iter().flatten().flatten();
+            let mut files = links.flat_map(|link| std::fs::read_link(link.path()));
+            files.any(|file| file.ends_with("hole"))
+        };
+        while !reads() {
+            assert_eq!(child.try_wait().unwrap(), None);
+            std::thread::yield_now();
+        }
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let (code, _, err) = told(&child.wait_with_output().unwrap());
+        assert_eq!(code, 130, "{err}");
+        assert!(err.lines().count() == 1 && err.ends_with("cancelled\n"), "{err}");
+        assert_eq!(dir.names(), ["tree"]);
     }
 }

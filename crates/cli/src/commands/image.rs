@@ -14,12 +14,12 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use indicatif::{DecimalBytes, HumanCount};
-use nydusbox_image::{BuildConfig, BuildSummary, Source, build};
+use nydusbox_image::{BuildConfig, BuildError, BuildSummary, Source, build};
 
 use self::bar::{Bar, cancelled_by_signals};
 use self::format::FormatArgs;
 use crate::args::StateDirArg;
-use crate::error::{FAILED, Failure};
+use crate::error::{Failure, INTERRUPTED};
 use crate::state_dir::StateDir;
 
 #[derive(Debug, Subcommand)]
@@ -73,7 +73,7 @@ pub(crate) fn main(
     state_dir: impl FnOnce(&StateDirArg) -> Result<StateDir, Failure>,
 ) -> ExitCode {
     let done = match command {
-        ImageCommand::Build(args) => run(&args).map_err(|failure| failure.code(FAILED)),
+        ImageCommand::Build(args) => run(&args),
         ImageCommand::Convert(args) => convert::run(&args),
         ImageCommand::Copy(args) => copy::run(&args),
         ImageCommand::Pull(args) => store::pull(args),
@@ -95,7 +95,13 @@ pub(crate) fn main(
 fn run(args: &BuildArgs) -> Result<(), Failure> {
     let format = args.format.format()?;
     let out = args.out_dir.display().to_string();
-    let failed = |e: nydusbox_image::BuildError| Failure::new(&format!("build the image {out}"), &e);
+    let failed = |e: BuildError| {
+        let failure = Failure::new(&format!("build the image {out}"), &e);
+        match e {
+            BuildError::Cancelled => failure.code(INTERRUPTED),
+            _ => failure,
+        }
+    };
     let source = if args.layer.is_empty() {
         Source::detect(&args.source).map_err(failed)?
     } else {
