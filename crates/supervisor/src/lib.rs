@@ -100,7 +100,7 @@ pub use request::{MountRequest, MountRequestError};
 pub use sandbox::Sandbox;
 #[doc(hidden)]
 pub use state::StateDocument;
-pub use state::StateError;
+pub use state::{STATE as STATE_FILE, StateError};
 pub use status::{MountStatus, Status, StatusPhase};
 pub use stop::{StopOutcome, StopStep};
 pub use sweep::{SweepReport, SweepVerdict, SweptSandbox, sweep};

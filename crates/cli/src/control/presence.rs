@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use nydusbox::{CONTROL_SOCKET, LOCK_FILE, lock_owner};
+use nydusbox::{CONTROL_SOCKET, LOCK_FILE, STATE_FILE, lock_owner};
 use nydusbox_protocol::SandboxId;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -45,9 +45,9 @@ impl Presence {
             .and_then(|text| lock_owner(&text));
         match File::open(&lock) {
             Ok(file) if is_locked(&file) => Self::Busy { owner },
-            Ok(_) => Self::Abandoned { owner },
-            Err(_) if dir.exists() => Self::Abandoned { owner: None },
-            Err(_) => Self::Absent,
+            Ok(_) if owner.is_some() || dir.join(STATE_FILE).exists() => Self::Abandoned { owner },
+            // A directory that nothing shows to be a sandbox's is none, whatever its name.
+            Ok(_) | Err(_) => Self::Absent,
         }
     }
 
@@ -148,6 +148,22 @@ fn minor_of(device: u64) -> u64 {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_directory_that_nothing_shows_to_be_a_sandboxs_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::new(Some(dir.path().to_owned())).unwrap();
+        let id = SandboxId::new("project").unwrap();
+        let project = dir.path().join("project");
+        std::fs::create_dir(&project).unwrap();
+        assert!(matches!(Presence::of(&state_dir, &id).await, Presence::Absent));
+        for text in ["", "4711"] {
+            std::fs::write(project.join(LOCK_FILE), text).unwrap();
+            assert!(matches!(Presence::of(&state_dir, &id).await, Presence::Absent));
+        }
+        std::fs::write(project.join(STATE_FILE), "").unwrap();
+        assert!(Presence::of(&state_dir, &id).await.is_abandoned());
+    }
 
     #[test]
     fn a_lock_shows_while_it_is_held() {

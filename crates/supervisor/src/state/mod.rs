@@ -24,4 +24,5 @@ pub(crate) use holders::{DAEMON_LOCK, DaemonLock, Holder, holders, probe, take};
 pub(crate) use identity::{DaemonRecord, is_dead};
 pub(crate) use journal::{Books, Journal};
 pub(crate) use os_text::OsText;
-pub(crate) use store::{STATE, STATE_NEW, read};
+pub use store::STATE;
+pub(crate) use store::{STATE_NEW, read};

@@ -12,8 +12,8 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
-/// The document.
-pub(crate) const STATE: &str = "state.json";
+/// The file of a sandbox's directory that says what it has: whoever takes it over, or clears it away, reads it.
+pub const STATE: &str = "state.json";
 /// The next one, while it is written.
 pub(crate) const STATE_NEW: &str = "state.json.new";
 /// The largest document that is read: every slot with a configuration of the largest size a daemon takes.
