@@ -142,7 +142,7 @@ pub enum SandboxEvent {
     },
     /// A VMM has connected to the vhost-user socket.
     VmmConnected,
-    /// The VMM is not connected any more. A stock nydusd does not tell.
+    /// The VMM is not connected any more.
     VmmLeft,
     /// The sandbox is being stopped.
     Stopping,

@@ -21,8 +21,8 @@ pub struct Status {
     pub cgroup: Option<PathBuf>,
     /// The version the daemon names in its answers; `unknown` when it was built outside its repository.
     pub program_version: String,
-    /// Whether a VMM is connected to the vhost-user socket; `None` when that is not known. Of a stock nydusd it is
-    /// known that one has connected, not that it has left.
+    /// Whether a VMM is connected to the vhost-user socket; `None` when that is not known. Our daemon is asked, with
+    /// its health; at a stock nydusd, which does not tell, it is looked from outside.
     pub vmm_attached: Option<bool>,
     /// How well it is, as observed last.
     pub health: HealthReport,

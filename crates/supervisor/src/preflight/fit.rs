@@ -263,8 +263,11 @@ fn rule(kind: ProgramKind, name: &str, value: Option<&OsStr>) -> Rule {
         ("thread-pool-size" | "threads" | "thread-num" | "fuse-threads", ProgramKind::Embedded) => {
             Rule::Drop("left out: the pool grows when all are busy; --threads-max bounds it")
         }
-        ("announce-submounts" | "no-announce-submounts", _) => {
+        ("announce-submounts" | "no-announce-submounts", ProgramKind::Stock) => {
             Rule::Drop("left out: mounts inside a share are shown as directories of it")
+        }
+        ("announce-submounts" | "no-announce-submounts", ProgramKind::Embedded) => {
+            Rule::Drop("left out: mounts inside a share are announced to guests that know of them")
         }
         ("xattr", _) => Rule::Drop("left out: extended attributes are served"),
         ("syslog", _) => Rule::Drop("left out: what it prints is drained into the sandbox's log"),
@@ -272,8 +275,16 @@ fn rule(kind: ProgramKind, name: &str, value: Option<&OsStr>) -> Rule {
         ("sandbox" | "seccomp", _) => Rule::Refuse("it has none", "write none, or confine the supervisor"),
         ("cache", _) if value == "auto" => Rule::Drop("left out: that is what it does"),
         ("cache", _) => Rule::Refuse("its caching cannot be chosen", "write auto"),
-        ("inode-file-handles", _) if value == "never" => Rule::Drop("left out: it uses none"),
-        ("inode-file-handles", _) => Rule::Refuse("it uses none", "write never"),
+        ("inode-file-handles", ProgramKind::Stock) if value == "never" => {
+            Rule::Drop("left out: it uses none")
+        }
+        ("inode-file-handles", ProgramKind::Stock) => Rule::Refuse("it uses none", "write never"),
+        ("inode-file-handles", ProgramKind::Embedded) if value == "mandatory" => {
+            Rule::Refuse("it uses them once descriptors are short", "write prefer")
+        }
+        ("inode-file-handles", ProgramKind::Embedded) => {
+            Rule::Drop("left out: it uses them once descriptors are short")
+        }
         ("writeback", ProgramKind::Stock) => Rule::Drop("left out: that is what it does"),
         ("writeback", ProgramKind::Embedded) => {
             Rule::Refuse("the guest's and the host's writes would cross", "leave it out")
