@@ -17,10 +17,12 @@ use crate::program::ProgramKind;
 #[non_exhaustive]
 pub enum ArgumentError {
     /// The program has no such option.
-    #[error("pass {argument} to the daemon: it has no such option, only {}", list(.known))]
+    #[error("pass {argument} to the daemon: it{} has no such option, only {}", named(.version.as_deref()), list(.known))]
     Unknown {
         /// The option.
         argument: String,
+        /// The version that the program says it is, if it does.
+        version: Option<String>,
         /// The options it has, without dashes.
         known: Vec<String>,
     },
@@ -73,6 +75,10 @@ pub enum ArgumentError {
         #[source]
         source: LogLevelError,
     },
+}
+
+fn named(version: Option<&str>) -> String {
+    version.map_or_else(String::new, |version| format!(" ({version})"))
 }
 
 fn list(names: &[String]) -> String {
@@ -134,6 +140,7 @@ pub(super) fn fit(kind: ProgramKind, args: &[OsString], knows: &Options) -> Resu
                 let known = knows.names().map(str::to_owned).collect();
                 return Err(ArgumentError::Unknown {
                     argument: shown,
+                    version: knows.version().map(str::to_owned),
                     known,
                 });
             }
@@ -207,7 +214,12 @@ fn option(argument: &OsStr, knows: &Options) -> Result<(String, Option<OsString>
     let Some(name) = knows.long(char::from(*short)) else {
         let known = knows.names().map(str::to_owned).collect();
         let argument = format!("-{}", char::from(*short));
-        return Err(ArgumentError::Unknown { argument, known });
+        let version = knows.version().map(str::to_owned);
+        return Err(ArgumentError::Unknown {
+            argument,
+            version,
+            known,
+        });
     };
     let attached = attached.strip_prefix(b"=").unwrap_or(attached);
     Ok((name.to_owned(), Some(owned(attached)).filter(|v| !v.is_empty())))

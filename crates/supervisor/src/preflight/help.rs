@@ -39,7 +39,12 @@ pub(super) struct Options {
     /// Whether a value follows, by long name.
     longs: BTreeMap<String, bool>,
     shorts: BTreeMap<char, String>,
+    /// What the program says its version is, if it knows.
+    version: Option<String>,
 }
+
+/// A version is not longer, in characters.
+const VERSION_LONGEST: usize = 64;
 
 impl Options {
     /// Those of the embedded daemon.
@@ -76,6 +81,25 @@ impl Options {
         options
     }
 
+    /// The same of a program that prints this when it is asked for its version: nydusd a list with `Version:` in it,
+    /// which is `unknown` where it was built outside its repository, others a line.
+    pub(super) fn of_version(mut self, text: &str) -> Self {
+        let mut lines = text.split(['\n', '\r']).map(str::trim);
+        let labelled = lines.clone().find_map(|line| line.strip_prefix("Version:"));
+        let version = labelled.or_else(|| lines.find(|line| !line.is_empty()));
+        let shown = version.map(|version| {
+            let shown = version.trim().chars().filter(|c| !c.is_control());
+            shown.take(VERSION_LONGEST).collect::<String>()
+        });
+        self.version = shown.filter(|version| version != "unknown");
+        self
+    }
+
+    /// The program's version, if it says so.
+    pub(super) fn version(&self) -> Option<&str> {
+        self.version.as_deref()
+    }
+
     fn add(&mut self, long: &str, short: Option<char>, takes_value: bool) {
         self.longs.insert(long.to_owned(), takes_value);
         if let Some(short) = short {
@@ -103,6 +127,18 @@ impl Options {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_version_is_what_a_program_says_it_is() {
+        for (text, version) in [
+            ("nydusd \rVersion: \tv2.2.0\nGit Commit: \t0123\n", Some("v2.2.0")),
+            ("nydusd \rVersion: \tunknown\nGit Commit: \tunknown\n", None),
+            ("nydusbox 0.1.0\n", Some("nydusbox 0.1.0")),
+            ("", None),
+        ] {
+            assert_eq!(Options::default().of_version(text).version(), version, "{text:?}");
+        }
+    }
 
     const NYDUSD: &str = include_str!("nydusd-2.2.0-virtiofs-help.txt");
 

@@ -1,6 +1,6 @@
 //! Before a daemon is started with arguments of the caller's: would it take them?
 //!
-//! What the program says of itself is read once per file (`probe`), understood (`help`), and decides which
+//! What the program says of its options and its version is read once per file (`probe`), understood (`help`), and decides which
 //! arguments are passed, translated or refused (`fit`, pure). A start without arguments of the caller's needs none
 //! of this and pays nothing for it; the embedded daemon's options are known without asking. What is always passed
 //! is decided in [`crate::command`].

@@ -1,4 +1,4 @@
-//! Asks a program for its help, once per file.
+//! Asks a program for its help and its version, once per file.
 //!
 //! The answers are kept for the life of this process, by path and what identifies the file's content; they never
 //! change anything but how long a later start takes. The child is a [`Process`]: dropping the future ends it.
@@ -23,6 +23,8 @@ use crate::program::Program;
 
 /// A help text takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// The version is asked for at the same time.
+const VERSION_DEADLINE: Duration = Duration::from_secs(1);
 /// nydusd's has 2 KiB.
 const HELP_LIMIT_BYTES: u64 = 256 << 10;
 
@@ -102,14 +104,21 @@ pub(super) async fn options(program: &Program) -> Result<Arc<Options>, Preflight
 
 async fn ask(program: &Program) -> Result<Options, PreflightError> {
     let exe = || program.exe().to_owned();
-    match timeout(DEADLINE, help(program)).await {
+    let version = timeout(VERSION_DEADLINE, said(program, &["--version"]));
+    let (help, version) = tokio::join!(timeout(DEADLINE, said(program, &["virtiofs", "--help"])), version);
+    // Only for people: a program that does not tell can be used all the same.
+    let version = version
+        .ok()
+        .and_then(Result::ok)
+        .map_or_else(String::new, |said| said.text);
+    match help {
         Err(_) => Err(PreflightError::TimedOut {
             exe: exe(),
             after: DEADLINE,
         }),
         Ok(Err(source)) => Err(PreflightError::Run { exe: exe(), source }),
-        Ok(Ok((cause, text))) => {
-            let options = Options::parse(&text);
+        Ok(Ok(Said { cause, text })) => {
+            let options = Options::parse(&text).of_version(&version);
             let serves = ["sock", "apisock"]
                 .iter()
                 .all(|o| options.takes_value(o) == Some(true));
@@ -122,11 +131,17 @@ async fn ask(program: &Program) -> Result<Options, PreflightError> {
     }
 }
 
-async fn help(program: &Program) -> io::Result<(ExitCause, String)> {
+/// What a program prints, and how it ends.
+struct Said {
+    cause: ExitCause,
+    text: String,
+}
+
+async fn said(program: &Program, arguments: &[&str]) -> io::Result<Said> {
     let (reader, writer) = io::pipe()?;
     let mut command = Command::new(program.exe());
     command
-        .args(["virtiofs", "--help"])
+        .args(arguments)
         .envs(program.env())
         .stdin(Stdio::null())
         .stdout(writer)
@@ -139,7 +154,10 @@ async fn help(program: &Program) -> io::Result<(ExitCause, String)> {
         .read_to_end(&mut text)
         .await?;
     let cause = process.exited().await;
-    Ok((cause, String::from_utf8_lossy(&text).into_owned()))
+    Ok(Said {
+        cause,
+        text: String::from_utf8_lossy(&text).into_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -148,13 +166,14 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    /// A program that notes each run of its own, and has the given options.
+    /// A program that notes each time it is asked for its options, and has these.
     fn script(dir: &Path, options: &str) -> Program {
         let path = dir.join("nydusd");
         // Written under another name first: a file that is open for writing cannot be executed.
         let draft = dir.join("draft");
         let text = format!(
-            "#!/bin/sh\necho run >> {}\necho '{options}'\n",
+            "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'Version: v9.9'; exit; fi\n\
+             echo run >> {}\necho '{options}'\n",
             dir.join("runs").display()
         );
         std::fs::write(&draft, text).unwrap();
@@ -176,7 +195,9 @@ mod tests {
         let program = script(dir.path(), "  --sock <S>\n  --apisock <A>");
         for _ in 0..3 {
             let (one, two) = tokio::join!(options(&program), options(&program));
-            assert_eq!(one.unwrap(), two.unwrap());
+            let one = one.unwrap();
+            assert_eq!(one.version(), Some("v9.9"));
+            assert_eq!(one, two.unwrap());
         }
         assert_eq!(runs(dir.path()), 1);
         let program = script(dir.path(), "  --sock <S>\n  --apisock <A>\n  --new");
