@@ -10,10 +10,12 @@
 //! | 5 | taken: the sandbox exists already, is starting or stopping, or something else is mounted there |
 //! | 125 | `run`: nydusbox failed before or after the guest's command |
 //! | 130 | interrupted by Ctrl-C or SIGTERM; what was begun is undone |
+//! | 141 | `run`: whoever read the command's output has left |
 //! | other | `run`: the exit status of the guest's command (126, 127 and 128+n as in a shell) |
 
 use std::error::Error;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use nydusbox::{ExitCause, StartCause, StartError};
@@ -126,9 +128,9 @@ impl Failure {
 
     /// Prints it and gives this exit code.
     pub(crate) fn report(&self, code: u8) -> ExitCode {
-        eprintln!("error: {}", self.sentence);
+        say(format_args!("error: {}", self.sentence));
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+            say(format_args!("hint: {hint}"));
         }
         ExitCode::from(code)
     }
@@ -140,4 +142,9 @@ pub(crate) fn remedy(cause: ExitCause) -> Option<&'static str> {
         ExitCause::Oom => Some("--memory-max of `nydusbox start` is too small for this daemon"),
         ExitCause::Code(_) | ExitCause::Signal(_) | ExitCause::Unknown => None,
     }
+}
+
+/// Says something on stderr. That nobody reads it any longer is no reason to stop what is being done.
+pub(crate) fn say(text: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -17,7 +17,7 @@ use super::size::Size;
 use crate::args::StateDirArg;
 use crate::control::Client;
 use crate::control::wire::{self, SandboxInfo};
-use crate::error::Failure;
+use crate::error::{Failure, say};
 use crate::state_dir::StateDir;
 
 /// Arguments are printed as one line for a shell, with --json as an array of strings. QEMU's machine must use the
@@ -162,10 +162,10 @@ fn overlay(info: &SandboxInfo, container: &ContainerId) -> Result<OverlayPlan, F
         .iter()
         .any(|m| m.at.is_layer_of(container) && m.snapshotdir.is_some())
     {
-        eprintln!(
+        say(format_args!(
             "warning: {container} was mounted without --snapshotdir: the agent finds no directory for its writes \
              unless you have put one into the share"
-        );
+        ));
     }
     let container = nydusbox_rootfs::ContainerId::new(container.as_str())
         .map_err(|e| Failure::new("name the container", &e))?;

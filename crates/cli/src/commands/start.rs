@@ -15,7 +15,7 @@ use super::size::Size;
 use super::{absolute, block_on};
 use crate::args::StateDirArg;
 use crate::control::{Client, wire};
-use crate::error::Failure;
+use crate::error::{Failure, say};
 use crate::state_dir::StateDir;
 use crate::supervise::{self, Begun, DaemonChoice, LimitsChoice, NetnsChoice, Order, Task};
 
@@ -158,7 +158,7 @@ async fn warn(state_dir: &StateDir, id: &SandboxId) -> Result<(), Failure> {
                 ..
             }) = serde_json::from_str(line)
             {
-                eprintln!("warning: {what}: {reason}");
+                say(format_args!("warning: {what}: {reason}"));
             }
             Ok(true)
         })

@@ -19,7 +19,7 @@ use super::image::store;
 use super::registry::RegistryArgs;
 use super::size::CacheQuota;
 use crate::data_dir::DataDir;
-use crate::error::Failure;
+use crate::error::{Failure, say};
 
 /// Parts of a trace that are fetched ahead: the first ones, which a start-up waits for.
 const MOST_PARTS: usize = 4096;
@@ -156,9 +156,9 @@ impl StoredArgs {
         self.compare_platform(&image);
         let proxy = self.proxy.proxy();
         if proxy.is_some() && matches!(image.data, ImageData::Local { .. }) {
-            eprintln!(
+            say(format_args!(
                 "note: nothing is fetched of {reference}, neither through the proxy: its blobs are here"
-            );
+            ));
         }
         let config = rafs_config(&image, &cache, &access, proxy, !self.no_prefetch)?;
         let prefetch = trace.map_or_else(|| Ok(Vec::new()), |trace| self.parts(&trace, &image))?;
@@ -191,7 +191,10 @@ impl StoredArgs {
         let is_other = os.to_string() != wanted.os || arch.to_string() != wanted.architecture;
         // What `image build` made says nothing of that.
         if image.digest.is_some() && is_other {
-            eprintln!("note: {} is for {os}/{arch}, not for {wanted}", image.reference);
+            say(format_args!(
+                "note: {} is for {os}/{arch}, not for {wanted}",
+                image.reference
+            ));
         }
     }
 
@@ -200,7 +203,10 @@ impl StoredArgs {
         let is_same = trace.is_of_image(&image.bootstrap);
         if !is_same.map_err(|e| Failure::new("prefetch by a trace", &e))? {
             let file = self.prefetch_trace.as_deref().unwrap_or(Path::new(""));
-            eprintln!("note: {} was recorded of another image", file.display());
+            say(format_args!(
+                "note: {} was recorded of another image",
+                file.display()
+            ));
         }
         let mut parts: Vec<FilePart> = Vec::new();
         for read in &trace.reads {

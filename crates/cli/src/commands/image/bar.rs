@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use indicatif::{ProgressBar, ProgressStyle};
 use nydusbox_image::{Note, Phase, Progress};
 
-use crate::error::Failure;
+use crate::error::{Failure, say};
 
 /// A flag that Ctrl-C and SIGTERM set, so that a build ends in order and leaves nothing behind.
 pub(in crate::commands) fn cancelled_by_signals() -> Result<Arc<AtomicBool>, Failure> {
@@ -70,7 +70,7 @@ impl Progress for Bar {
         let bar = self.bar();
         if phase == Phase::Wait && bar.is_hidden() {
             // Nobody would know why nothing happens.
-            eprintln!("{WAITING}");
+            say(format_args!("{WAITING}"));
         }
         // The templates are constants; one that did not parse would leave the default look.
         if let Ok(style) = ProgressStyle::with_template(template) {
@@ -88,7 +88,7 @@ impl Progress for Bar {
     }
 
     fn note(&self, note: &Note) {
-        self.bar().suspend(|| eprintln!("note: {note}"));
+        self.bar().suspend(|| say(format_args!("note: {note}")));
     }
 
     fn is_cancelled(&self) -> bool {

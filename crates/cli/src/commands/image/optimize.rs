@@ -13,7 +13,7 @@ use nydusbox_image::{
 use super::bar::{Bar, cancelled_by_signals};
 use crate::commands::output::OutputArgs;
 use crate::commands::registry::RegistryArgs;
-use crate::error::{Failure, INTERRUPTED};
+use crate::error::{Failure, INTERRUPTED, say};
 
 #[derive(Debug, Args)]
 pub(crate) struct OptimizeArgs {
@@ -75,7 +75,10 @@ pub(super) fn run(args: &OptimizeArgs) -> Result<(), Failure> {
         }
     })?;
     if !summary.is_same_image {
-        eprintln!("note: {} was recorded of another image", args.trace.display());
+        say(format_args!(
+            "note: {} was recorded of another image",
+            args.trace.display()
+        ));
     }
     args.output
         .print(&summary, || closing_line(&args.destination.to_string(), &summary))

@@ -9,8 +9,8 @@ use nydusbox_protocol::{Endpoint, SocketPath};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::say;
 use crate::control::ask_daemon;
+use crate::error::say;
 
 /// What a daemon gets to answer. One that is stopped, or hangs, must not keep a run from its end.
 const PATIENCE: Duration = Duration::from_secs(2);

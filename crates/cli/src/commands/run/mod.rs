@@ -15,8 +15,6 @@ mod timeline;
 mod trace;
 
 use std::ffi::OsString;
-use std::fmt;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -162,9 +160,4 @@ fn run(args: RunArgs, state_dir: &StateDir) -> Result<u8, Failure> {
     session
         .run(&plan, &cancelled)
         .map_err(|failure| failure.code(RUN_FAILED))
-}
-
-/// Says something on stderr. Where nobody reads it any longer, the run goes on nevertheless.
-fn say(text: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use nydusbox_protocol::ContainerId;
 
 use super::claim::Claim;
-use super::say;
 use crate::data_dir::DataDir;
-use crate::error::Failure;
+use crate::error::{Failure, say};
 
 /// In the run's directory: what the daemon shows at `/containers`, what is the machine's, and what the daemon trusts.
 const SHARED: &str = "shared";

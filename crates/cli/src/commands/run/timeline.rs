@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::say;
+use crate::error::say;
 
 /// The report of a run, as written by `--report`.
 #[derive(Debug, Default, Serialize)]
