@@ -195,6 +195,7 @@ mod tests {
     use super::*;
     use crate::config::SandboxConfig;
     use crate::program::Program;
+    use crate::request::MountRequest;
     use crate::slots::Slot;
     use crate::state::{MountRecord, STATE, read};
 
@@ -286,6 +287,22 @@ mod tests {
         assert!(StateDocument::parse(&bytes(&dir)).unwrap() == journal.document);
         assert_eq!(bytes(&dir), journal.document.encode().unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no remnant");
+    }
+
+    /// The count of slots goes on, and stays as it is when something is unmounted.
+    #[test]
+    fn a_mount_that_goes_is_a_line_of_its_own() {
+        let (dir, mut journal) = journal();
+        let mut ledger = Ledger::default();
+        enter(&mut journal, PhaseRecord::Serving, &ledger).unwrap();
+        let request = MountRequest::passthrough(MountPoint::new("/a").unwrap(), "/src").unwrap();
+        ledger.admit(&request).unwrap();
+        ledger.settle_mount(request.at(), Ok(())).unwrap();
+        enter(&mut journal, PhaseRecord::Serving, &ledger).unwrap();
+        assert_eq!(StateDocument::parse(&bytes(&dir)).unwrap().mounts.len(), 1);
+        ledger.settle_unmount(request.at(), Ok(())).unwrap();
+        enter(&mut journal, PhaseRecord::Serving, &ledger).unwrap();
+        assert!(StateDocument::parse(&bytes(&dir)).unwrap().mounts.is_empty());
     }
 
     #[test]
