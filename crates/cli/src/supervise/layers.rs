@@ -111,7 +111,8 @@ impl Mounting {
     }
 
     async fn undo(&mut self) {
-        for at in std::mem::take(&mut self.mounted) {
+        // The container's own place first, which is above the others.
+        for at in std::mem::take(&mut self.mounted).into_iter().rev() {
             match self.changes.ask(|reply| Change::Unmount(at, reply)).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::warn!(
