@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,24 @@ fn assert_clean(dir: &Dir) {
 
 fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// It prints a line, and is asked at once.
+#[tokio::test]
+async fn a_vmm_that_comes_and_goes_is_seen_before_the_next_look_is_due() {
+    let dir = Dir::new();
+    let config = config(&dir, "s1").with_health_interval(Some(Duration::from_hours(1)));
+    let sandbox = Sandbox::start(config).await.unwrap();
+    let mut status = sandbox.status();
+    status.wait_for(|s| s.vmm_attached == Some(false)).await.unwrap();
+    for _ in 0..2 {
+        let frontend = UnixStream::connect(sandbox.vhost_socket().as_path()).unwrap();
+        status.wait_for(|s| s.vmm_attached == Some(true)).await.unwrap();
+        drop(frontend);
+        status.wait_for(|s| s.vmm_attached == Some(false)).await.unwrap();
+    }
+    assert_orderly(&sandbox.stop().await);
+    assert_clean(&dir);
 }
 
 /// The supervisor does not ask this daemon for its options: it has a list, and this is the list's check.
@@ -137,7 +156,7 @@ async fn stops_in_time_before_with_and_after_a_frontend() {
     let dir = Dir::new();
     for state in ["before", "with", "after"] {
         let sandbox = Sandbox::start(config(&dir, state)).await.unwrap();
-        let connect = || std::os::unix::net::UnixStream::connect(sandbox.vhost_socket().as_path()).unwrap();
+        let connect = || UnixStream::connect(sandbox.vhost_socket().as_path()).unwrap();
         let frontend = (state != "before").then(connect);
         let frontend = frontend.filter(|_| state == "with");
         let begun = Instant::now();

@@ -11,6 +11,7 @@ pub mod body;
 pub mod endpoint;
 pub mod error;
 pub mod id;
+pub mod log;
 pub mod mount_point;
 pub mod share_config;
 pub mod socket_path;

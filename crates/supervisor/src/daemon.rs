@@ -4,8 +4,10 @@
 //! [`crate::launch`], then owned by [`crate::driver`].
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::binds::Inode;
@@ -72,6 +74,11 @@ impl Daemon {
     /// The last lines it has printed so far.
     pub(crate) fn last_lines(&self) -> Vec<String> {
         self.output.last_lines()
+    }
+
+    /// Told each time it prints that a VMM has come or gone.
+    pub(crate) fn frontend_moved(&self) -> Arc<Notify> {
+        self.output.frontend_moved()
     }
 
     /// A call begins: what it prints meanwhile can wait.

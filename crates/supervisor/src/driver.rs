@@ -171,7 +171,11 @@ impl Driver {
 
     /// Runs to the sandbox's end.
     pub(crate) async fn run(mut self) -> StopOutcome {
-        let mut health = Watch::new(&self.config, self.status.subscribe());
+        let mut health = Watch::new(
+            &self.config,
+            self.status.subscribe(),
+            self.daemon.frontend_moved(),
+        );
         let mut log_level = self.log_level.clone();
         loop {
             let event = tokio::select! {
@@ -194,8 +198,10 @@ impl Driver {
                     continue;
                 }
             };
-            if matches!(event, Event::Exited(_)) {
-                self.last_look_for_vmm();
+            match event {
+                Event::Exited(_) => self.last_look_for_vmm(),
+                Event::Launched(_) => health.hear(self.daemon.frontend_moved()),
+                _ => {}
             }
             if let Event::Request(request) = &event {
                 self.announce(request);

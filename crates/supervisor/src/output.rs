@@ -12,10 +12,13 @@ mod log_file;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nydusbox_protocol::SandboxId;
+use nydusbox_protocol::log::{FRONTEND_CONNECTED, FRONTEND_LEFT};
 use tokio::net::unix::pipe::Receiver;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tracing::Level;
 
@@ -56,6 +59,7 @@ pub(crate) struct Output {
     log: LogFile,
     sandbox: SandboxId,
     secrets: Secrets,
+    frontend_moved: Arc<Notify>,
 }
 
 impl Output {
@@ -70,7 +74,13 @@ impl Output {
             log,
             sandbox,
             secrets,
+            frontend_moved: Arc::default(),
         })
+    }
+
+    /// Told each time a line says that a VMM has come or gone.
+    pub(crate) fn frontend_moved(&self) -> Arc<Notify> {
+        Arc::clone(&self.frontend_moved)
     }
 
     /// As [`Output::new`], with the last lines of the log that was kept so far.
@@ -170,8 +180,14 @@ impl Output {
                 // A plain write: the file is in the sandbox directory, by default in memory, and handing every
                 // chunk to a thread would let the pipe fill up meanwhile.
                 self.log.take(bytes, &self.secrets);
-                let sandbox = &self.sandbox;
-                self.tail.push(bytes, &self.secrets, |text| tell(sandbox, text));
+                let (sandbox, frontend_moved) = (&self.sandbox, &self.frontend_moved);
+                self.tail.push(bytes, &self.secrets, |text| {
+                    let line = line::parse(text);
+                    tell(sandbox, line);
+                    if matches!(line.message, FRONTEND_CONNECTED | FRONTEND_LEFT) {
+                        frontend_moved.notify_one();
+                    }
+                });
                 return true;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -197,13 +213,12 @@ impl Output {
 }
 
 /// Passes a line on to this process' log.
-fn tell(sandbox: &SandboxId, text: &str) {
+fn tell(sandbox: &SandboxId, line: line::Line<'_>) {
     macro_rules! tell {
         ($level:expr, $line:expr) => {
             tracing::event!(target: "nydusbox::daemon", $level, %sandbox, origin = $line.origin, "{}", $line.message)
         };
     }
-    let line = line::parse(text);
     // The level of an event is fixed where it is written.
     match line.level {
         Level::ERROR => tell!(Level::ERROR, line),

@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use nydusbox_protocol::log::{FRONTEND_CONNECTED, FRONTEND_LEFT};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
@@ -109,12 +110,12 @@ fn serve(socket: &UnixListener, device: &Arc<Device>, stop: &Stop) -> io::Result
         stream.set_nonblocking(false)?;
         *stop.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.try_clone()?);
         device.set_attached(true);
-        tracing::info!("frontend connected");
+        tracing::info!("{FRONTEND_CONNECTED}");
         serve_frontend(stream, device, stop);
         device.set_attached(false);
         *stop.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
         device.reset_session();
-        tracing::info!("frontend left");
+        tracing::info!("{FRONTEND_LEFT}");
     }
     Ok(())
 }

@@ -5,11 +5,12 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nydusbox_protocol::{FsType, MountPoint, SocketPath};
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::HealthReport;
@@ -24,6 +25,9 @@ use crate::status::{Status, StatusPhase};
 /// How long one call of a round may take: an API that is well answers in a fraction of a millisecond.
 const CALL: Duration = Duration::from_secs(1);
 
+/// The least between two rounds, whatever the daemon says meanwhile.
+const APART: Duration = Duration::from_millis(100);
+
 /// What a round finds.
 type Round = Pin<Box<dyn Future<Output = (Observed, Finder)> + Send>>;
 
@@ -36,6 +40,10 @@ pub(crate) struct Watch {
     /// Says what is mounted, and whether the daemon serves.
     status: watch::Receiver<Status>,
     due: Instant,
+    /// Before this no round begins because of what the daemon says.
+    rested: Instant,
+    /// The daemon has said that a VMM has come or gone.
+    frontend_moved: Arc<Notify>,
     /// The daemon that was looked at last.
     last: Option<u32>,
     round: Option<Round>,
@@ -44,19 +52,30 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// The first round is due at once.
-    pub(crate) fn new(config: &SandboxConfig, status: watch::Receiver<Status>) -> Self {
+    /// The first round is due at once, further ones also when `frontend_moved` is told.
+    pub(crate) fn new(
+        config: &SandboxConfig,
+        status: watch::Receiver<Status>,
+        frontend_moved: Arc<Notify>,
+    ) -> Self {
         Self {
             interval: config.health_interval(),
             socket: config.api_socket().clone(),
             secrets: config.secrets().clone(),
             status,
             due: Instant::now(),
+            rested: Instant::now(),
+            frontend_moved,
             last: None,
             round: None,
             finder: Finder::default(),
             judge: Judge::default(),
         }
+    }
+
+    /// There is another daemon.
+    pub(crate) fn hear(&mut self, frontend_moved: Arc<Notify>) {
+        self.frontend_moved = frontend_moved;
     }
 
     /// The next round's report, and what has become worse; never while the daemon does not serve. Cancel safe: a
@@ -67,10 +86,13 @@ impl Watch {
         };
         if self.round.is_none() {
             let last = self.last;
-            tokio::select! {
-                () = sleep_until(self.due) => {}
-                // Of another daemon than was looked at nothing is known.
-                Ok(_) = self.status.wait_for(|status| last.is_some_and(|pid| pid != status.pid)) => {}
+            loop {
+                tokio::select! {
+                    () = sleep_until(self.due) => break,
+                    // Of another daemon than was looked at nothing is known.
+                    Ok(_) = self.status.wait_for(|status| last.is_some_and(|pid| pid != status.pid)) => break,
+                    () = self.frontend_moved.notified() => self.due = self.due.min(self.rested),
+                }
             }
             let serving = |status: &Status| status.phase == StatusPhase::Serving;
             let found = self.status.wait_for(serving).await;
@@ -86,6 +108,7 @@ impl Watch {
         };
         let (mut observed, finder) = round.await;
         (self.round, self.finder) = (None, finder);
+        self.rested = Instant::now() + APART;
         self.due = Instant::now() + interval;
         {
             let status = self.status.borrow();
