@@ -80,6 +80,8 @@ pub(super) struct BlobParts {
     pub(super) size: u64,
     pub(super) chunks: u32,
     pub(super) origin: Box<dyn Origin>,
+    /// Whether there is anything to compare chunks with.
+    pub(super) compares: bool,
     pub(super) policy: FetchPolicy,
     pub(super) counters: Arc<BlobcacheMetrics>,
     /// Held while somebody waits.
@@ -94,6 +96,9 @@ pub(super) struct Generation {
     /// The data file, where it can be mapped.
     mapping: Option<Mapping>,
     ready: Ready,
+    /// Chunks whose content was compared with the image's digests; `None` if there are none. What others have put here
+    /// was compared with other images' at best.
+    compared: Option<Ready>,
     /// The files were damaged: whatever their map says, nothing is here.
     abandoned: AtomicBool,
     /// There is content that may not be on the disk, and somebody sees to it.
@@ -114,6 +119,7 @@ impl Generation {
             files,
             mapping,
             ready,
+            compared: parts.compares.then(|| Ready::new(parts.chunks, &[])),
             abandoned: AtomicBool::new(false),
             unsettled: Arc::default(),
         })
@@ -122,6 +128,26 @@ impl Generation {
     /// Whether a chunk is known to be here.
     pub(super) fn has(&self, chunk: u32) -> bool {
         self.ready.get(chunk)
+    }
+
+    /// Whether a chunk that is here is known to be the image's.
+    pub(super) fn is_compared(&self, chunk: u32) -> bool {
+        self.compared.as_ref().is_none_or(|compared| compared.get(chunk))
+    }
+
+    /// A chunk that is here is the image's.
+    pub(super) fn note_compared(&self, chunk: u32) {
+        if let Some(compared) = &self.compared {
+            compared.set(chunk);
+        }
+    }
+
+    /// A chunk is not here after all.
+    fn forget(&self, chunk: u32) {
+        self.ready.clear(chunk);
+        if let Some(compared) = &self.compared {
+            compared.clear(chunk);
+        }
     }
 
     /// Whether all of the blob is here.
@@ -143,6 +169,9 @@ impl Generation {
     fn abandon(&self) -> bool {
         let new = !self.abandoned.swap(true, Ordering::AcqRel);
         self.ready.clear_all();
+        if let Some(compared) = &self.compared {
+            compared.clear_all();
+        }
         new
     }
 
@@ -357,6 +386,7 @@ impl Blob {
                 if let Err(error) = generation.files.mark(chunk.id, true) {
                     self.cache_failed(error);
                 }
+                generation.note_compared(chunk.id);
                 generation.ready.set(chunk.id);
                 self.settle_later(generation);
                 self.parts.counters.entries_count.inc();
@@ -408,7 +438,7 @@ impl Blob {
                 chunk,
             });
             // Locally first: who does not see the one asks the other.
-            generation.ready.clear(chunk);
+            generation.forget(chunk);
             if let Err(error) = generation.files.mark(chunk, false) {
                 self.cache_failed(error);
             }

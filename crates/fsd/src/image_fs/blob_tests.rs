@@ -85,6 +85,7 @@ fn blob(dir: &std::path::Path, backend: &Arc<Backend>) -> Blob {
         size: 64 * u64::from(CHUNK),
         chunks: 64,
         origin: Box::new(Arc::clone(backend)),
+        compares: true,
         policy: FetchPolicy {
             retry: RetryPolicy {
                 deadline: Duration::from_secs(60),
@@ -125,6 +126,21 @@ fn reads_of_the_cache_leave_its_access_time_alone() {
         .unwrap();
     assert_stored(&blob, [0]);
     assert_eq!(data.metadata().unwrap().accessed().unwrap(), long_ago);
+}
+
+#[test]
+fn what_others_put_there_is_here_and_still_to_be_compared() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::default());
+    let (one, other) = (blob(dir.path(), &backend), blob(dir.path(), &backend));
+    one.ensure(&chunks([3]), Urgency::Demand).unwrap();
+    other.ensure(&chunks([3, 4]), Urgency::Demand).unwrap();
+    assert_eq!(*backend.requests(), [vec![3], vec![4]]);
+    let (one, here) = (one.generation(), other.generation().clone());
+    assert!(one.has(3) && one.is_compared(3));
+    assert!(here.has(3) && !here.is_compared(3) && here.is_compared(4));
+    here.note_compared(3);
+    other.lost(&here, 3);
+    assert!(!here.has(3) && !here.is_compared(3));
 }
 
 #[test]

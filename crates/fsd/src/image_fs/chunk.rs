@@ -1,4 +1,4 @@
-//! A chunk as this module needs it: where it is in the blob, where in the cache, how it is verified.
+//! A chunk as this module needs it: where it is in the blob, where in the cache, what it is compared with.
 //!
 //! Copied out of nydus' tables once. Those are mapped files, some of them in the cache directory, where anybody may
 //! truncate them; what is copied stays. Next: `origin.rs` makes content of it.
@@ -10,14 +10,14 @@ use nydus_utils::digest::{Algorithm, RafsDigest};
 /// No chunk is larger, in bytes: twice nydus' limit, for content that grew when it was compressed.
 const LARGEST: u64 = 2 * nydus_storage::RAFS_MAX_CHUNK_SIZE;
 
-/// How a chunk's content is verified.
+/// What a chunk's content is compared with, besides its length and what the bootstrap of RAFS v6 lists (`digests.rs`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Checksum {
-    /// Not at all: the configuration does not ask for it, or the image has nothing to compare with.
+    /// Nothing that is said where the chunk is described.
     None,
-    /// The image has a CRC-32C of the chunk; it is always compared.
+    /// A CRC-32C.
     Crc32(u32),
-    /// The chunk's digest, where the configuration asks for validation.
+    /// A digest.
     Digest(Algorithm, Box<RafsDigest>),
 }
 
@@ -36,11 +36,14 @@ pub(super) struct Chunk {
     pub(super) size: u32,
     pub(super) compressed: bool,
     pub(super) encrypted: bool,
+    /// Whether a file of the image is known to have it. Others are not fetched because they are near: there may be
+    /// nothing to compare them with.
+    pub(super) is_listed: bool,
     pub(super) checksum: Checksum,
 }
 
 impl Chunk {
-    /// Copies what `info` says; `None` if it cannot be. `digester` is given where digests are to be checked.
+    /// Copies what `info` says; `None` if it cannot be. `digester` is given where `info` has a digest.
     pub(super) fn copy(info: &dyn BlobChunkInfo, digester: Option<Algorithm>) -> Option<Self> {
         let checksum = if info.has_crc32() {
             Checksum::Crc32(info.crc32())
@@ -57,6 +60,7 @@ impl Chunk {
             size: info.uncompressed_size(),
             compressed: info.is_compressed(),
             encrypted: info.is_encrypted(),
+            is_listed: true,
             checksum,
         };
         let fits = |offset: u64, size: u32| u64::from(size) <= LARGEST && offset <= u64::MAX - LARGEST;
@@ -73,7 +77,7 @@ impl Chunk {
         self.offset + u64::from(self.size)
     }
 
-    /// Whether `content` is what the image was built with, as far as it says.
+    /// Whether `content` is what the image was built with, as far as it is said here.
     pub(super) fn verify(&self, content: &[u8]) -> bool {
         content.len() as u64 == u64::from(self.size)
             && match &self.checksum {

@@ -51,6 +51,8 @@ impl Piece {
 
 /// Segments found without a lock and without hashing: the one last read of all that have the same place.
 const RECENT: u64 = 256;
+/// The most pieces that one of them has: 16 MiB in pieces of 64 KiB.
+const RECENT_PIECES: usize = 256;
 
 /// A file's segment: pieces without gaps, in order.
 #[derive(Debug)]
@@ -123,7 +125,10 @@ impl Layouts {
             return Ok(Found(found));
         }
         let segment = self.kept(served, key)?;
-        recent.store(Some(Arc::clone(&segment)));
+        // These are beside what the shards may hold.
+        if segment.pieces.len() <= RECENT_PIECES {
+            recent.store(Some(Arc::clone(&segment)));
+        }
         Ok(Found(Guard::from(Some(segment))))
     }
 
@@ -202,9 +207,9 @@ fn lay_out(served: &Served, key: Key) -> io::Result<Segment> {
                 .unwrap_or(usize::MAX);
             let chunk = match blob.table() {
                 Some(table) => table.get(number).cloned(),
-                None => Chunk::copy(&part.chunkinfo, blob.digester),
+                None => blob.copy(&part.chunkinfo),
             };
-            let chunk = chunk.filter(|c| blob.is_inside(c)).ok_or_else(bad)?;
+            let chunk = chunk.ok_or_else(bad)?;
             if part.size == 0 || u64::from(part.offset) + u64::from(part.size) > u64::from(chunk.size) {
                 return Err(bad());
             }

@@ -19,6 +19,7 @@ mod blob;
 mod cache_files;
 mod chunk;
 mod closing;
+mod digests;
 mod error;
 mod events;
 mod factory;
@@ -63,6 +64,7 @@ use nydus_rafs::{RafsError, RafsIoReader, RafsResult};
 use nydus_utils::metrics::FsIoStats;
 use nydusbox_protocol::ReadTrace;
 
+use self::digests::Digests;
 pub(crate) use self::factory::drop_unused;
 use self::gate::Gate;
 use self::index::Index;
@@ -163,7 +165,10 @@ impl ImageFs {
         let infos = sb.superblock.get_blob_infos();
         admission::check(&infos).map_err(RafsError::FillSuperBlock)?;
         let fetches = Arc::default();
-        let storage = Storage::open(&config, &infos, &gate, &fetches).map_err(RafsError::CreateDevice)?;
+        let bootstrap = Arc::new(bootstrap);
+        let digests = Digests::of(&sb.meta, &bootstrap);
+        let storage =
+            Storage::open(&config, &infos, digests, &gate, &fetches).map_err(RafsError::CreateDevice)?;
         show_device(&sb, &storage);
         let recording = Recording {
             files: rafs.iostats_files,
@@ -180,7 +185,7 @@ impl ImageFs {
         let image = Image {
             served: ArcSwap::from_pointee(Served {
                 sb: Arc::new(sb),
-                bootstrap: Arc::new(bootstrap),
+                bootstrap,
                 storage,
                 version: 0,
             }),
@@ -243,12 +248,14 @@ impl ImageFs {
         }
         let infos = sb.superblock.get_blob_infos();
         admission::check(&infos).map_err(RafsError::FillSuperBlock)?;
-        let storage = Storage::open(&config, &infos, &self.image.gate, &self.image.fetches)
+        let bootstrap = Arc::new(bootstrap);
+        let digests = Digests::of(&sb.meta, &bootstrap);
+        let storage = Storage::open(&config, &infos, digests, &self.image.gate, &self.image.fetches)
             .map_err(RafsError::SwapBackend)?;
         show_device(&sb, &storage);
         self.image.served.store(Arc::new(Served {
             sb: Arc::new(sb),
-            bootstrap: Arc::new(bootstrap),
+            bootstrap,
             storage,
             version: before + 1,
         }));
@@ -340,9 +347,10 @@ impl Image {
     }
 }
 
-/// Shows nydus' metadata where digests are that the metadata lack.
+/// Shows nydus' metadata where digests are, if they are to be had of the blobs.
 fn show_device(sb: &RafsSuper, storage: &Storage) {
-    if storage.config.is_chunk_validation_enabled() && sb.meta.has_inlined_chunk_digest() {
+    let validates = storage.config.is_chunk_validation_enabled();
+    if validates && storage.digests.is_none() && sb.meta.has_inlined_chunk_digest() {
         sb.superblock.set_blob_device(storage.device.clone());
     }
 }

@@ -9,7 +9,9 @@ use nydus_utils::compress;
 use nydus_utils::crypt::decrypt_with_context;
 
 use super::chunk::Chunk;
+use super::digests::BlobDigests;
 use super::error::FetchError;
+use super::storage::agree;
 
 /// A source of chunks.
 pub(super) trait Origin: Send + Sync {
@@ -23,11 +25,12 @@ pub(super) trait Origin: Send + Sync {
 /// A blob behind one of nydus' backends.
 pub(super) struct NydusOrigin {
     cache: Arc<dyn BlobCache>,
+    digests: Option<BlobDigests>,
 }
 
 impl NydusOrigin {
-    pub(super) fn new(cache: Arc<dyn BlobCache>) -> Self {
-        Self { cache }
+    pub(super) fn new(cache: Arc<dyn BlobCache>, digests: Option<BlobDigests>) -> Self {
+        Self { cache, digests }
     }
 
     fn backend_error(&self, offset: u64, why: &dyn std::fmt::Display) -> FetchError {
@@ -87,7 +90,7 @@ impl NydusOrigin {
         if content.len() as u64 != u64::from(chunk.size) {
             return Err(damaged(std::io::ErrorKind::UnexpectedEof.into()));
         }
-        if chunk.verify(&content) {
+        if agree(self.digests.as_ref(), chunk, &content) {
             Ok(content)
         } else {
             Err(FetchError::Digest {

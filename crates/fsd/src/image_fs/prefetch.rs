@@ -19,7 +19,7 @@ use super::blob::Urgency;
 use super::chunk::Chunk;
 use super::layout::SEGMENT;
 use super::readahead::REQUEST;
-use super::runs::follows;
+use super::runs::{CONTENT_LIMIT, follows};
 use super::storage::Storage;
 use super::{Image, Served};
 
@@ -90,6 +90,7 @@ pub(super) fn start(
         parts: names.parts.into(),
         last,
         found: VecDeque::new(),
+        version: served.version,
     }));
     let threads = config.threads_count.clamp(1, MOST_THREADS);
     let limit = u64::from(config.bandwidth_limit).div_ceil(threads as u64);
@@ -114,12 +115,19 @@ struct Queue {
     last: Option<Work>,
     /// Missing chunks with their blob's place, in order, that have not been asked for.
     found: VecDeque<(usize, Chunk)>,
+    /// Which metadata have them there.
+    version: u64,
 }
 
 impl Queue {
     /// The next request; `None` when all is done. Threads take turns: where chunks are is known at once, but for the
     /// table of a blob that is being fetched, and without that none of them could do anything.
     fn next(&mut self, image: &Image, served: &Served) -> Option<(usize, Vec<Chunk>)> {
+        if std::mem::replace(&mut self.version, served.version) != served.version {
+            // The blobs are others, or in another order.
+            self.found.clear();
+            self.work.retain(|work| !matches!(work, Work::Front(..)));
+        }
         loop {
             let has = |(blob, chunk): &(usize, Chunk)| {
                 served
@@ -166,8 +174,11 @@ impl Queue {
         let Some((blob, first)) = self.found.front() else {
             return 0;
         };
+        let mut content = u64::from(first.size);
         let joins = |((at, chunk), (next_at, next)): &(&(usize, Chunk), &(usize, Chunk))| {
-            at == next_at
+            content += u64::from(next.size);
+            content <= CONTENT_LIMIT
+                && at == next_at
                 && next_at == blob
                 && follows(chunk, next)
                 && next.blob_end() - first.blob_offset <= REQUEST
@@ -186,7 +197,7 @@ impl Queue {
             Work::Front(index, size) => {
                 let blob = served.storage.blobs.get(index);
                 let table = blob.and_then(|b| b.table()).unwrap_or_default();
-                let chunks = table.iter().filter(|c| c.blob_offset < size);
+                let chunks = table.iter().filter(|c| c.blob_offset < size && c.is_listed);
                 self.found.extend(chunks.map(|c| (index, c.clone())));
             }
             Work::Inode(ino) => {

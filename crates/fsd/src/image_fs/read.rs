@@ -10,7 +10,7 @@ use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 use nydus_utils::metrics::Metric;
 use rustix::io::Errno;
 
-use super::blob::{Blob, Generation, Held, Urgency};
+use super::blob::{Generation, Held, Urgency};
 use super::chunk::Chunk;
 use super::layout::{Piece, Segment};
 use super::readahead;
@@ -276,7 +276,8 @@ impl SegmentRead<'_> {
         let mut came = Amount::default();
         let mut push = |next: &Chunk| {
             let with = came + Amount::of_one(next);
-            let fits = wanted.last().is_some_and(|last| follows(last, next))
+            let fits = next.is_listed
+                && wanted.last().is_some_and(|last| follows(last, next))
                 && !generation.has(next.id)
                 && with.fits(most);
             if fits {
@@ -330,11 +331,17 @@ impl SegmentRead<'_> {
         let Some(piece) = pieces.first() else {
             return Ok(true);
         };
-        if source.digester.is_some() {
-            let Some(content) = verified(&source.blob, generation, &piece.chunk) else {
+        if source.compares_cached {
+            let Some(content) = verified(source, generation, &piece.chunk) else {
                 return Ok(false);
             };
             return self.copy(w, piece, &content).map(|()| true);
+        }
+        if !generation.is_compared(piece.chunk.id) {
+            if verified(source, generation, &piece.chunk).is_none() {
+                return Ok(false);
+            }
+            generation.note_compared(piece.chunk.id);
         }
         let mut end = piece.end();
         for pair in pieces.windows(2) {
@@ -342,7 +349,8 @@ impl SegmentRead<'_> {
             let together = next.at < self.end
                 && next.blob == before.blob
                 && next.offset() == before.offset() + u64::from(before.length)
-                && generation.has(next.chunk.id);
+                && generation.has(next.chunk.id)
+                && generation.is_compared(next.chunk.id);
             if !together {
                 break;
             }
@@ -413,13 +421,13 @@ impl FileReadWriteVolatile for CacheData<'_> {
 const NEXT_FILES: u64 = 64;
 
 /// A chunk's content from the cache, compared with its digest.
-fn verified(blob: &Blob, generation: &Arc<Generation>, chunk: &Chunk) -> Option<Vec<u8>> {
+fn verified(source: &ImageBlob, generation: &Arc<Generation>, chunk: &Chunk) -> Option<Vec<u8>> {
     let mut content = vec![0; usize::try_from(chunk.size).ok()?];
     let read =
         std::os::unix::fs::FileExt::read_exact_at(generation.files().data(), &mut content, chunk.offset);
-    if read.is_ok() && chunk.verify(&content) {
+    if read.is_ok() && source.agree(chunk, &content) {
         return Some(content);
     }
-    blob.lost(generation, chunk.id);
+    source.blob.lost(generation, chunk.id);
     None
 }

@@ -96,7 +96,13 @@ impl Image {
         }
         // What earlier ones have left.
         factory::drop_unused();
-        let storage = Storage::open_apart(&lame.storage.config, &infos, &self.gate, &self.fetches)?;
+        let storage = Storage::open_apart(
+            &lame.storage.config,
+            &infos,
+            lame.storage.digests.clone(),
+            &self.gate,
+            &self.fetches,
+        )?;
         let lacking = storage.blobs.iter().zip(&infos).find(|(b, _)| b.lacks_table());
         let lacking = lacking.map(|(_, info)| info.blob_id());
         self.renew_storage(lame, storage);

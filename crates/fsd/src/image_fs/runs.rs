@@ -8,21 +8,31 @@ use super::chunk::Chunk;
 ///
 /// Chunks are grouped when they follow each other without another chunk between: a request then covers nothing but
 /// what was asked for, and a lock on the group's part of the cache file nothing but what the request will fill. A
-/// group holds at least one chunk and otherwise at most `limit` bytes of the blob.
+/// group holds at least one chunk and otherwise at most `limit` bytes of the blob, and what unpacks to
+/// [`CONTENT_LIMIT`].
 pub(super) fn merge(chunks: &[Chunk], limit: u64) -> Vec<Range<usize>> {
     let mut groups = Vec::new();
     let mut start = 0;
+    let mut content = chunks.first().map_or(0, |first| u64::from(first.size));
     for at in 1..=chunks.len() {
         let joins = chunks.get(at).is_some_and(|next| {
-            follows(&chunks[at - 1], next) && next.blob_end() - chunks[start].blob_offset <= limit
+            content += u64::from(next.size);
+            content <= CONTENT_LIMIT
+                && follows(&chunks[at - 1], next)
+                && next.blob_end() - chunks[start].blob_offset <= limit
         });
         if !joins {
             groups.push(start..at);
             start = at;
+            content = chunks.get(at).map_or(0, |next| u64::from(next.size));
         }
     }
     groups
 }
+
+/// The most that one request may unpack to, in bytes, if it is for more than one chunk: all of it is in memory at once,
+/// and zeros take next to nothing in a blob.
+pub(super) const CONTENT_LIMIT: u64 = 32 << 20;
 
 /// Whether `next` is `chunk`'s neighbour in the blob and in the cache.
 pub(super) fn follows(chunk: &Chunk, next: &Chunk) -> bool {
@@ -58,6 +68,7 @@ pub(super) mod tests {
             size,
             compressed: false,
             encrypted: false,
+            is_listed: true,
             checksum: Checksum::None,
         }
     }
@@ -66,6 +77,19 @@ pub(super) mod tests {
         ids.iter()
             .map(|id| chunk(*id, u64::from(*id) * 100, 100, u64::from(*id) * 4096, 4096))
             .collect()
+    }
+
+    #[test]
+    fn what_unpacks_to_much_is_several_requests() {
+        let large = |id: u32| chunk(id, u64::from(id), 1, u64::from(id) << 24, 1 << 24);
+        let chunks: Vec<Chunk> = (0..7).map(large).collect();
+        assert_eq!(merge(&chunks, 1000), [0..2, 2..4, 4..6, 6..7]);
+        let huge = chunk(0, 0, 1, 0, 48 << 20);
+        assert_eq!(
+            merge(&[huge, large(3)], 1000),
+            [0..1, 1..2],
+            "one is taken whatever it is"
+        );
     }
 
     #[test]

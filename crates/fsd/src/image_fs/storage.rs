@@ -11,13 +11,14 @@ use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
 
 use nydus_api::ConfigV2;
 use nydus_storage::cache::BlobCache;
-use nydus_storage::device::{BlobDevice, BlobFeatures, BlobInfo};
+use nydus_storage::device::{BlobChunkInfo, BlobDevice, BlobFeatures, BlobInfo};
 use nydus_utils::digest::Algorithm;
 use nydus_utils::metrics::BlobcacheMetrics;
 
 use super::blob::{Blob, BlobParts, FetchPolicy};
 use super::chunk::Chunk;
 use super::closing;
+use super::digests::{BlobDigests, Digests};
 use super::error::FetchError;
 use super::factory;
 use super::gate::Gate;
@@ -34,14 +35,19 @@ pub(super) struct Storage {
     pub(super) device: BlobDevice,
     /// In the order of the image's table; empty if the image is left to nydus.
     pub(super) blobs: Vec<ImageBlob>,
+    /// What the bootstrap lists; `None` where it lists nothing, and where nydus sees to it.
+    pub(super) digests: Option<Arc<Digests>>,
 }
 
 /// A blob with what nydus knows of it.
 pub(super) struct ImageBlob {
     pub(super) blob: Blob,
     cache: Arc<dyn BlobCache>,
-    /// How chunks are verified; none where they are not.
-    pub(super) digester: Option<Algorithm>,
+    /// Whether what is cached is compared whenever it is read, and not only the first time.
+    pub(super) compares_cached: bool,
+    digests: Option<BlobDigests>,
+    /// How the digests are made that chunks are described with; none where they have none.
+    digester: Option<Algorithm>,
     table: OnceLock<Box<[Chunk]>>,
     /// Whether nydus fetches one.
     has_table: bool,
@@ -57,10 +63,11 @@ impl Storage {
     pub(super) fn open(
         config: &Arc<ConfigV2>,
         infos: &[Arc<BlobInfo>],
+        digests: Option<Arc<Digests>>,
         gate: &Arc<Gate>,
         fetches: &Arc<FetchCounters>,
     ) -> io::Result<Self> {
-        Self::open_in(config, infos, gate, fetches, WorkDir::shared)
+        Self::open_in(config, infos, digests, gate, fetches, WorkDir::shared)
     }
 
     /// The same with nothing of nydus' that another mount has, or this one had before.
@@ -70,15 +77,17 @@ impl Storage {
     pub(super) fn open_apart(
         config: &Arc<ConfigV2>,
         infos: &[Arc<BlobInfo>],
+        digests: Option<Arc<Digests>>,
         gate: &Arc<Gate>,
         fetches: &Arc<FetchCounters>,
     ) -> io::Result<Self> {
-        Self::open_in(config, infos, gate, fetches, WorkDir::small)
+        Self::open_in(config, infos, digests, gate, fetches, WorkDir::small)
     }
 
     fn open_in(
         config: &Arc<ConfigV2>,
         infos: &[Arc<BlobInfo>],
+        digests: Option<Arc<Digests>>,
         gate: &Arc<Gate>,
         fetches: &Arc<FetchCounters>,
         work_dir: fn(&Path) -> io::Result<Arc<WorkDir>>,
@@ -88,6 +97,7 @@ impl Storage {
                 config: Arc::clone(config),
                 device: factory::open_device(config, infos)?,
                 blobs: Vec::new(),
+                digests: None,
             });
         };
         // What nydus unpacks is given back in a way that two mounts must not share.
@@ -96,25 +106,36 @@ impl Storage {
         } else {
             work_dir(&dir)?
         };
-        let private = work.configure(config);
+        // With the bootstrap's digests nydus need not fetch those that are in the blobs.
+        let private = work.configure(config, digests.is_none());
         let mut parts = Vec::with_capacity(infos.len());
         for info in infos {
             parts.push(Nydus::open(&private, &work, info)?);
         }
         let device = factory::open_device(&private, infos)?;
         let counters = counters(&config.id, &dir);
-        let blobs = infos.iter().zip(parts).map(|(info, nydus)| {
+        let validates = config.is_chunk_validation_enabled();
+        let blobs = infos.iter().zip(parts).enumerate().map(|(at, (info, nydus))| {
             let id = info.blob_id();
             if let Ok(mut files) = counters.underlying_files.lock() {
                 files.insert(format!("{id}.blob.data"));
             }
             let cache = Arc::clone(&nydus.cache);
+            let algorithm = cache.blob_digester();
+            // Those of blobs that are elsewhere as what they were before need not be of their content.
+            let listed = digests
+                .as_ref()
+                .filter(|_| !info.has_feature(BlobFeatures::EXTERNAL));
+            let digests = listed.map(|digests| digests.of_blob(at, algorithm));
+            // RAFS v5 has a chunk's digest where a file has the chunk.
+            let described = !info.meta_ci_is_valid() || cache.need_validation();
             let blob = Blob::open(BlobParts {
                 id,
                 dir: dir.clone(),
                 size: info.uncompressed_size(),
                 chunks: info.chunk_count(),
-                origin: origin(nydus, config, &dir, info),
+                origin: origin(nydus, &private, &dir, info, digests.clone()),
+                compares: described || digests.is_some(),
                 policy: FetchPolicy::default(),
                 counters: Arc::clone(&counters),
                 gate: Arc::clone(gate),
@@ -122,7 +143,9 @@ impl Storage {
             })?;
             Ok(ImageBlob {
                 blob,
-                digester: cache.need_validation().then(|| cache.blob_digester()),
+                compares_cached: validates,
+                digester: described.then_some(algorithm),
+                digests,
                 cache,
                 table: OnceLock::new(),
                 has_table: info.meta_ci_is_valid(),
@@ -134,6 +157,7 @@ impl Storage {
             config: Arc::clone(config),
             device,
             blobs,
+            digests,
         })
     }
 
@@ -154,10 +178,25 @@ impl ImageBlob {
             tracing::debug!(%error, "the table of chunks is not shared");
         }
         let chunks = (0..usize::try_from(self.blob.chunks()).ok()?).map(|at| {
-            Chunk::copy(meta.get_chunk_info(at).as_ref(), self.digester).filter(|c| self.is_inside(c))
+            let mut chunk = self.copy(meta.get_chunk_info(at).as_ref())?;
+            chunk.is_listed = self
+                .digests
+                .as_ref()
+                .is_none_or(|digests| digests.lists(chunk.id));
+            Some(chunk)
         });
         let table: Box<[Chunk]> = chunks.collect::<Option<_>>()?;
         Some(self.table.get_or_init(|| table))
+    }
+
+    /// A chunk as `info` describes it; `None` if there can be none like that in this blob.
+    pub(super) fn copy(&self, info: &dyn BlobChunkInfo) -> Option<Chunk> {
+        Chunk::copy(info, self.digester).filter(|chunk| self.is_inside(chunk))
+    }
+
+    /// Whether `content` is that of a chunk, as far as the image says.
+    pub(super) fn agree(&self, chunk: &Chunk, content: &[u8]) -> bool {
+        agree(self.digests.as_ref(), chunk, content)
     }
 
     /// Whether nydus has given up getting the blob's table; waits while it has not.
@@ -176,7 +215,7 @@ impl ImageBlob {
         } else {
             info.meta_ci_offset()
         };
-        NydusOrigin::new(Arc::clone(&self.cache)).read(offset, &mut [0])
+        NydusOrigin::new(Arc::clone(&self.cache), None).read(offset, &mut [0])
     }
 
     /// Whether a chunk is where this blob's chunks can be.
@@ -214,22 +253,34 @@ fn plain_cache(config: &ConfigV2, infos: &[Arc<BlobInfo>]) -> io::Result<Option<
     files.get_work_dir().map(|dir| Some(Path::new(dir).to_owned()))
 }
 
+/// Whether `content` is that of a chunk, as far as the image says.
+pub(super) fn agree(digests: Option<&BlobDigests>, chunk: &Chunk, content: &[u8]) -> bool {
+    chunk.verify(content) && digests.is_none_or(|digests| digests.agree(chunk, content))
+}
+
 /// Whether chunks of a blob cannot be taken out one by one.
 fn is_unpacked(info: &BlobInfo) -> bool {
     info.has_feature(BlobFeatures::BATCH) || info.has_feature(BlobFeatures::ZRAN)
 }
 
 /// Where the chunks of a blob come from.
-fn origin(nydus: Nydus, config: &Arc<ConfigV2>, dir: &Path, info: &Arc<BlobInfo>) -> Box<dyn Origin> {
+fn origin(
+    nydus: Nydus,
+    config: &Arc<ConfigV2>,
+    dir: &Path,
+    info: &Arc<BlobInfo>,
+    digests: Option<BlobDigests>,
+) -> Box<dyn Origin> {
     if is_unpacked(info) {
         let (config, dir, info) = (Arc::clone(config), dir.to_owned(), Arc::clone(info));
+        let validates = digests.is_none();
         let renew = move || {
             let work = WorkDir::roomy(&dir)?;
-            Nydus::open(&work.configure(&config), &work, &info)
+            Nydus::open(&work.configure(&config, validates), &work, &info)
         };
-        Box::new(UnpackedOrigin::new(nydus, Box::new(renew)))
+        Box::new(UnpackedOrigin::new(nydus, Box::new(renew), digests))
     } else {
-        Box::new(NydusOrigin::new(nydus.cache))
+        Box::new(NydusOrigin::new(nydus.cache, digests))
     }
 }
 

@@ -112,7 +112,8 @@ impl Trace {
     }
 
     fn note(&mut self, ino: u64, read: Range<u64>, began: Instant) {
-        if read.is_empty() {
+        // What cannot be told any more need not be known.
+        if read.is_empty() || !self.complete {
             return;
         }
         let after = began.saturating_duration_since(self.began);
@@ -253,6 +254,9 @@ mod tests {
         assert!(trace.complete);
         trace.note(0, 8..9, began);
         assert!(!trace.complete && trace.reads.len() == LIMIT);
+        let known = trace.known.len();
+        trace.note(0, 80..81, began);
+        assert_eq!(trace.known.len(), known, "what cannot be told is not known");
     }
 
     proptest! {

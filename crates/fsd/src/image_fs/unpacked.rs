@@ -16,9 +16,11 @@ use nydus_storage::device::BlobInfo;
 
 use super::cache_files::CacheFiles;
 use super::chunk::Chunk;
+use super::digests::BlobDigests;
 use super::error::FetchError;
 use super::factory;
 use super::origin::Origin;
+use super::storage::agree;
 use super::work_dir::WorkDir;
 
 /// nydus' side of a blob.
@@ -63,16 +65,18 @@ struct State {
 pub(super) struct UnpackedOrigin {
     state: Mutex<State>,
     renew: Renew,
+    digests: Option<BlobDigests>,
 }
 
 impl UnpackedOrigin {
-    pub(super) fn new(nydus: Nydus, renew: Renew) -> Self {
+    pub(super) fn new(nydus: Nydus, renew: Renew, digests: Option<BlobDigests>) -> Self {
         Self {
             state: Mutex::new(State {
                 nydus: Arc::new(nydus),
                 given: HashSet::new(),
             }),
             renew,
+            digests,
         }
     }
 
@@ -102,7 +106,7 @@ impl UnpackedOrigin {
             let mut content = vec![0; usize::try_from(chunk.size).unwrap_or_default()];
             let data = nydus.files.data();
             data.read_exact_at(&mut content, chunk.offset).map_err(damaged)?;
-            if chunk.verify(&content) {
+            if agree(self.digests.as_ref(), chunk, &content) {
                 Ok(content)
             } else {
                 Err(FetchError::Digest {

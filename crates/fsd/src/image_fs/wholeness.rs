@@ -57,6 +57,14 @@ impl Wholeness {
         Ok(u16::from_le_bytes(bytes))
     }
 
+    /// Reads a part of it.
+    ///
+    /// # Errors
+    /// What the file system said; the end.
+    pub(super) fn read_at(&self, into: &mut [u8], at_bytes: u64) -> io::Result<()> {
+        self.file.read_exact_at(into, at_bytes)
+    }
+
     /// # Errors
     /// EIO if it is not, for good.
     pub(super) fn check(&self) -> io::Result<()> {

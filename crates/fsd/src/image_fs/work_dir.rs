@@ -130,9 +130,13 @@ impl WorkDir {
         Ok(work)
     }
 
-    /// A configuration with which nydus uses this directory instead of the cache directory.
-    pub(super) fn configure(&self, config: &ConfigV2) -> Arc<ConfigV2> {
+    /// A configuration with which nydus uses this directory instead of the cache directory; `validates` says whether it
+    /// may have to fetch digests.
+    pub(super) fn configure(&self, config: &ConfigV2, validates: bool) -> Arc<ConfigV2> {
         let mut config = config.clone();
+        if let Some(cache) = &mut config.cache {
+            cache.cache_validate &= validates;
+        }
         if let Some(files) = config.cache.as_mut().and_then(|c| c.file_cache.as_mut()) {
             self.path
                 .to_string_lossy()

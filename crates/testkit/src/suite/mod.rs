@@ -337,6 +337,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "cold_cache_with_wrong_bytes_is_found_out_and_filled_again",
         cold::cache_with_wrong_bytes_is_found_out_and_filled_again,
     ),
+    ours(
+        "cold_cache_that_is_not_the_images_is_found_out_by_the_next_daemon",
+        "it compares what is cached only if it is asked to, and then each time",
+        cold::cache_that_is_not_the_images_is_found_out_by_the_next_daemon,
+    ),
     both(
         "cold_content_that_is_not_the_images_fails_the_read",
         cold::content_that_is_not_the_images_fails_the_read,
@@ -348,6 +353,10 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     both(
         "cold_content_that_is_not_a_v6_images_fails_the_read",
         cold::content_that_is_not_a_v6_images_fails_the_read,
+    ),
+    both(
+        "cold_content_that_is_not_a_plain_v6_images_fails_the_read",
+        cold::content_that_is_not_a_plain_v6_images_fails_the_read,
     ),
     ours(
         "cold_batches_are_shared",

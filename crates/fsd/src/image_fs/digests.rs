@@ -1,0 +1,294 @@
+//! What a RAFS v6 bootstrap says of the chunks that its files have: their digests, and where their content belongs.
+//!
+//! Chunks, and the table that says where they are in a blob, come from a backend that anybody may be. The bootstrap is
+//! what a manifest vouches for. So whatever is fetched is compared with it, once, before it is written to the cache.
+//! Its table is read from the file, not out of the mapping: a file that is cut meanwhile is an error then, not zeros.
+//! Next: `origin.rs` asks.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use nydus_rafs::metadata::RafsSuperMeta;
+use nydus_utils::digest::{Algorithm, RafsDigest};
+
+use super::chunk::Chunk;
+use super::events::report;
+use super::wholeness::Wholeness;
+
+/// An entry of the bootstrap's table of chunks, RAFS v5's description of a chunk, in bytes.
+const ENTRY: usize = 80;
+/// How much of the table is read at once, in entries.
+const AT_ONCE: u64 = 4096;
+
+/// A bootstrap whose table of chunks cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("table of chunks of a bootstrap cannot be read; nothing that is fetched is taken for its images")]
+struct Unreadable {
+    #[source]
+    source: io::Error,
+}
+
+/// The table of chunks of a bootstrap.
+#[derive(Debug)]
+pub(super) struct Digests {
+    bootstrap: Arc<Wholeness>,
+    /// Where it begins, in bytes.
+    start: u64,
+    entries: u32,
+    /// Sorted; made when a chunk is first asked for.
+    index: OnceLock<Box<[Place]>>,
+}
+
+/// Which entry is whose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    blob: u32,
+    chunk: u32,
+    entry: u32,
+    /// The first bytes of its digest.
+    begins: u32,
+}
+
+/// What an entry says of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    digest: [u8; 32],
+    blob: u32,
+    chunk: u32,
+    /// Where its content is among the blob's, in bytes.
+    offset: u64,
+    size: u32,
+}
+
+impl Entry {
+    /// The fields of nydus' `RafsV5ChunkInfo` that are looked at; little endian.
+    fn parse(bytes: &[u8; ENTRY]) -> Self {
+        let part = |at: usize| bytes[at..at + 4].try_into().map_or(0, u32::from_le_bytes);
+        let mut digest = [0; 32];
+        digest.copy_from_slice(&bytes[..32]);
+        Self {
+            digest,
+            blob: part(32),
+            size: part(44),
+            offset: u64::from(part(56)) | u64::from(part(60)) << 32,
+            chunk: part(72),
+        }
+    }
+
+    fn begins(&self) -> u32 {
+        begins(&self.digest)
+    }
+}
+
+fn begins(digest: &[u8; 32]) -> u32 {
+    u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]])
+}
+
+impl Digests {
+    /// Those of a bootstrap; `None` if it has none.
+    pub(super) fn of(meta: &RafsSuperMeta, bootstrap: &Arc<Wholeness>) -> Option<Arc<Self>> {
+        let entries = u32::try_from(meta.chunk_table_size / ENTRY as u64).unwrap_or(u32::MAX);
+        (meta.is_v6() && entries > 0).then(|| {
+            Arc::new(Self {
+                bootstrap: Arc::clone(bootstrap),
+                start: meta.chunk_table_offset,
+                entries,
+                index: OnceLock::new(),
+            })
+        })
+    }
+
+    /// What is expected of the blob with this place in the bootstrap's table of blobs.
+    pub(super) fn of_blob(self: &Arc<Self>, blob: usize, algorithm: Algorithm) -> BlobDigests {
+        BlobDigests {
+            all: Arc::clone(self),
+            blob: u32::try_from(blob).unwrap_or(u32::MAX),
+            algorithm,
+        }
+    }
+
+    fn index(&self) -> &[Place] {
+        self.index.get_or_init(|| {
+            self.read_index().unwrap_or_else(|source| {
+                report(&Unreadable { source });
+                Box::default()
+            })
+        })
+    }
+
+    fn read_index(&self) -> io::Result<Box<[Place]>> {
+        let mut places = Vec::new();
+        let mut buf = Vec::new();
+        let mut entry = 0;
+        while entry < self.entries {
+            let count = u64::from(self.entries - entry).min(AT_ONCE);
+            buf.resize(usize::try_from(count).unwrap_or_default() * ENTRY, 0);
+            self.bootstrap.read_at(&mut buf, self.at(entry))?;
+            for bytes in buf.as_chunks::<ENTRY>().0 {
+                let said = Entry::parse(bytes);
+                places.push(Place {
+                    blob: said.blob,
+                    chunk: said.chunk,
+                    entry,
+                    begins: said.begins(),
+                });
+                entry += 1;
+            }
+        }
+        places.sort_unstable();
+        Ok(places.into_boxed_slice())
+    }
+
+    fn at(&self, entry: u32) -> u64 {
+        self.start + u64::from(entry) * ENTRY as u64
+    }
+
+    fn entry(&self, place: Place) -> io::Result<Entry> {
+        let mut bytes = [0; ENTRY];
+        self.bootstrap.read_at(&mut bytes, self.at(place.entry))?;
+        Ok(Entry::parse(&bytes))
+    }
+}
+
+/// What is expected of one blob's chunks.
+#[derive(Debug, Clone)]
+pub(super) struct BlobDigests {
+    all: Arc<Digests>,
+    blob: u32,
+    algorithm: Algorithm,
+}
+
+impl BlobDigests {
+    fn places(&self) -> &[Place] {
+        let index = self.all.index();
+        let from = index.partition_point(|place| place.blob < self.blob);
+        let to = index.partition_point(|place| place.blob <= self.blob);
+        &index[from..to]
+    }
+
+    /// Whether the bootstrap has an entry for a chunk.
+    pub(super) fn lists(&self, chunk: u32) -> bool {
+        self.places()
+            .binary_search_by_key(&chunk, |place| place.chunk)
+            .is_ok()
+    }
+
+    /// Whether `content` is what the image was built with, and `chunk` says rightly where it belongs.
+    ///
+    /// Of chunks with the same content in one blob a bootstrap lists the last only; of the others it is known that they
+    /// have the content of some chunk of the blob.
+    pub(super) fn agree(&self, chunk: &Chunk, content: &[u8]) -> bool {
+        let digest = RafsDigest::from_buf(content, self.algorithm).data;
+        let places = self.places();
+        let is_this = |entry: &Entry| entry.digest == digest && entry.size == chunk.size;
+        if let Ok(at) = places.binary_search_by_key(&chunk.id, |place| place.chunk) {
+            let entry = self.all.entry(places[at]);
+            return entry.is_ok_and(|entry| is_this(&entry) && entry.offset == chunk.offset);
+        }
+        let begins = begins(&digest);
+        places
+            .iter()
+            .filter(|place| place.begins == begins)
+            .any(|place| self.all.entry(*place).is_ok_and(|entry| is_this(&entry)))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::super::runs::tests::chunk;
+    use super::*;
+
+    /// The table of a bootstrap that has it at this offset, in bytes.
+    const START: u64 = 4096;
+
+    fn digests(entries: &[(u32, u32, &[u8], u64)]) -> (tempfile::NamedTempFile, Arc<Digests>) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut bytes = vec![0xee; usize::try_from(START).unwrap()];
+        for (blob, chunk, content, offset) in entries {
+            let mut entry = [0; ENTRY];
+            entry[..32].copy_from_slice(&RafsDigest::from_buf(content, Algorithm::Blake3).data);
+            entry[32..36].copy_from_slice(&blob.to_le_bytes());
+            entry[44..48].copy_from_slice(&u32::try_from(content.len()).unwrap().to_le_bytes());
+            entry[56..64].copy_from_slice(&offset.to_le_bytes());
+            entry[72..76].copy_from_slice(&chunk.to_le_bytes());
+            bytes.extend_from_slice(&entry);
+        }
+        std::fs::write(file.path(), bytes).unwrap();
+        let digests = Digests {
+            bootstrap: Arc::new(Wholeness::of(file.path()).unwrap()),
+            start: START,
+            entries: u32::try_from(entries.len()).unwrap(),
+            index: OnceLock::new(),
+        };
+        (file, Arc::new(digests))
+    }
+
+    fn content_of(id: u32, offset: u64, content: &[u8]) -> Chunk {
+        chunk(id, 0, 1, offset, u32::try_from(content.len()).unwrap())
+    }
+
+    #[test]
+    fn content_is_taken_where_it_belongs_and_nowhere_else() {
+        let (_file, digests) = digests(&[
+            (1, 7, b"the seventh", 8192),
+            (0, 7, b"another blob's", 8192),
+            (1, 2, b"the second!", 0),
+        ]);
+        let blob = digests.of_blob(1, Algorithm::Blake3);
+        assert!(blob.agree(&content_of(7, 8192, b"the seventh"), b"the seventh"));
+        assert!(blob.agree(&content_of(2, 0, b"the second!"), b"the second!"));
+        for (what, id, offset, content) in [
+            ("other bytes", 7, 8192, &b"the seventH"[..]),
+            ("another chunk's", 7, 8192, b"the second!"),
+            ("another place", 7, 0, b"the seventh"),
+            ("beyond 4 GiB", 7, 8192 + (1 << 32), b"the seventh"),
+            ("another blob's", 7, 8192, b"another blob's"),
+        ] {
+            assert!(!blob.agree(&content_of(id, offset, content), content), "{what}");
+        }
+        let sha = digests.of_blob(1, Algorithm::Sha256);
+        assert!(!sha.agree(&content_of(7, 8192, b"the seventh"), b"the seventh"));
+        let listed: Vec<u32> = (0..9).filter(|id| blob.lists(*id)).collect();
+        assert_eq!(listed, [2, 7]);
+    }
+
+    #[test]
+    fn a_chunk_that_is_not_listed_may_have_the_content_of_one_of_its_blob() {
+        let (_file, digests) = digests(&[(0, 3, b"twice", 0), (1, 4, b"other", 0)]);
+        let blob = digests.of_blob(0, Algorithm::Blake3);
+        assert!(blob.agree(&content_of(9, 4096, b"twice"), b"twice"));
+        assert!(!blob.agree(&content_of(9, 4096, b"Twice"), b"Twice"));
+        assert!(
+            !blob.agree(&content_of(9, 4096, b"other"), b"other"),
+            "another blob's"
+        );
+        let longer = Chunk {
+            size: 6,
+            ..content_of(9, 4096, b"twice")
+        };
+        assert!(!blob.agree(&longer, b"twice"));
+    }
+
+    #[test]
+    fn tables_longer_than_what_is_read_at_once_are_read_whole() {
+        let contents: Vec<[u8; 4]> = (0..10_000_u32).map(u32::to_le_bytes).collect();
+        let entries: Vec<_> = (0..10_000_u32)
+            .zip(&contents)
+            .map(|(id, content)| (0, id, &content[..], u64::from(id) * 4096))
+            .collect();
+        let (_file, digests) = digests(&entries);
+        let blob = digests.of_blob(0, Algorithm::Blake3);
+        for (_, id, content, offset) in entries.into_iter().step_by(997) {
+            assert!(blob.agree(&content_of(id, offset, content), content));
+        }
+    }
+
+    #[test]
+    fn nothing_is_taken_once_the_bootstrap_is_cut() {
+        let (file, digests) = digests(&[(0, 0, b"content", 0)]);
+        let blob = digests.of_blob(0, Algorithm::Blake3);
+        file.as_file().set_len(START).unwrap();
+        assert!(!blob.agree(&content_of(0, 0, b"content"), b"content"));
+    }
+}
