@@ -76,9 +76,9 @@ impl Daemon {
         self.output.last_lines()
     }
 
-    /// Told each time it prints that a VMM has come or gone.
-    pub(crate) fn frontend_moved(&self) -> Arc<Notify> {
-        self.output.frontend_moved()
+    /// From now on somebody is told each time it prints that a VMM has come or gone.
+    pub(crate) fn tell_of_frontends(&mut self, whom: Arc<Notify>) {
+        self.output.tell_of_frontends(whom);
     }
 
     /// A call begins: what it prints meanwhile can wait.

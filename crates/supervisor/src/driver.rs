@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nydusbox_protocol::{FsType, LogLevel, MountPoint};
@@ -59,7 +60,7 @@ pub(crate) struct Strings {
     /// Dropping it abandons the sandbox.
     pub(crate) alive: oneshot::Sender<std::convert::Infallible>,
     /// How much the daemon was told to log.
-    pub(crate) log_level: watch::Sender<LogLevel>,
+    pub(crate) log_level: mpsc::UnboundedSender<LogLevel>,
     pub(crate) status: watch::Receiver<Status>,
 }
 
@@ -92,7 +93,7 @@ pub(crate) struct Driver {
     requests: Requests,
     stop: oneshot::Receiver<()>,
     alive: oneshot::Receiver<std::convert::Infallible>,
-    log_level: watch::Receiver<LogLevel>,
+    log_level: mpsc::UnboundedReceiver<LogLevel>,
     status: watch::Sender<Status>,
     events: EventSink,
 }
@@ -122,7 +123,7 @@ impl Driver {
         let (requests_in, requests) = mpsc::channel(16);
         let (stop_in, stop) = oneshot::channel();
         let (alive_in, alive) = oneshot::channel();
-        let (log_level_in, log_level) = watch::channel(config.log_level());
+        let (log_level_in, log_level) = mpsc::unbounded_channel();
         let mut lifecycle = Lifecycle::serving(ledger, config.program().kind().body_limit_bytes());
         if let OnExit::Restart(policy) = config.on_exit() {
             lifecycle = lifecycle.with_recovery(Recovery::new(policy, Duration::ZERO));
@@ -171,18 +172,17 @@ impl Driver {
 
     /// Runs to the sandbox's end.
     pub(crate) async fn run(mut self) -> StopOutcome {
-        let mut health = Watch::new(
-            &self.config,
-            self.status.subscribe(),
-            self.daemon.frontend_moved(),
-        );
-        let mut log_level = self.log_level.clone();
+        let mut health = Watch::new(&self.config, self.status.subscribe());
+        self.daemon.tell_of_frontends(Arc::clone(health.look()));
+        // Waited for beside what has the rest of this to itself.
+        let (_none, nothing) = mpsc::unbounded_channel();
+        let mut log_level = std::mem::replace(&mut self.log_level, nothing);
         loop {
             let event = tokio::select! {
                 biased;
-                Ok(()) = log_level.changed() => {
+                Some(level) = log_level.recv() => {
                     // For the daemon that may take this one's place.
-                    self.config.set_log_level(*log_level.borrow_and_update());
+                    self.config.set_log_level(level);
                     self.record();
                     continue;
                 }
@@ -200,7 +200,10 @@ impl Driver {
             };
             match event {
                 Event::Exited(_) => self.last_look_for_vmm(),
-                Event::Launched(_) => health.hear(self.daemon.frontend_moved()),
+                Event::Launched(_) => {
+                    self.daemon.tell_of_frontends(Arc::clone(health.look()));
+                    health.look().notify_one();
+                }
                 _ => {}
             }
             if let Event::Request(request) = &event {

@@ -11,8 +11,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nydusbox_protocol::SocketPath;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
+use crate::alarm::Alarm;
 use crate::program::ProgramKind;
 
 /// How often it is looked. An inotify watch would tell a connection at once, but a user may have 128 of them, and
@@ -45,7 +46,7 @@ pub(crate) struct FrontendWatch {
     sight: Sight,
     /// What was said last.
     told: Option<bool>,
-    due: Instant,
+    due: Alarm,
 }
 
 impl FrontendWatch {
@@ -61,7 +62,7 @@ impl FrontendWatch {
                 ProgramKind::Stock => Sight::Awaited,
             },
             told: None,
-            due: Instant::now() + LOOK,
+            due: Alarm::at(Instant::now() + LOOK),
         }
     }
 
@@ -85,7 +86,7 @@ impl FrontendWatch {
     /// Whether one is connected, each time that has changed, until it has left. Cancel safe.
     pub(crate) async fn look(&mut self) -> bool {
         while self.sight != Sight::Over {
-            sleep_until(self.due).await;
+            self.due.rung().await;
             let connected = self.look_again();
             if self.told.replace(connected) != Some(connected) {
                 return connected;
@@ -109,7 +110,8 @@ impl FrontendWatch {
             Sight::Connected(_) => (Sight::Closing, EXIT_SHOWS),
             Sight::Closing | Sight::Over => return false,
         };
-        (self.sight, self.due) = (sight, Instant::now() + again);
+        self.sight = sight;
+        self.due.set(Instant::now() + again);
         self.sight != Sight::Awaited
     }
 
@@ -201,9 +203,9 @@ mod tests {
 
     /// Whether it is looked and nothing told.
     async fn no_news(watch: &mut FrontendWatch) -> bool {
-        let before = watch.due;
+        let before = watch.due.due();
         let told = tokio::time::timeout(2 * LOOK, watch.look()).await;
-        told.is_err() && watch.due > before
+        told.is_err() && watch.due.due() > before
     }
 
     /// As nydusd does it: one connection, and then no name any more.
@@ -242,8 +244,8 @@ mod tests {
         assert!(!watch.look().await);
     }
 
-    #[test]
-    fn the_last_look_tells_what_was_not_told() {
+    #[tokio::test]
+    async fn the_last_look_tells_what_was_not_told() {
         let dir = tempfile::tempdir().unwrap();
         let bound = SocketPath::new(dir.path().join("vhost.sock")).unwrap();
         let watch = |kind| FrontendWatch::new(kind, std::process::id(), &bound, &bound);

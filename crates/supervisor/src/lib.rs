@@ -31,6 +31,7 @@
 #![deny(missing_docs)]
 
 mod adopt;
+mod alarm;
 mod binds;
 mod client;
 mod command;

@@ -10,6 +10,7 @@ mod line;
 mod log_file;
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -19,9 +20,10 @@ use nydusbox_protocol::SandboxId;
 use nydusbox_protocol::log::{FRONTEND_CONNECTED, FRONTEND_LEFT};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::Level;
 
+use crate::alarm::Alarm;
 use crate::secrets::Secrets;
 pub use bounded_log::BoundedLog;
 pub(crate) use log_file::LogFile;
@@ -52,6 +54,7 @@ pub(crate) struct Output {
     pipe: Pipe,
     /// When to read; `None` while nothing is there, as far as is known.
     due: Option<Instant>,
+    alarm: Alarm,
     /// Since when there may be something that was not read.
     since: Option<Instant>,
     chunk: Box<[u8]>,
@@ -59,7 +62,8 @@ pub(crate) struct Output {
     log: LogFile,
     sandbox: SandboxId,
     secrets: Secrets,
-    frontend_moved: Arc<Notify>,
+    /// Told each time a line says that a VMM has come or gone.
+    frontend_moved: Option<Arc<Notify>>,
 }
 
 impl Output {
@@ -68,19 +72,20 @@ impl Output {
         Ok(Self {
             pipe: Pipe::Watched(Receiver::from_owned_fd(pipe)?),
             due: None,
+            alarm: Alarm::at(Instant::now()),
             since: None,
             chunk: vec![0; CHUNK_BYTES].into_boxed_slice(),
             tail: Tail::default(),
             log,
             sandbox,
             secrets,
-            frontend_moved: Arc::default(),
+            frontend_moved: None,
         })
     }
 
-    /// Told each time a line says that a VMM has come or gone.
-    pub(crate) fn frontend_moved(&self) -> Arc<Notify> {
-        Arc::clone(&self.frontend_moved)
+    /// From now on somebody is told each time a line says that a VMM has come or gone.
+    pub(crate) fn tell_of_frontends(&mut self, whom: Arc<Notify>) {
+        self.frontend_moved = Some(whom);
     }
 
     /// As [`Output::new`], with the last lines of the log that was kept so far.
@@ -140,7 +145,8 @@ impl Output {
                 self.gather()
             }
         };
-        sleep_until(due).await;
+        self.alarm.set(due);
+        self.alarm.rung().await;
         self.due = self.read().then_some(due);
         if self.due.is_none() {
             self.since = None;
@@ -158,7 +164,8 @@ impl Output {
     /// Until there may be something.
     async fn wait(&self) {
         let readable = match &self.pipe {
-            Pipe::Watched(pipe) => pipe.readable().await.is_ok(),
+            // One waits, which takes no place in a list of those who do.
+            Pipe::Watched(pipe) => poll_fn(|context| pipe.poll_read_ready(context)).await.is_ok(),
             Pipe::Left(_) | Pipe::Ended => false,
         };
         if !readable {
@@ -184,8 +191,10 @@ impl Output {
                 self.tail.push(bytes, &self.secrets, |text| {
                     let line = line::parse(text);
                     tell(sandbox, line);
-                    if matches!(line.message, FRONTEND_CONNECTED | FRONTEND_LEFT) {
-                        frontend_moved.notify_one();
+                    if let Some(whom) = frontend_moved
+                        && matches!(line.message, FRONTEND_CONNECTED | FRONTEND_LEFT)
+                    {
+                        whom.notify_one();
                     }
                 });
                 return true;

@@ -6,6 +6,7 @@
 //! inherit ([`crate::state`]). Dropping a [`Process`] kills its group and reaps it before `drop` returns. What the child says
 //! is in [`crate::output`]; both together are [`crate::daemon`].
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -123,7 +124,8 @@ impl Process {
             if let Some(cause) = self.reaped {
                 return cause;
             }
-            match self.pidfd.readable().await {
+            // One waits, which takes no place in a list of those who do.
+            match poll_fn(|context| self.pidfd.poll_read_ready(context)).await {
                 Ok(mut guard) => guard.clear_ready(),
                 // The runtime is shutting down and drops this future next; `drop` reaps.
                 Err(_) => std::future::pending().await,

@@ -194,7 +194,8 @@ impl Sandbox {
         let command = ConfigureCommand { log_level: level };
         let span = tracing::info_span!("set_log_level", sandbox = %self.id, %level);
         self.client().configure(command).instrument(span).await?;
-        self.strings.log_level.send_replace(level);
+        // Refused by a driver that has ended.
+        let _ = self.strings.log_level.send(level);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nydusbox_protocol::{
     ConfigureCommand, DaemonInfo, Endpoint, MountCommand, MountPoint, ReadTrace, SocketPath,
 };
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 pub(crate) mod classify;
 mod error;
@@ -20,6 +20,7 @@ pub use error::CallError;
 pub(crate) use transport::ConnectFailure;
 use transport::{Begun, Connection, Request};
 
+use crate::alarm::Alarm;
 use crate::secrets::Secrets;
 use crate::shared_command::SharedCommand;
 
@@ -43,6 +44,8 @@ pub(crate) struct FailedReads {
 pub(crate) struct ApiClient {
     socket: SocketPath,
     deadline: Duration,
+    /// Rings when the call that is under way has taken too long; made for the first one.
+    timer: Option<Alarm>,
     line: Line,
     secrets: Secrets,
 }
@@ -67,6 +70,7 @@ impl ApiClient {
         Self {
             socket,
             deadline,
+            timer: None,
             line: Line::Closed,
             secrets: Secrets::default(),
         }
@@ -274,9 +278,16 @@ impl ApiClient {
         kept: Option<Connection>,
         request: &Request,
     ) -> Result<(u16, Vec<u8>), CallError> {
-        let deadline = self.deadline;
-        let exchange = timeout(deadline, self.exchange(kept, request)).await;
-        exchange.unwrap_or(Err(CallError::TimedOut { after: deadline }))
+        let (after, until) = (self.deadline, Instant::now() + self.deadline);
+        let mut timer = self.timer.take().unwrap_or_else(|| Alarm::at(until));
+        timer.set(until);
+        let answer = tokio::select! {
+            biased;
+            answer = self.exchange(kept, request) => answer,
+            () = timer.rung() => Err(CallError::TimedOut { after }),
+        };
+        self.timer = Some(timer);
+        answer
     }
 
     /// Sends a request on a connection that was kept, or on a new one. The connection is kept only after the answer: it

@@ -3,6 +3,7 @@
 //! A socket that is watched for both wakes its owner each time the daemon has read a request, in the middle of
 //! everything the daemon is asked to do.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -78,7 +79,7 @@ impl Socket {
     /// Appends what there is to read; 0 bytes at the end.
     pub(super) async fn read(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
         loop {
-            let mut ready = self.readable.readable().await?;
+            let mut ready = poll_fn(|context| self.readable.poll_read_ready(context)).await?;
             into.reserve(READ_BYTES);
             let room = into.capacity() - into.len();
             let read = ready.try_io(|stream| Ok(rustix::io::read(stream, spare_capacity(into))?));

@@ -6,6 +6,7 @@ use nydusbox_protocol::DaemonState;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
 
 use super::*;
 

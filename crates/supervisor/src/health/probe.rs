@@ -3,15 +3,15 @@
 //! Every call has a short deadline and only reads; a round that is dropped leaves nothing but a closed connection.
 //! What it finds is judged in [`super::judge`].
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nydusbox_protocol::{FsType, MountPoint, SocketPath};
 use serde::Deserialize;
-use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 
 use super::HealthReport;
 use super::blobs::{Blobs, Finder};
@@ -25,97 +25,104 @@ use crate::status::{Status, StatusPhase};
 /// How long one call of a round may take: an API that is well answers in a fraction of a millisecond.
 const CALL: Duration = Duration::from_secs(1);
 
-/// The least between two rounds, whatever the daemon says meanwhile.
+/// The least between two rounds, whatever happens meanwhile.
 const APART: Duration = Duration::from_millis(100);
 
-/// What a round finds.
-type Round = Pin<Box<dyn Future<Output = (Observed, Finder)> + Send>>;
+/// What a round has found: the report, and what has become worse.
+type Found = (HealthReport, Vec<SandboxEvent>);
 
-/// Observes one sandbox for as long as it serves.
+/// Has one sandbox observed, beside whoever takes the reports, until it is dropped.
 pub(crate) struct Watch {
-    /// `None`: never.
-    interval: Option<Duration>,
+    /// `None`: it is never observed.
+    found: Option<mpsc::Receiver<Found>>,
+    look: Arc<Notify>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// The first round is due at once. Must be called within a runtime.
+    pub(crate) fn new(config: &SandboxConfig, status: watch::Receiver<Status>) -> Self {
+        let look = Arc::new(Notify::new());
+        let begun = config.health_interval().map(|interval| {
+            let (sender, found) = mpsc::channel(1);
+            let observer = Observer {
+                interval,
+                socket: config.api_socket().clone(),
+                secrets: config.secrets().clone(),
+                status,
+                look: Arc::clone(&look),
+            };
+            (found, tokio::spawn(observer.run(sender)))
+        });
+        let (found, task) = begun.unzip();
+        Self { found, look, task }
+    }
+
+    /// Who is told has the next round begin soon: there is another daemon, or the daemon says that something has
+    /// changed.
+    pub(crate) fn look(&self) -> &Arc<Notify> {
+        &self.look
+    }
+
+    /// The next round's report, and what has become worse; none begins while the daemon does not serve. Cancel safe.
+    pub(crate) async fn report(&mut self) -> Found {
+        match &mut self.found {
+            Some(found) => match found.recv().await {
+                Some(found) => found,
+                None => pending().await,
+            },
+            None => pending().await,
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+/// The task that observes.
+struct Observer {
+    interval: Duration,
     socket: SocketPath,
     secrets: Secrets,
     /// Says what is mounted, and whether the daemon serves.
     status: watch::Receiver<Status>,
-    due: Instant,
-    /// Before this no round begins because of what the daemon says.
-    rested: Instant,
-    /// The daemon has said that a VMM has come or gone.
-    frontend_moved: Arc<Notify>,
-    /// The daemon that was looked at last.
-    last: Option<u32>,
-    round: Option<Round>,
-    finder: Finder,
-    judge: Judge,
+    look: Arc<Notify>,
 }
 
-impl Watch {
-    /// The first round is due at once, further ones also when `frontend_moved` is told.
-    pub(crate) fn new(
-        config: &SandboxConfig,
-        status: watch::Receiver<Status>,
-        frontend_moved: Arc<Notify>,
-    ) -> Self {
-        Self {
-            interval: config.health_interval(),
-            socket: config.api_socket().clone(),
-            secrets: config.secrets().clone(),
-            status,
-            due: Instant::now(),
-            rested: Instant::now(),
-            frontend_moved,
-            last: None,
-            round: None,
-            finder: Finder::default(),
-            judge: Judge::default(),
-        }
-    }
-
-    /// There is another daemon.
-    pub(crate) fn hear(&mut self, frontend_moved: Arc<Notify>) {
-        self.frontend_moved = frontend_moved;
-    }
-
-    /// The next round's report, and what has become worse; never while the daemon does not serve. Cancel safe: a
-    /// round that has begun goes on with the next call.
-    pub(crate) async fn report(&mut self) -> (HealthReport, Vec<SandboxEvent>) {
-        let Some(interval) = self.interval else {
-            return std::future::pending().await;
-        };
-        if self.round.is_none() {
-            let last = self.last;
-            loop {
-                tokio::select! {
-                    () = sleep_until(self.due) => break,
-                    // Of another daemon than was looked at nothing is known.
-                    Ok(_) = self.status.wait_for(|status| last.is_some_and(|pid| pid != status.pid)) => break,
-                    () = self.frontend_moved.notified() => self.due = self.due.min(self.rested),
-                }
+impl Observer {
+    async fn run(mut self, reports: mpsc::Sender<Found>) {
+        let (mut judge, mut finder) = (Judge::default(), Finder::default());
+        let mut due = Instant::now();
+        // Before this no round begins because somebody is told of something.
+        let mut rested = due;
+        loop {
+            while timeout_at(due, self.look.notified()).await.is_ok() {
+                due = due.min(rested);
             }
             let serving = |status: &Status| status.phase == StatusPhase::Serving;
-            let found = self.status.wait_for(serving).await;
-            let Ok((pid, images)) = found.map(|status| (status.pid, images(&status))) else {
-                return std::future::pending().await;
+            // Nobody is left who could be told.
+            let Ok(images) = self.status.wait_for(serving).await.map(|status| images(&status)) else {
+                return;
             };
-            self.last = Some(pid);
             let client = ApiClient::new(self.socket.clone(), CALL).with_secrets(&self.secrets);
-            self.round = Some(Box::pin(round(client, images, self.finder.clone())));
+            let (mut observed, found) = round(client, images, finder).await;
+            finder = found;
+            rested = Instant::now() + APART;
+            due = Instant::now() + self.interval;
+            {
+                let status = self.status.borrow();
+                observed.busy = status.mounts.iter().any(|mount| !mount.confirmed);
+                observed.vmm = observed.vmm.or(status.vmm_attached);
+            }
+            if reports.send(judge.judge(&observed)).await.is_err() {
+                return;
+            }
         }
-        let Some(round) = &mut self.round else {
-            return std::future::pending().await;
-        };
-        let (mut observed, finder) = round.await;
-        (self.round, self.finder) = (None, finder);
-        self.rested = Instant::now() + APART;
-        self.due = Instant::now() + interval;
-        {
-            let status = self.status.borrow();
-            observed.busy = status.mounts.iter().any(|mount| !mount.confirmed);
-            observed.vmm = observed.vmm.or(status.vmm_attached);
-        }
-        self.judge.judge(&observed)
     }
 }
 
