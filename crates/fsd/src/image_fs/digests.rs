@@ -34,7 +34,9 @@ pub(super) struct Digests {
     bootstrap: Arc<Wholeness>,
     /// Where it begins, in bytes.
     start: u64,
-    entries: u32,
+    entries: u64,
+    /// How many there can be.
+    chunks: u64,
     /// Sorted; made when a chunk is first asked for.
     index: OnceLock<Box<[Place]>>,
 }
@@ -85,14 +87,15 @@ fn begins(digest: &[u8; 32]) -> u32 {
 }
 
 impl Digests {
-    /// Those of a bootstrap; `None` if it has none.
-    pub(super) fn of(meta: &RafsSuperMeta, bootstrap: &Arc<Wholeness>) -> Option<Arc<Self>> {
-        let entries = u32::try_from(meta.chunk_table_size / ENTRY as u64).unwrap_or(u32::MAX);
+    /// Those of a bootstrap whose blobs have so many chunks in all; `None` if it has none.
+    pub(super) fn of(meta: &RafsSuperMeta, bootstrap: &Arc<Wholeness>, chunks: u64) -> Option<Arc<Self>> {
+        let entries = meta.chunk_table_size / ENTRY as u64;
         (meta.is_v6() && entries > 0).then(|| {
             Arc::new(Self {
                 bootstrap: Arc::clone(bootstrap),
                 start: meta.chunk_table_offset,
                 entries,
+                chunks,
                 index: OnceLock::new(),
             })
         })
@@ -117,11 +120,16 @@ impl Digests {
     }
 
     fn read_index(&self) -> io::Result<Box<[Place]>> {
+        let too_many = || io::Error::other("it has more chunks than the blobs");
+        let entries = u32::try_from(self.entries.min(self.chunks + 1)).map_err(|_| too_many())?;
+        if u64::from(entries) > self.chunks {
+            return Err(too_many());
+        }
         let mut places = Vec::new();
         let mut buf = Vec::new();
         let mut entry = 0;
-        while entry < self.entries {
-            let count = u64::from(self.entries - entry).min(AT_ONCE);
+        while entry < entries {
+            let count = u64::from(entries - entry).min(AT_ONCE);
             buf.resize(usize::try_from(count).unwrap_or_default() * ENTRY, 0);
             self.bootstrap.read_at(&mut buf, self.at(entry))?;
             for bytes in buf.as_chunks::<ENTRY>().0 {
@@ -218,7 +226,8 @@ mod tests {
         let digests = Digests {
             bootstrap: Arc::new(Wholeness::of(file.path()).unwrap()),
             start: START,
-            entries: u32::try_from(entries.len()).unwrap(),
+            entries: entries.len() as u64,
+            chunks: 10_000,
             index: OnceLock::new(),
         };
         (file, Arc::new(digests))
@@ -282,6 +291,22 @@ mod tests {
         for (_, id, content, offset) in entries.into_iter().step_by(997) {
             assert!(blob.agree(&content_of(id, offset, content), content));
         }
+    }
+
+    #[test]
+    fn a_table_of_more_chunks_than_there_are_is_not_believed() {
+        let (_file, digests) = digests(&[(0, 0, b"content", 0), (0, 1, b"other", 4096)]);
+        let believed = |chunks| {
+            let digests = Digests {
+                bootstrap: Arc::clone(&digests.bootstrap),
+                chunks,
+                index: OnceLock::new(),
+                ..*digests
+            };
+            let blob = Arc::new(digests).of_blob(0, Algorithm::Blake3);
+            blob.agree(&content_of(0, 0, b"content"), b"content")
+        };
+        assert_eq!([1, 2].map(believed), [false, true]);
     }
 
     #[test]

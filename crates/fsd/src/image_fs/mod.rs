@@ -61,6 +61,7 @@ use arc_swap::{ArcSwap, Guard};
 use nydus_api::ConfigV2;
 use nydus_rafs::metadata::{RafsSuper, RafsSuperMeta};
 use nydus_rafs::{RafsError, RafsIoReader, RafsResult};
+use nydus_storage::device::BlobInfo;
 use nydus_utils::metrics::FsIoStats;
 use nydusbox_protocol::ReadTrace;
 
@@ -166,7 +167,7 @@ impl ImageFs {
         admission::check(&infos).map_err(RafsError::FillSuperBlock)?;
         let fetches = Arc::default();
         let bootstrap = Arc::new(bootstrap);
-        let digests = Digests::of(&sb.meta, &bootstrap);
+        let digests = Digests::of(&sb.meta, &bootstrap, chunks_of(&infos));
         let storage =
             Storage::open(&config, &infos, digests, &gate, &fetches).map_err(RafsError::CreateDevice)?;
         show_device(&sb, &storage);
@@ -249,7 +250,7 @@ impl ImageFs {
         let infos = sb.superblock.get_blob_infos();
         admission::check(&infos).map_err(RafsError::FillSuperBlock)?;
         let bootstrap = Arc::new(bootstrap);
-        let digests = Digests::of(&sb.meta, &bootstrap);
+        let digests = Digests::of(&sb.meta, &bootstrap, chunks_of(&infos));
         let storage = Storage::open(&config, &infos, digests, &self.image.gate, &self.image.fetches)
             .map_err(RafsError::SwapBackend)?;
         show_device(&sb, &storage);
@@ -353,6 +354,11 @@ fn show_device(sb: &RafsSuper, storage: &Storage) {
     if validates && storage.digests.is_none() && sb.meta.has_inlined_chunk_digest() {
         sb.superblock.set_blob_device(storage.device.clone());
     }
+}
+
+/// How many chunks all blobs have.
+fn chunks_of(infos: &[Arc<BlobInfo>]) -> u64 {
+    infos.iter().map(|info| u64::from(info.chunk_count())).sum()
 }
 
 /// The configuration as nydus gets it: prefetching is done here, where it knows who waits.
