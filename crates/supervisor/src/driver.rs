@@ -378,7 +378,10 @@ impl Driver {
             move |source| StartCause::Prepare { action, path, source }
         };
         self.dir.clear_for_successor()?;
-        let cgroup = self.config.environment().cgroup(self.config.id());
+        let cgroup = self
+            .config
+            .environment()
+            .cgroup(self.config.id(), self.config.dir());
         let recorded = self.journal.write(|document| {
             document.daemon = None;
             document.cgroup = cgroup.map(|path| OsText(path.into()));

@@ -52,6 +52,8 @@ mod lifecycle;
 mod mounted;
 mod outlet;
 mod output;
+#[cfg(test)]
+mod own_mounts;
 mod preflight;
 mod process;
 mod program;

@@ -150,7 +150,7 @@ pub(crate) fn undo_outside(document: &StateDocument) -> Vec<Leftover> {
         .collect();
     let planned = document.cgroup.as_ref().map(|text| Path::new(&text.0));
     if let Some(path) = planned.filter(|path| is_cgroup(path)) {
-        // If it was made it is empty; if it is not empty, another state directory has a sandbox of this name.
+        // Its name is this directory's alone. If it was made it is empty: nobody was put in before that was written.
         let _ = rustix::fs::rmdir(path);
     }
     // No cgroup outlives the machine's end.

@@ -14,7 +14,7 @@ say() {
 
 # What is left of sandbox $1.
 left() {
-    for path in "$cgroups/nydusbox-$1" "$NYDUSBOX_STATE_DIR/$1"; do
+    for path in "$cgroups/nydusbox-$1".* "$NYDUSBOX_STATE_DIR/$1"; do
         [ ! -e "$path" ] || echo "$path"
     done
 }
@@ -25,7 +25,7 @@ start_elsewhere() {
     pids=$(awk '/"pid"/ { gsub(/[^0-9]/, ""); print }' "/run/$1.json")
     supervisor=${pids%%[!0-9]*}
     daemon=${pids##*[!0-9]}
-    leaf=$cgroups/nydusbox-$1
+    leaf=$(echo "$cgroups/nydusbox-$1".*)
 }
 
 namespaces() {

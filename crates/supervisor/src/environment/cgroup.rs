@@ -3,6 +3,9 @@
 //! It is made beside the cgroup of this process rather than in it, because a cgroup that has processes cannot give
 //! controllers to its children. A controller that the parent has but does not pass on is switched on there, which is
 //! the only thing that stays. Where the daemon is put in: [`super::prepared`].
+//!
+//! Nobody else's leaf is removed or written to: its name is that of one sandbox's directory, and whatever is written goes
+//! to the directory that was made, however it is called by then.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -24,15 +27,21 @@ const EMPTY_WAIT: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
-/// Names tried when a cgroup of a sandbox of the same id, in another state directory, is in use.
+/// Names tried when the cgroup of a daemon before has processes in it that do not go.
 const NAMES: usize = 16;
 
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 
-/// The name a sandbox's leaf is given, unless it is in use.
-pub(super) fn leaf_name(sandbox: &SandboxId) -> String {
-    format!("nydusbox-{sandbox}")
+/// The name a sandbox's leaf is given, unless it is in use. A sandbox of the same id in another state directory has
+/// another one, whatever mount namespace it is in: who holds the directory's lock may remove what has its name.
+pub(super) fn leaf_name(sandbox: &SandboxId, dir: &Path) -> Result<String, LimitError> {
+    let Inode { dev, ino } = inode(dir).map_err(|source| LimitError::Io {
+        action: "look at the sandbox's directory",
+        path: dir.to_owned(),
+        source,
+    })?;
+    Ok(format!("nydusbox-{sandbox}.{dev:x}-{ino:x}"))
 }
 
 /// Removes the cgroup of a daemon whose supervisor is gone, with whatever is in it. Of one that is known by its path only
@@ -72,7 +81,7 @@ fn inode(path: &Path) -> io::Result<Inode> {
 #[derive(Debug)]
 pub(crate) struct Leaf {
     path: PathBuf,
-    /// A sandbox of the same id in another state directory has one of the same name once this one is gone.
+    /// Somebody may have removed it and made another in its place.
     inode: Inode,
     removed: bool,
 }
@@ -149,17 +158,24 @@ impl Leaf {
     }
 
     fn write(&self, file: &str, value: &str) -> Result<(), LimitError> {
-        let path = self.path.join(file);
-        std::fs::write(&path, value).map_err(|source| LimitError::Io {
+        let write = || match self.open()? {
+            Some(dir) => self::file(&dir, file, OFlags::WRONLY)?.write_all(value.as_bytes()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
+        write().map_err(|source| LimitError::Io {
             action: "write",
-            path,
+            path: self.path.join(file),
             source,
         })
     }
 
     /// How often the kernel killed a process of it because the memory limit was reached.
     pub(super) fn oom_kills(&self) -> u64 {
-        let events = std::fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        let read = || match self.open()? {
+            Some(dir) => again(&mut file(&dir, "memory.events", OFlags::RDONLY)?),
+            None => Ok(String::new()),
+        };
+        let events = read().unwrap_or_default();
         counter(&events, "oom_kill").unwrap_or(0)
     }
 
@@ -176,12 +192,9 @@ impl Leaf {
             Err(Errno::BUSY) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let file = |name: &str, flags| -> io::Result<File> {
-            Ok(rustix::fs::openat(&dir, name, flags | OFlags::CLOEXEC, Mode::empty())?.into())
-        };
         // Something has left the daemon's process group, but a cgroup cannot be left.
-        file("cgroup.kill", OFlags::WRONLY)?.write_all(b"1")?;
-        let mut events = file("cgroup.events", OFlags::RDONLY)?;
+        file(&dir, "cgroup.kill", OFlags::WRONLY)?.write_all(b"1")?;
+        let mut events = file(&dir, "cgroup.events", OFlags::RDONLY)?;
         while counter(&again(&mut events)?, "populated") == Some(1) {
             // The file's change is an exceptional condition of the descriptor, told once after each read of it.
             let mut fds = [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::PRI)];
@@ -205,6 +218,11 @@ impl Leaf {
         let found = rustix::fs::fstat(&dir)?;
         Ok((self.inode.dev == found.st_dev && self.inode.ino == found.st_ino).then_some(dir))
     }
+}
+
+/// Opens a file of a cgroup.
+fn file(dir: &OwnedFd, name: &str, flags: OFlags) -> io::Result<File> {
+    Ok(rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC, Mode::empty())?.into())
 }
 
 /// Reads a file from its beginning.

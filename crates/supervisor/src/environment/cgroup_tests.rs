@@ -1,11 +1,14 @@
-//! Finding the parent from the files of several kinds of machine, and a real leaf where this one has cgroup v2.
+//! Finding the parent from the files of several kinds of machine, and real leaves in a hierarchy of the test's own.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::Read;
 use std::process::{Command, Stdio};
 
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
 use super::*;
+use crate::own_mounts::own_mounts;
 
 const UNIFIED: &str = "24 31 0:22 / /proc rw - proc proc rw\n\
     33 24 0:28 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
@@ -49,28 +52,49 @@ fn counters_are_found_by_their_whole_name() {
     assert_eq!(counter(events, "kill"), None);
 }
 
-/// A parent to make leaves in, or the reason why there is none.
-fn real_parent() -> Option<PathBuf> {
-    let usable = default_parent().map_err(|e| e.to_string()).and_then(|parent| {
-        let probe = parent.join(format!("nydusbox-probe-{}", std::process::id()));
-        let made = std::fs::create_dir(&probe).and_then(|()| std::fs::remove_dir(&probe));
-        made.map(|()| parent).map_err(|e| e.to_string())
-    });
-    match usable {
-        Ok(parent) => Some(parent),
-        Err(reason) => {
-            println!("skipped: no cgroup can be made here: {reason}");
-            None
+/// A cgroup v2 hierarchy, in a mount namespace that ends with the test's thread.
+struct Hierarchy {
+    dir: tempfile::TempDir,
+}
+
+impl Hierarchy {
+    /// `None`, said aloud, where mounting is not permitted.
+    fn mounted() -> Option<Self> {
+        if !own_mounts() {
+            return None;
         }
+        let dir = tempfile::tempdir().unwrap();
+        mount("cgroup2", dir.path(), "cgroup2", MountFlags::empty(), None).unwrap();
+        Some(Self { dir })
     }
+
+    fn root(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Hierarchy {
+    fn drop(&mut self) {
+        let _ = unmount(self.root(), UnmountFlags::DETACH);
+    }
+}
+
+macro_rules! hierarchy_or_skip {
+    () => {
+        match Hierarchy::mounted() {
+            Some(hierarchy) => hierarchy,
+            None => return,
+        }
+    };
 }
 
 /// A shell in the leaf that has left its process group, and reads from the pipe whose other end is kept.
 #[test]
 fn what_is_in_a_leaf_goes_with_it() {
-    let Some(parent) = real_parent() else { return };
+    let hierarchy = hierarchy_or_skip!();
+    let parent = hierarchy.root();
     let name = format!("nydusbox-test-{}", std::process::id());
-    let leaf = Leaf::create(&parent, &name).unwrap();
+    let leaf = Leaf::create(parent, &name).unwrap();
     let mut child = Command::new("/bin/sh")
         .args(["-c", "read -r _; setsid -f sleep 1000; exit 0"])
         .stdin(Stdio::piped())
@@ -83,7 +107,7 @@ fn what_is_in_a_leaf_goes_with_it() {
     assert!(child.wait().unwrap().success());
     assert!(std::fs::remove_dir(leaf.path()).is_err(), "the sleeper is in it");
 
-    let second = Leaf::create(&parent, &name).unwrap();
+    let second = Leaf::create(parent, &name).unwrap();
     assert_ne!(second.path(), leaf.path(), "one in use is not touched");
     second.remove().unwrap();
 
@@ -97,25 +121,69 @@ fn what_is_in_a_leaf_goes_with_it() {
 
 #[test]
 fn an_empty_leaf_of_a_predecessor_is_replaced() {
-    let Some(parent) = real_parent() else { return };
+    let hierarchy = hierarchy_or_skip!();
+    let parent = hierarchy.root();
     let name = format!("nydusbox-empty-{}", std::process::id());
     let path = parent.join(&name);
     std::fs::create_dir(&path).unwrap();
-    let leaf = Leaf::create(&parent, &name).unwrap();
+    let leaf = Leaf::create(parent, &name).unwrap();
     assert_eq!(leaf.path(), path);
     drop(leaf);
     assert!(!path.exists());
 }
 
-/// The sandbox of the same id in another state directory has made it since.
+/// Each in its own state directory, started at the same moment.
+#[test]
+fn sandboxes_of_the_same_id_have_leaves_of_their_own() {
+    let hierarchy = hierarchy_or_skip!();
+    let id = SandboxId::new(format!("same{}", std::process::id())).unwrap();
+    let make = || {
+        let dir = tempfile::tempdir().unwrap();
+        let leaf = Leaf::create(hierarchy.root(), &leaf_name(&id, dir.path()).unwrap()).unwrap();
+        (dir, leaf)
+    };
+    let (_dir, first) = make();
+    let (_dir, second) = make();
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    first.place(Pid::from_child(&child)).unwrap();
+    second.remove().unwrap();
+    assert!(child.try_wait().unwrap().is_none());
+    assert_eq!(
+        leaf_of(first.path(), Pid::from_child(&child)),
+        Some(first.inode())
+    );
+    first.remove().unwrap();
+    assert!(!child.wait().unwrap().success());
+}
+
+/// Whoever may write to the parent has put it there.
+#[test]
+fn nothing_is_written_to_another_leaf_of_the_same_path() {
+    let hierarchy = hierarchy_or_skip!();
+    let name = format!("nydusbox-over-{}", std::process::id());
+    let was = Leaf::create(hierarchy.root(), &name).unwrap();
+    std::fs::remove_dir(was.path()).unwrap();
+    let others = Leaf::create(hierarchy.root(), &name).unwrap();
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    was.place(pid).unwrap_err();
+    was.set("cgroup.max.descendants", 1).unwrap_err();
+    assert_eq!(leaf_of(others.path(), pid), None);
+    others.set("cgroup.max.descendants", 1).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Somebody has made it since.
 #[test]
 fn another_leaf_of_the_same_name_is_left_alone() {
-    let Some(parent) = real_parent() else { return };
+    let hierarchy = hierarchy_or_skip!();
+    let parent = hierarchy.root();
     let name = format!("nydusbox-again-{}", std::process::id());
-    let mut was = Leaf::create(&parent, &name).unwrap();
+    let mut was = Leaf::create(parent, &name).unwrap();
     was.removed = true;
     std::fs::remove_dir(was.path()).unwrap();
-    let others = Leaf::create(&parent, &name).unwrap();
+    let others = Leaf::create(parent, &name).unwrap();
     let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
     let pid = Pid::from_child(&child);
     assert_eq!(leaf_of(others.path(), pid), None);

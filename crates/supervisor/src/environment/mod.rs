@@ -11,7 +11,7 @@ mod prepared;
 mod rlimit;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nydusbox_protocol::SandboxId;
 use rustix::process::Resource;
@@ -143,8 +143,9 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    /// The cgroup that will be made for a daemon, if one is wanted and it is known where.
-    pub(crate) fn cgroup(&self, sandbox: &SandboxId) -> Option<PathBuf> {
+    /// The cgroup that will be made for the daemon of the sandbox with this directory, if one is wanted and it is known
+    /// where.
+    pub(crate) fn cgroup(&self, sandbox: &SandboxId, dir: &Path) -> Option<PathBuf> {
         if !self.limits.wants_cgroup() {
             return None;
         }
@@ -152,7 +153,7 @@ impl Environment {
             Some(parent) => parent.clone(),
             None => cgroup::default_parent().ok()?,
         };
-        Some(parent.join(cgroup::leaf_name(sandbox)))
+        Some(parent.join(cgroup::leaf_name(sandbox, dir).ok()?))
     }
 }
 

@@ -62,11 +62,12 @@ pub(crate) struct Surroundings {
 }
 
 impl Prepared {
-    /// Opens the namespace and makes the cgroup.
+    /// Opens the namespace and makes the cgroup, for the sandbox with this directory.
     pub(crate) fn new(
         environment: &Environment,
         kind: ProgramKind,
         sandbox: &SandboxId,
+        dir: &Path,
         notice: Notice<'_>,
     ) -> Result<Self, EnvironmentError> {
         let limits = &environment.limits;
@@ -81,7 +82,7 @@ impl Prepared {
             },
         };
         let leaf = match limits.wants_cgroup() {
-            true => make_leaf(environment, sandbox, notice)?,
+            true => make_leaf(environment, sandbox, dir, notice)?,
             false => None,
         };
         Ok(Self {
@@ -241,6 +242,7 @@ fn degrade(
 fn make_leaf(
     environment: &Environment,
     sandbox: &SandboxId,
+    dir: &Path,
     notice: Notice<'_>,
 ) -> Result<Option<Leaf>, EnvironmentError> {
     let limits = &environment.limits;
@@ -268,7 +270,8 @@ fn make_leaf(
     if possible.is_empty() && limits.cgroup_parent.is_none() {
         return Ok(None);
     }
-    let leaf = match Leaf::create(&parent, &cgroup::leaf_name(sandbox)) {
+    let made = cgroup::leaf_name(sandbox, dir).and_then(|name| Leaf::create(&parent, &name));
+    let leaf = match made {
         Ok(leaf) => leaf,
         Err(source) => return degrade("cgroup", source, required, notice).map(|()| None),
     };

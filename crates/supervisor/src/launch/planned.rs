@@ -111,7 +111,7 @@ fn document(config: &SandboxConfig) -> StateDocument {
     document.mounts.extend(share);
     document.cgroup = config
         .environment()
-        .cgroup(config.id())
+        .cgroup(config.id(), config.dir())
         .map(|path| OsText(path.into()));
     document
 }
@@ -136,6 +136,7 @@ fn prepare(config: &SandboxConfig, events: &EventSink) -> Result<(Prepared, Sock
         config.environment(),
         config.program().kind(),
         config.id(),
+        config.dir(),
         &mut |what, reason| events.degraded(what, reason),
     )?;
     let log_path = config.dir().join(LOG);
