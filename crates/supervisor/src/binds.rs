@@ -1,9 +1,10 @@
 //! A snapshot's directory made visible in the share: the bind mount at `<share>/<container>/snapshotdir`.
 //!
 //! The guest writes into the share, so nothing in it is trusted: every component is opened without following a
-//! symlink, below the descriptor of the one before. What is unmounted must be the very mount that was made, by its number
-//! and by the directory that was bound (only that where a predecessor could not write the number down: another sandbox may
-//! have bound the same directory); directories are removed only if they were made here, only when empty, never as a tree.
+//! symlink, below the descriptor of the one before. What is unmounted must be the very mount that was made, in this boot:
+//! by its number, by the directory that was bound and by the one it is in, because numbers are given out again and another
+//! sandbox may have bound the same directory. (Where a predecessor could not write those down: by the directory that was
+//! bound, at the place where it was to be.) Directories are removed only if they were made here, only when empty, never as a tree.
 //! The files below `fs/` and `work/` are not touched by anything in this file. Whoever calls [`Bind::make`] has
 //! entered the [`Bind`] in the [`book`] before, so that it is undone whatever happens. The steps on the file
 //! system are in [`steps`].
@@ -16,6 +17,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::dir::Leftover;
+use crate::state::boot_id;
 
 mod book;
 mod steps;
@@ -94,45 +96,59 @@ pub(crate) struct Bind {
     pub(crate) source: PathBuf,
     pub(crate) inode: Inode,
     pub(crate) made: Made,
-    #[serde(default, rename = "mount_id", skip_serializing_if = "Mounted::has_no_number")]
+    /// The boot in which it was planned: no mount outlives that. Empty in older documents, which do not say.
+    #[serde(default)]
+    pub(crate) boot_id: String,
+    #[serde(default, rename = "mount", skip_serializing_if = "Mounted::is_not_known")]
     pub(crate) mounted: Mounted,
 }
 
 /// Whether the directory is mounted where it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(from = "Option<u64>", into = "Option<u64>")]
+#[serde(from = "Option<Mount>", into = "Option<Mount>")]
 pub(crate) enum Mounted {
-    /// Not by us: it was not done yet, or failed, or is undone.
+    /// Not by us: it failed, or is undone. What is left are directories.
     Not,
+    /// Not yet: it is to be done for the request that is being carried out.
+    Planned,
     /// A predecessor may have done it: it was not written down any more.
     #[default]
     Perhaps,
-    /// As the mount with this number in `/proc/self/mountinfo`.
-    As(u64),
+    /// As this mount.
+    As(Mount),
+}
+
+/// A mount, by what does not change when directories above it are renamed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mount {
+    /// Its number in `/proc/self/mountinfo`, which is given out again once it is gone.
+    pub(crate) id: u64,
+    /// The directory in which it is mounted.
+    pub(crate) parent: Inode,
 }
 
 impl Mounted {
-    fn number(self) -> Option<u64> {
+    fn known(self) -> Option<Mount> {
         match self {
-            Self::Not | Self::Perhaps => None,
-            Self::As(number) => Some(number),
+            Self::Not | Self::Planned | Self::Perhaps => None,
+            Self::As(mount) => Some(mount),
         }
     }
 
-    fn has_no_number(&self) -> bool {
-        self.number().is_none()
+    fn is_not_known(&self) -> bool {
+        self.known().is_none()
     }
 }
 
-impl From<Option<u64>> for Mounted {
-    fn from(number: Option<u64>) -> Self {
-        number.map_or(Self::Perhaps, Self::As)
+impl From<Option<Mount>> for Mounted {
+    fn from(mount: Option<Mount>) -> Self {
+        mount.map_or(Self::Perhaps, Self::As)
     }
 }
 
-impl From<Mounted> for Option<u64> {
+impl From<Mounted> for Option<Mount> {
     fn from(mounted: Mounted) -> Self {
-        mounted.number()
+        mounted.known()
     }
 }
 
@@ -159,7 +175,12 @@ impl Bind {
             source: source.to_owned(),
             inode,
             made,
-            mounted: Mounted::Not,
+            boot_id: boot_id().map_err(|error| BindError::Io {
+                action: "learn which boot this is, to bind",
+                path: source.to_owned(),
+                source: error,
+            })?,
+            mounted: Mounted::Planned,
         })
     }
 
@@ -185,8 +206,8 @@ impl Bind {
     /// Makes the directories and the mount. On an error what was done so far is undone.
     pub(crate) fn make(&mut self) -> Result<(), BindError> {
         match self.try_make() {
-            Ok(number) => {
-                self.mounted = Mounted::As(number);
+            Ok(mount) => {
+                self.mounted = Mounted::As(mount);
                 Ok(())
             }
             Err(error) => {
@@ -198,7 +219,7 @@ impl Bind {
         }
     }
 
-    fn try_make(&self) -> Result<u64, BindError> {
+    fn try_make(&self) -> Result<Mount, BindError> {
         let (source, inode) = steps::open_source(&self.source)?;
         if inode != self.inode {
             return Err(BindError::Replaced {
@@ -226,8 +247,8 @@ impl Bind {
         }
         let find = || {
             let dir = Share::open(&self.share).ok()?.container(&self.container).ok()?;
-            let (inode, number) = dir.mounted(SNAPSHOTDIR).ok()??;
-            (inode == self.inode).then_some(number)
+            let (inode, mount) = dir.mounted(SNAPSHOTDIR).ok()??;
+            (inode == self.inode && self.is_of_this_boot()).then_some(mount)
         };
         self.mounted = find().map_or(Mounted::Not, Mounted::As);
     }
@@ -236,19 +257,22 @@ impl Bind {
     /// gone already is no failure.
     pub(crate) fn undo(&mut self) -> Vec<Leftover> {
         let mut left = Vec::new();
-        let share = match Share::open(&self.share) {
-            Ok(share) => share,
-            Err(error) => {
-                note(&mut left, &self.share, error);
-                return left;
-            }
-        };
-        let path = self.share.join(self.container.as_str());
-        let dir = share.container(&self.container);
-        match self.detach(dir.as_ref().ok()) {
+        let share = Share::open(&self.share);
+        let dir = share.as_ref().ok().map(|share| share.container(&self.container));
+        // Also where the share is out of reach: the mount may not be.
+        match self.detach(dir.as_ref().and_then(|dir| dir.as_ref().ok())) {
             None => self.mounted = Mounted::Not,
             Some(mount) => left.push(mount),
         }
+        let (share, dir) = match (share, dir) {
+            (Ok(share), Some(dir)) => (share, dir),
+            (Err(error), _) => {
+                note(&mut left, &self.share, error);
+                return left;
+            }
+            (Ok(_), None) => return left,
+        };
+        let path = self.share.join(self.container.as_str());
         match dir {
             Ok(dir) => {
                 for (name, made) in [(SNAPSHOTDIR, self.made.snapshotdir), (ROOTFS, self.made.rootfs)] {
@@ -270,18 +294,21 @@ impl Bind {
 
     /// Takes the mount away, if there is one of ours; what is left of it.
     fn detach(&self, dir: Option<&ContainerDir>) -> Option<Leftover> {
-        let number = match self.mounted {
-            Mounted::Not => return None,
+        let mount = match self.mounted {
+            Mounted::Not | Mounted::Planned => return None,
             Mounted::Perhaps => None,
-            Mounted::As(number) => Some(number),
+            Mounted::As(mount) => Some(mount),
         };
+        if !self.is_of_this_boot() {
+            return None;
+        }
         let detached = dir.map_or(Ok(Detached::Nothing), |dir| {
-            dir.detach(SNAPSHOTDIR, self.inode, number)
+            dir.detach(SNAPSHOTDIR, self.inode, mount)
         });
         let why = match detached {
             Ok(Detached::Ours) => return None,
             // It may have moved: the guest can rename the container's directory, the mount goes along.
-            Ok(Detached::Nothing) => return number.and_then(|number| self.detach_elsewhere(number)),
+            Ok(Detached::Nothing) => return mount.and_then(|mount| self.detach_elsewhere(mount)),
             Ok(Detached::Covered) => io::Error::other("something else is mounted on it"),
             Err(error) => io::Error::other(error),
         };
@@ -291,15 +318,27 @@ impl Bind {
         })
     }
 
-    fn detach_elsewhere(&self, number: u64) -> Option<Leftover> {
-        let (path, outcome) = steps::detach_by_id(number, self.inode)?;
-        match outcome {
-            Ok(()) => {
+    fn detach_elsewhere(&self, mount: Mount) -> Option<Leftover> {
+        let listed = steps::find(mount.id).map_err(|source| Leftover::Mount {
+            path: self.target(),
+            source,
+        });
+        let path = match listed {
+            Ok(path) => path?,
+            Err(left) => return Some(left),
+        };
+        match steps::detach_at(&path, SNAPSHOTDIR, self.inode, mount) {
+            Ok(true) => {
                 tracing::info!(path = %path.display(), "unmounted a snapshot directory that had moved");
                 None
             }
+            Ok(false) => None,
             Err(source) => Some(Leftover::Mount { path, source }),
         }
+    }
+
+    fn is_of_this_boot(&self) -> bool {
+        self.boot_id.is_empty() || boot_id().map_or(true, |found| found == self.boot_id)
     }
 }
 

@@ -2,13 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 
 use nydusbox_protocol::MountPoint;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 
 use super::*;
+use crate::own_mounts::own_mounts;
 
 /// A share and a snapshot, in a mount namespace that ends with the test's thread.
 struct Scene {
@@ -18,18 +23,7 @@ struct Scene {
 impl Scene {
     /// `None`, said aloud, where mounting is not permitted.
     fn new() -> Option<Self> {
-        #[expect(
-            deprecated,
-            reason = "a mount namespace is no table of descriptors; its successor is unsafe"
-        )]
-        let own = rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS)
-            .and_then(|()| mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC));
-        if let Err(errno) = own {
-            assert!(
-                std::env::var_os("NYDUSBOX_REQUIRE_PEERS").is_none(),
-                "mount: {errno}"
-            );
-            println!("skipped: no mount namespace of its own: {errno}");
+        if !own_mounts() {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -308,14 +302,134 @@ fn a_bind_that_fails_leaves_the_same_one_of_another_sandbox() {
     assert!(second.undo().is_empty());
     assert_eq!(scene.found(), first.mounted);
     // One that was bound and has gone, and another sandbox has bound the same since.
-    let Mounted::As(number) = first.mounted else {
+    let Mounted::As(mount) = first.mounted else {
         panic!("{first:?}")
     };
-    second.mounted = Mounted::As(number + 1);
+    second.mounted = Mounted::As(Mount {
+        id: mount.id + 1,
+        ..mount
+    });
     assert!(second.undo().is_empty());
     assert_eq!(scene.found(), first.mounted);
     assert!(first.undo().is_empty());
     assert!(scene.share_is_empty());
+}
+
+/// A number is given out again once its mount is gone, here to another sandbox on the same snapshot.
+#[test]
+fn a_mount_that_has_got_the_number_of_ours_is_not_taken_for_it() {
+    let scene = scene_or_skip!();
+    let mut ours = scene.made();
+    unmount(scene.path("share/c1/snapshotdir"), UnmountFlags::empty()).unwrap();
+    fs::create_dir(scene.path("others")).unwrap();
+    let container = ContainerId::new("c1").unwrap();
+    let mut others = Bind::plan(&scene.path("others"), &container, &scene.path("snapshot")).unwrap();
+    others.make().unwrap();
+    let (Mounted::As(was), Mounted::As(is)) = (ours.mounted, others.mounted) else {
+        panic!("{ours:?} {others:?}")
+    };
+    ours.mounted = Mounted::As(Mount { id: is.id, ..was });
+    assert!(ours.undo().is_empty());
+    assert_eq!(scene.mounts().len(), 1);
+    assert!(others.undo().is_empty());
+    assert!(scene.share_is_empty() && scene.mounts().is_empty());
+}
+
+/// Written down before the machine was started anew; then another sandbox has bound the same, under the same number.
+#[test]
+fn nothing_is_unmounted_for_a_bind_of_another_boot() {
+    let scene = scene_or_skip!();
+    let mut ours = scene.made();
+    for known in [true, false] {
+        let mut before = ours.clone();
+        before.boot_id.push('x');
+        if !known {
+            before.mounted = Mounted::Perhaps;
+        }
+        assert!(!before.undo().iter().any(Leftover::needs_the_document));
+        before.mounted = Mounted::Perhaps;
+        before.find_mount();
+        assert_eq!(before.mounted, Mounted::Not);
+    }
+    assert_eq!(scene.found(), ours.mounted);
+    ours.boot_id.clear();
+    assert!(ours.undo().is_empty(), "older documents don't say");
+    assert!(scene.mounts().is_empty());
+}
+
+/// The administrator has renamed the share, or the guest the container's directory: to what is no text, or so deep that no
+/// path leads there.
+#[test]
+fn a_mount_is_found_wherever_it_was_moved() {
+    let scene = scene_or_skip!();
+    let share = || fs::rename(scene.path("share"), scene.path("elsewhere")).unwrap();
+    let bytes = || {
+        let name = OsStr::from_bytes(b"\xff \\\n");
+        fs::rename(scene.path("share/c1"), scene.path("share").join(name)).unwrap();
+    };
+    let deep = || {
+        let open = |at: &OwnedFd, name: &str| {
+            rustix::fs::openat(at, name, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()
+        };
+        let share = rustix::fs::openat(CWD, scene.path("share"), OFlags::PATH, Mode::empty()).unwrap();
+        let mut dir = share.try_clone().unwrap();
+        let name = "d".repeat(250);
+        for _ in 0..20 {
+            rustix::fs::mkdirat(&dir, &*name, Mode::RWXU).unwrap();
+            dir = open(&dir, &name);
+        }
+        rustix::fs::renameat(&share, "c1", &dir, "c1").unwrap();
+    };
+    let moves: [(&str, &dyn Fn()); 3] = [("bytes", &bytes), ("deep", &deep), ("share", &share)];
+    for (what, moved) in moves {
+        let mut bind = scene.made();
+        moved();
+        let left = bind.undo();
+        assert!(left.is_empty(), "{what} {left:?}");
+        assert!(scene.mounts().is_empty(), "{what}");
+        assert_eq!(bind.mounted, Mounted::Not);
+    }
+}
+
+#[test]
+fn a_mount_that_was_moved_and_cannot_be_taken_away_is_a_leftover() {
+    let scene = scene_or_skip!();
+    let mut bind = scene.made();
+    fs::create_dir(scene.path("foreign")).unwrap();
+    fs::rename(scene.path("share/c1"), scene.path("share/moved")).unwrap();
+    let place = scene.path("share/moved/snapshotdir");
+    mount_bind(scene.path("foreign"), &place).unwrap();
+    let left = bind.undo();
+    assert!(left.iter().any(Leftover::needs_the_document), "{left:?}");
+    assert_eq!(scene.mounts().len(), 2);
+    unmount(&place, UnmountFlags::empty()).unwrap();
+    assert!(bind.undo().is_empty());
+    assert!(scene.mounts().is_empty());
+}
+
+/// The next mount there is of the image alone.
+#[test]
+fn what_is_left_of_a_bind_is_not_made_for_a_mount_without_one() {
+    let scene = scene_or_skip!();
+    let mut book = BindBook::default();
+    let at = MountPoint::rafs_lowerdir(&ContainerId::new("c1").unwrap());
+    scene.mount_in(&mut book, "snapshot").unwrap();
+    assert!(book.find(&at).is_some());
+    fs::write(scene.path("share/c1/rootfs/file"), "").unwrap();
+    assert!(!book.undo_all_but(|_| false).is_empty());
+
+    book.make(&at).unwrap();
+    assert!(scene.mounts().is_empty());
+    assert!(book.find(&at).is_none());
+    // Nor does the same mount with a snapshot count as being there.
+    let container = ContainerId::new("c1").unwrap();
+    let (share, snapshot) = (scene.path("share"), scene.path("snapshot"));
+    assert!(!book.enter(&at, true, &share, &container, &snapshot).unwrap());
+    // What was planned for a request that was then refused is not made later.
+    assert!(book.enter(&at, false, &share, &container, &snapshot).unwrap());
+    assert!(!book.undo_all_but(|_| false).is_empty());
+    book.make(&at).unwrap();
+    assert!(scene.mounts().is_empty());
 }
 
 /// It is refused, and then nothing of it is in the way of the sandbox's end: neither in the book nor for a successor.

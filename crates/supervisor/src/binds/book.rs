@@ -27,19 +27,22 @@ impl BindBook {
     ) -> Result<bool, BindError> {
         let new = Bind::plan(share, container, source)?;
         match self.binds.iter_mut().find(|(of, _)| of == at) {
-            Some((_, bind)) if is_mounted => return Ok(new.is_same(bind)),
             // Of the mount that was there before, and could be undone but for directories.
-            Some((_, bind)) if bind.mounted == Mounted::Not => bind.plan_again(new),
+            Some((_, bind)) if bind.mounted == Mounted::Not => match is_mounted {
+                true => return Ok(false),
+                false => bind.plan_again(new),
+            },
+            Some((_, bind)) if is_mounted => return Ok(new.is_same(bind)),
             Some((_, bind)) => return Err(BindError::Occupied { path: bind.target() }),
             None => self.binds.push((at.clone(), new)),
         }
         Ok(true)
     }
 
-    /// Makes what is planned for a mount, if anything is.
+    /// Makes what is planned for a mount, if anything is. What is left of an earlier one is not.
     pub(crate) fn make(&mut self, at: &MountPoint) -> Result<(), BindError> {
         match self.binds.iter_mut().find(|(of, _)| of == at) {
-            Some((_, bind)) if bind.mounted == Mounted::Not => bind.make(),
+            Some((_, bind)) if bind.mounted == Mounted::Planned => bind.make(),
             _ => Ok(()),
         }
     }
@@ -79,9 +82,10 @@ impl BindBook {
         Self { binds }
     }
 
-    /// The bind of a mount.
+    /// The bind of a mount; not what is left of one that was there before.
     pub(crate) fn find(&self, at: &MountPoint) -> Option<&Bind> {
-        self.binds.iter().find(|(of, _)| of == at).map(|(_, bind)| bind)
+        let of_this = |(of, bind): &&(MountPoint, Bind)| of == at && bind.mounted != Mounted::Not;
+        self.binds.iter().find(of_this).map(|(_, bind)| bind)
     }
 }
 

@@ -4,16 +4,18 @@
 //! another without a path in between. Only `umount2` takes paths: it gets the parent's descriptor below
 //! `/proc/self/fd` and a last component it does not follow.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
 
 use nydusbox_protocol::ContainerId;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
-use super::{BindError, Inode, failed};
+use super::{BindError, Inode, Mount, failed};
 
 /// The directory that is shared. Its own path is the operator's and may have symlinks in it.
 #[derive(Debug)]
@@ -42,8 +44,7 @@ pub(super) enum Detached {
 
 /// Opens the directory to be bound, refusing symlinks.
 pub(super) fn open_source(path: &Path) -> Result<(OwnedFd, Inode), BindError> {
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let fd = open_dir(CWD, path, resolve).map_err(|errno| failed("open", path, errno))?;
+    let fd = open_dir(CWD, path, NO_LINKS).map_err(|errno| failed("open", path, errno))?;
     let inode = inode(&fd).map_err(|errno| failed("open", path, errno))?;
     Ok((fd, inode))
 }
@@ -78,9 +79,8 @@ fn mount_id(root: &OwnedFd) -> rustix::io::Result<u64> {
     Ok(rustix::fs::statx(root, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
-const BELOW: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS);
+const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS);
+const BELOW: ResolveFlags = ResolveFlags::BENEATH.union(NO_LINKS);
 
 impl Share {
     pub(super) fn open(path: &Path) -> Result<Self, BindError> {
@@ -130,14 +130,14 @@ impl ContainerDir {
         remove(&self.fd, name, &self.path.join(name))
     }
 
-    /// Mounts a directory on `name` and tells the mount's number. It becomes a slave of where it comes from: what is mounted below one end does
+    /// Mounts a directory on `name`. It becomes a slave of where it comes from: what is mounted below one end does
     /// not appear at the other.
     pub(super) fn attach(
         &self,
         source: &OwnedFd,
         source_path: &Path,
         name: &'static str,
-    ) -> Result<u64, BindError> {
+    ) -> Result<Mount, BindError> {
         let target_path = self.path.join(name);
         let target = open_dir(&self.fd, Path::new(name), BELOW | ResolveFlags::NO_XDEV)
             .map_err(|errno| failed("open", &target_path, errno))?;
@@ -151,22 +151,24 @@ impl ContainerDir {
         let clone =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let tree = rustix::mount::open_tree(source, "", clone).map_err(mounting)?;
-        let number = mount_id(&tree).map_err(mounting)?;
+        let id = mount_id(&tree).map_err(mounting)?;
+        let parent = inode(&self.fd).map_err(mounting)?;
+        let mount = Mount { id, parent };
         let by_descriptors =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(&tree, "", &target, "", by_descriptors).map_err(mounting)?;
         let root = format!("/proc/self/fd/{}", tree.as_raw_fd());
         match rustix::mount::mount_change(root, MountPropagationFlags::DOWNSTREAM) {
-            Ok(()) => Ok(number),
+            Ok(()) => Ok(mount),
             Err(errno) => {
-                self.detach(name, inode(source).map_err(mounting)?, Some(number))?;
+                self.detach(name, inode(source).map_err(mounting)?, Some(mount))?;
                 Err(mounting(errno))
             }
         }
     }
 
-    /// What is mounted on `name`, if it is a mount point, and the mount's number.
-    pub(super) fn mounted(&self, name: &str) -> Result<Option<(Inode, u64)>, BindError> {
+    /// The directory that is mounted on `name`, if it is a mount point, and the mount.
+    pub(super) fn mounted(&self, name: &str) -> Result<Option<(Inode, Mount)>, BindError> {
         let path = self.path.join(name);
         match open_dir(&self.fd, Path::new(name), BELOW | ResolveFlags::NO_XDEV) {
             // On a link or a file of the guest's nothing of ours can be mounted.
@@ -175,26 +177,33 @@ impl ContainerDir {
             Err(errno) => return Err(failed("open", &path, errno)),
         }
         // Crossing a mount counts as leaving the directory for BENEATH, and a single component has no way out.
-        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        open_dir(&self.fd, Path::new(name), resolve)
-            .and_then(|fd| Ok(Some((inode(&fd)?, mount_id(&fd)?))))
+        open_dir(&self.fd, Path::new(name), NO_LINKS)
+            .and_then(|fd| {
+                let (id, parent) = (mount_id(&fd)?, inode(&self.fd)?);
+                Ok(Some((inode(&fd)?, Mount { id, parent })))
+            })
             .map_err(|errno| failed("open", &path, errno))
     }
 
-    /// Unmounts `name` if what is mounted there is `ours`, with this number if it is known. Lazily: the daemon may still
+    /// Unmounts `name` if what is mounted there is `ours`, by this mount if that is known. Lazily: the daemon may still
     /// have files open.
-    pub(super) fn detach(&self, name: &str, ours: Inode, number: Option<u64>) -> Result<Detached, BindError> {
+    pub(super) fn detach(
+        &self,
+        name: &str,
+        ours: Inode,
+        mount: Option<Mount>,
+    ) -> Result<Detached, BindError> {
         let Some((found, on_top)) = self.mounted(name)? else {
             return Ok(Detached::Nothing);
         };
-        if found == ours && number.is_none_or(|number| number == on_top) {
+        if found == ours && mount.is_none_or(|mount| mount == on_top) {
             return match unmount(&self.fd, name) {
                 Ok(()) => Ok(Detached::Ours),
                 Err(errno) => Err(failed("unmount", &self.path.join(name), errno)),
             };
         }
         // A number is given out again: if the one on top has it, that is not ours.
-        let below = |listed: &u64| *listed != on_top && number.is_none_or(|number| number == *listed);
+        let below = |listed: &u64| *listed != on_top.id && mount.is_none_or(|mount| mount.id == *listed);
         Ok(match self.listed(name).iter().any(below) {
             true => Detached::Covered,
             false => Detached::Nothing,
@@ -208,7 +217,7 @@ impl ContainerDir {
         };
         let path = path.join(name);
         let at = |(number, mounted): (u64, PathBuf)| (mounted == path).then_some(number);
-        mounts().into_iter().filter_map(at).collect()
+        mounts().unwrap_or_default().into_iter().filter_map(at).collect()
     }
 }
 
@@ -233,51 +242,70 @@ fn unmount(parent: &OwnedFd, name: &str) -> rustix::io::Result<()> {
     rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
 }
 
-/// Unmounts the mount with this number, wherever it is now, if it is `ours`: numbers are given out again.
-pub(super) fn detach_by_id(id: u64, ours: Inode) -> Option<(PathBuf, io::Result<()>)> {
-    let (_, path) = mounts().into_iter().find(|(number, _)| *number == id)?;
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let name = path.file_name()?.to_str()?;
-    let parent = open_dir(CWD, path.parent()?, resolve).ok()?;
-    let root = open_dir(&parent, Path::new(name), resolve).ok()?;
-    let found = (inode(&root).ok()?, mount_id(&root).ok()?);
-    (found == (ours, id)).then(|| (path.clone(), unmount(&parent, name).map_err(io::Error::from)))
+/// Where the mount with this number is, if there is one.
+pub(super) fn find(id: u64) -> io::Result<Option<PathBuf>> {
+    let found = mounts()?.into_iter().find(|(number, _)| *number == id);
+    Ok(found.map(|(_, path)| path))
+}
+
+/// Unmounts what is listed at `path` under our number, if it is our mount; whether it was. What can't be reached, so that
+/// it can't be told, is an error: it may be ours.
+pub(super) fn detach_at(path: &Path, name: &str, ours: Inode, mount: Mount) -> io::Result<bool> {
+    // What is above it can be renamed. It cannot itself, as little as any mount point.
+    let (Some(dir), true) = (path.parent(), path.file_name() == Some(OsStr::new(name))) else {
+        return Ok(false);
+    };
+    let parent = open_by_steps(dir)?;
+    if inode(&parent)? != mount.parent {
+        return Ok(false);
+    }
+    let root = open_dir(&parent, Path::new(name), NO_LINKS)?;
+    if mount_id(&root)? != mount.id {
+        return Err(io::Error::other("something else is mounted on it"));
+    }
+    if inode(&root)? != ours {
+        return Ok(false);
+    }
+    unmount(&parent, name)?;
+    Ok(true)
+}
+
+/// Opens a directory by a path of any length, as a guest can make them.
+fn open_by_steps(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let mut dir = open_dir(CWD, Path::new("/"), NO_LINKS)?;
+    for component in path.components() {
+        if let Component::Normal(name) = component {
+            dir = open_dir(&dir, Path::new(name), NO_LINKS)?;
+        }
+    }
+    Ok(dir)
 }
 
 /// Every mount by its number, and where it is.
-fn mounts() -> Vec<(u64, PathBuf)> {
-    let table = std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
-    let mount = |line: &str| {
+fn mounts() -> io::Result<Vec<(u64, PathBuf)>> {
+    let table = std::fs::read("/proc/thread-self/mountinfo")?;
+    let mount = |line: &[u8]| {
         // 36 35 98:0 /root /mount/point …
-        let mut fields = line.split(' ');
-        Some((fields.next()?.parse().ok()?, fields.nth(3).map(unescaped)?))
+        let mut fields = line.split(|byte| *byte == b' ');
+        let number = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+        Some((number, fields.nth(3).map(unescaped)?))
     };
-    String::from_utf8_lossy(&table)
-        .lines()
-        .filter_map(mount)
-        .collect()
+    Ok(table.split(|byte| *byte == b'\n').filter_map(mount).collect())
 }
 
-/// A path as in mountinfo, where space, tab, line feed and backslash are octal escapes.
-fn unescaped(field: &str) -> PathBuf {
-    let mut out = String::with_capacity(field.len());
+/// A path as in mountinfo, where space, tab, line feed and backslash are octal escapes. A guest names directories with any
+/// bytes.
+fn unescaped(field: &[u8]) -> PathBuf {
+    let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
-    while let Some((before, after)) = rest.split_once('\\') {
-        out.push_str(before);
-        let code = after
-            .get(..3)
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) => {
-                out.push(code.into());
-                rest = &after[3..];
-            }
-            None => {
-                out.push('\\');
-                rest = after;
-            }
-        }
+    while let Some((&byte, after)) = rest.split_first() {
+        let digits = after.get(..3).filter(|_| byte == b'\\');
+        let code = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
+        out.push(code.unwrap_or(byte));
+        rest = match code {
+            Some(_) => &after[3..],
+            None => after,
+        };
     }
-    out.push_str(rest);
-    out.into()
+    OsString::from_vec(out).into()
 }

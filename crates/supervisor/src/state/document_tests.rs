@@ -9,7 +9,7 @@ use nydusbox_protocol::{ContainerId, MountCommand};
 use proptest::prelude::*;
 
 use super::*;
-use crate::binds::{Inode, Made};
+use crate::binds::{Inode, Made, Mount};
 
 fn os_text() -> impl Strategy<Value = OsText> {
     proptest::collection::vec(any::<u8>(), 0..20).prop_map(|bytes| OsText(OsString::from_vec(bytes)))
@@ -46,10 +46,10 @@ fn bind() -> impl Strategy<Value = BindRecord> {
         ".{0,20}",
         any::<[u64; 2]>(),
         any::<[bool; 3]>(),
-        any::<Option<u64>>(),
+        any::<Option<[u64; 3]>>(),
     )
         .prop_map(
-            |(name, path, [dev, ino], [container, snapshotdir, rootfs], mount_id)| BindRecord {
+            |(name, path, [dev, ino], [container, snapshotdir, rootfs], mount)| BindRecord {
                 at: MountPoint::new(format!("/rafs/{name}/lowerdir")).unwrap(),
                 bind: Bind {
                     share: path.clone().into(),
@@ -61,7 +61,13 @@ fn bind() -> impl Strategy<Value = BindRecord> {
                         snapshotdir,
                         rootfs,
                     },
-                    mounted: mount_id.into(),
+                    boot_id: "0".into(),
+                    mounted: mount
+                        .map(|[id, dev, ino]| Mount {
+                            id,
+                            parent: Inode { dev, ino },
+                        })
+                        .into(),
                 },
             },
         )

@@ -59,7 +59,8 @@ impl DaemonRecord {
     }
 }
 
-fn boot_id() -> io::Result<String> {
+/// Which start of the machine this is.
+pub(crate) fn boot_id() -> io::Result<String> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     Ok(text.trim().to_owned())
 }

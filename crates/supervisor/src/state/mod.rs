@@ -21,7 +21,7 @@ mod store;
 pub(crate) use document::{MountRecord, PhaseRecord, ProgramRecord, Settings, millis};
 pub use document::{StateDocument, StateError};
 pub(crate) use holders::{DAEMON_LOCK, DaemonLock, Holder, holders, probe, take};
-pub(crate) use identity::{DaemonRecord, is_dead};
+pub(crate) use identity::{DaemonRecord, boot_id, is_dead};
 pub(crate) use journal::{Books, Journal};
 pub(crate) use os_text::OsText;
 pub use store::STATE;
