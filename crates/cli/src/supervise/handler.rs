@@ -46,10 +46,7 @@ impl Requests {
         let subject = Arc::new(subject);
         Self {
             caches,
-            changes: Changes {
-                subject: Arc::clone(&subject),
-                owner: desk.changes.clone(),
-            },
+            changes: Changes::new(Arc::clone(&subject), desk.changes.clone(), status.clone()),
             subject,
             status,
             events,
@@ -90,6 +87,7 @@ impl Requests {
     async fn remount(&self, body: &[u8]) -> Result<Changed, ControlError> {
         let requests = mount_requests(self.trusted(body)?)?;
         let at = requests.first.at().clone();
+        let _turn = self.changes.turn().await;
         for request in requests.upwards() {
             self.changes
                 .ask(|reply| Change::Remount(request, reply))
@@ -111,6 +109,7 @@ impl Requests {
         let container = ContainerId::new(container.replace("%2B", "+").replace("%2b", "+"))
             .map_err(|e| bad_request("use the container id", &e))?;
         let own = MountPoint::rafs_lowerdir(&container);
+        let _turn = self.changes.turn().await;
         let layers: Vec<MountPoint> = self
             .status
             .borrow()

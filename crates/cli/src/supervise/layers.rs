@@ -3,12 +3,15 @@
 //! A client that goes away has its request dropped, at any moment. So the mounting is a task of its own, which undoes
 //! what it has done when one layer is refused, and when nobody is there any more to be told that all are mounted: a
 //! command that was interrupted leaves nothing.
+//!
+//! One container's change is carried out, and undone, before the next begins: in between, a mount would be told of layers
+//! that are about to go.
 
 use std::sync::Arc;
 
-use nydusbox::{MountOutcome, MountRequest};
+use nydusbox::{MountError, MountOutcome, MountRequest, Status};
 use nydusbox_protocol::MountPoint;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot, watch};
 
 use super::owner::Change;
 use super::report::{self, Subject};
@@ -19,9 +22,36 @@ use crate::control::wire::{Changed, Code, ControlError, Outcome};
 pub(super) struct Changes {
     pub(super) subject: Arc<Subject>,
     pub(super) owner: mpsc::Sender<Change>,
+    pub(super) status: watch::Receiver<Status>,
+    /// Held while the images of a container are changed. Nobody waits long for it once the owner ends the sandbox: then
+    /// nothing more is carried out.
+    turn: Arc<Mutex<()>>,
 }
 
 impl Changes {
+    pub(super) fn new(
+        subject: Arc<Subject>,
+        owner: mpsc::Sender<Change>,
+        status: watch::Receiver<Status>,
+    ) -> Self {
+        Self {
+            subject,
+            owner,
+            status,
+            turn: Arc::default(),
+        }
+    }
+
+    /// Waits until nobody changes a container's images.
+    pub(super) async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Whether something is, or may be, mounted there.
+    fn is_listed(&self, at: &MountPoint) -> bool {
+        self.status.borrow().mounts.iter().any(|mount| mount.at == *at)
+    }
+
     pub(super) async fn ask<T>(
         &self,
         change: impl FnOnce(oneshot::Sender<T>) -> Change,
@@ -62,7 +92,7 @@ pub(super) async fn mount(
 
 struct Mounting {
     changes: Changes,
-    /// By this request; what was there before stays.
+    /// By this request, or perhaps; what was there before stays.
     mounted: Vec<MountPoint>,
 }
 
@@ -73,6 +103,8 @@ impl Mounting {
         at: MountPoint,
         tell: oneshot::Sender<Told>,
     ) {
+        let changes = self.changes.clone();
+        let _turn = changes.turn().await;
         let result = self.mount(requests, at, &tell).await;
         if result.is_err() {
             self.undo().await;
@@ -98,13 +130,19 @@ impl Mounting {
                 break;
             }
             let at = request.at().clone();
+            let was_listed = self.changes.is_listed(&at);
             match self.changes.ask(|reply| Change::Mount(request, reply)).await? {
                 Ok(MountOutcome::AlreadyMounted) => {}
                 Ok(MountOutcome::Mounted) => {
                     outcome = Outcome::Mounted;
                     self.mounted.push(at);
                 }
-                Err(error) => return Err(report::mount_error(&error)),
+                Err(error) => {
+                    if !was_listed && may_be_mounted(&error) {
+                        self.mounted.push(at);
+                    }
+                    return Err(report::mount_error(&error));
+                }
             }
         }
         Ok(Changed { at, outcome })
@@ -125,3 +163,12 @@ impl Mounting {
         }
     }
 }
+
+/// Whether the daemon may have done what failed, or may yet.
+fn may_be_mounted(error: &MountError) -> bool {
+    matches!(error, MountError::Daemon { source, .. } if !source.is_definite())
+}
+
+#[cfg(test)]
+#[path = "layers_tests.rs"]
+mod tests;
