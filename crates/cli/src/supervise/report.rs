@@ -166,7 +166,8 @@ fn call_code(error: &CallError) -> Code {
         CallError::BadImage { .. } => Code::BadImage,
         CallError::BadConfig { .. } => Code::BadConfig,
         CallError::TimedOut { .. } | CallError::Unreachable { .. } => Code::Unreachable,
-        CallError::NotMounted | CallError::BadSource { .. } | CallError::Refused { .. } => Code::Refused,
+        CallError::NotMounted => Code::NotMounted,
+        CallError::BadSource { .. } | CallError::Refused { .. } => Code::Refused,
         _ => Code::Internal,
     }
 }
@@ -211,6 +212,19 @@ mod tests {
         for said in others {
             assert_eq!(said.code, Code::Recovering);
             assert!(said.hint.is_some());
+        }
+        // The daemon knows of no such mount, or nobody does.
+        let source = CallError::NotMounted;
+        for error in [
+            RemountError::Daemon { at: at(), source },
+            RemountError::NotMounted { at: at() },
+        ] {
+            let said = remount_error(&error);
+            assert_eq!(
+                (said.code, said.code.status()),
+                (Code::NotMounted, 404),
+                "{error}"
+            );
         }
     }
 }
