@@ -28,6 +28,9 @@ use crate::program::ProgramKind;
 const GATE_KEEPING_STDIN: &str = "read -r _ && exec \"$0\" \"$@\"";
 const GATE: &str = "read -r _ && exec \"$0\" \"$@\" </dev/null";
 
+/// `NSFS_MAGIC` of linux/magic.h.
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
+
 /// Called with a limit that is not applied, and why.
 pub(crate) type Notice<'a> = &'a mut dyn FnMut(&'static str, String);
 
@@ -73,12 +76,9 @@ impl Prepared {
         let limits = &environment.limits;
         let netns = match environment.netns.path() {
             None => None,
-            Some(path) => match rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Some(path) => match open_namespace(&path) {
                 Ok(fd) => Some((path, fd)),
-                Err(errno) => {
-                    let source = errno.into();
-                    return Err(EnvironmentError::Netns { path, source });
-                }
+                Err(source) => return Err(EnvironmentError::Netns { path, source }),
             },
         };
         let leaf = match limits.wants_cgroup() {
@@ -224,6 +224,16 @@ impl Surroundings {
     }
 }
 
+/// Opens a namespace. Anything else could be waited for, as the other end of a named pipe is.
+fn open_namespace(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty())?;
+    match rustix::fs::fstatfs(&fd)?.f_type {
+        NSFS_MAGIC => Ok(fd),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no namespace")),
+    }
+}
+
 /// A limit that is not applied: an event, or the end.
 fn degrade(
     what: &'static str,
@@ -304,5 +314,24 @@ fn spawn_failed(command: &Command, source: io::Error) -> StartCause {
     StartCause::Spawn {
         exe: command.get_program().into(),
         source,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_namespace_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, file) = (dir.path().join("pipe"), dir.path().join("file"));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, Mode::RWXU).unwrap();
+        std::fs::write(&file, "").unwrap();
+        for path in [&pipe, &file, &"/dev/null".into()] {
+            let refused = open_namespace(path).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidInput, "{path:?}");
+        }
+        assert!(open_namespace("/proc/self/ns/net".as_ref()).is_ok());
     }
 }
