@@ -8,21 +8,21 @@ use nydusbox_protocol::{ContainerId, FilePart, MountCommand, MountPoint, ShareCo
 use crate::program::ProgramKind;
 use crate::shared_command::SharedCommand;
 
-/// Why a request cannot be made.
+/// Why a request cannot be made. The value is not told: whoever confuses two has put credentials there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MountRequestError {
     /// The daemon resolves paths in its own working directory; a relative one would be a guess.
-    #[error("mount {path:?}: the path must be absolute")]
+    #[error("use the {what}: it is not an absolute path")]
     NotAbsolute {
-        /// The path.
-        path: PathBuf,
+        /// Which path: `bootstrap`, `snapshotdir` or `directory`.
+        what: &'static str,
     },
     /// The API carries paths as text.
-    #[error("mount {path:?}: the path is not UTF-8")]
+    #[error("use the {what}: its path is not UTF-8")]
     NotUtf8 {
-        /// The path.
-        path: PathBuf,
+        /// Which path, as above.
+        what: &'static str,
     },
 }
 
@@ -50,7 +50,7 @@ impl MountRequest {
     /// # Errors
     /// [`MountRequestError`] when the path is relative or not UTF-8.
     pub fn passthrough(at: MountPoint, source: impl AsRef<Path>) -> Result<Self, MountRequestError> {
-        let command = MountCommand::passthrough(text(source.as_ref())?);
+        let command = MountCommand::passthrough(text("directory", source.as_ref())?);
         Ok(Self {
             at,
             command: command.into(),
@@ -79,7 +79,7 @@ impl MountRequest {
     ) -> Result<Self, MountRequestError> {
         Ok(Self {
             at: MountPoint::rafs_lowerdir(container),
-            command: MountCommand::rafs(text(bootstrap.as_ref())?, config).into(),
+            command: MountCommand::rafs(text("bootstrap", bootstrap.as_ref())?, config).into(),
             snapshotdir: None,
         })
     }
@@ -115,7 +115,7 @@ impl MountRequest {
         config: impl Into<String>,
         snapshotdir: impl AsRef<Path>,
     ) -> Result<Self, MountRequestError> {
-        let source = PathBuf::from(text(snapshotdir.as_ref())?);
+        let source = PathBuf::from(text("snapshotdir", snapshotdir.as_ref())?);
         Ok(Self {
             snapshotdir: Some(Snapshotdir {
                 container: container.clone(),
@@ -225,17 +225,12 @@ fn add_files(files: &mut Vec<String>, parts: Vec<FilePart>) {
     }
 }
 
-fn text(path: &Path) -> Result<String, MountRequestError> {
+fn text(what: &'static str, path: &Path) -> Result<String, MountRequestError> {
     if !path.is_absolute() {
-        return Err(MountRequestError::NotAbsolute {
-            path: path.to_owned(),
-        });
+        return Err(MountRequestError::NotAbsolute { what });
     }
-    path.to_str()
-        .map(str::to_owned)
-        .ok_or_else(|| MountRequestError::NotUtf8 {
-            path: path.to_owned(),
-        })
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or(MountRequestError::NotUtf8 { what })
 }
 
 #[cfg(test)]

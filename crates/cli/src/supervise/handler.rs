@@ -201,7 +201,6 @@ impl MountRequests {
 }
 
 fn mount_requests(body: MountBody) -> Result<MountRequests, ControlError> {
-    let refused = |e| ControlError::of(Code::BadRequest, Failure::of(&e));
     let container = &body.container;
     let mut requests = Vec::with_capacity(body.images.len());
     for (layer, image) in body.images.into_iter().enumerate() {
@@ -215,7 +214,8 @@ fn mount_requests(body: MountBody) -> Result<MountRequests, ControlError> {
             (0, Some(dir)) => MountRequest::rafs_with_snapshotdir(container, bootstrap, config, dir),
             (layer, _) => MountRequest::rafs_layer(container, layer, bootstrap, config),
         };
-        let request = request.map_err(refused)?.with_prefetch(prefetch_files);
+        let request = request.map_err(|e| bad_request(&format!("mount images[{layer}]"), &e))?;
+        let request = request.with_prefetch(prefetch_files);
         requests.push(request.with_prefetch_parts(prefetch_parts));
     }
     let mut requests = requests.into_iter();
@@ -280,6 +280,33 @@ fn event_line(item: EventItem) -> Option<String> {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_path_that_is_none_the_field_is_named_and_not_the_value() {
+        let image = |bootstrap: &str| format!(r#"{{"bootstrap": "{bootstrap}", "config": "/image.boot"}}"#);
+        let (good, bad) = (image("/b"), image("S3CR3T"));
+        let wrong = [
+            (
+                format!(r#"{{"container": "c1", "images": [{good}, {bad}]}}"#),
+                "images[1]",
+                "bootstrap",
+            ),
+            (
+                format!(r#"{{"container": "c1", "images": [{good}], "snapshotdir": "S3CR3T"}}"#),
+                "images[0]",
+                "snapshotdir",
+            ),
+        ];
+        for (body, layer, field) in wrong {
+            let refused = mount_requests(parse(body.as_bytes()).unwrap());
+            let Err(ControlError { message, code, .. }) = refused else {
+                panic!("{body}")
+            };
+            assert_eq!(code, Code::BadRequest);
+            assert!(!message.contains("S3CR3T"), "{message}");
+            assert!(message.contains(layer) && message.contains(field), "{message}");
+        }
+    }
 
     #[test]
     fn what_is_said_of_a_body_that_is_wrong_quotes_nothing_of_it() {
