@@ -65,19 +65,39 @@ impl BoundedLog {
     /// # Errors
     /// When it cannot be written, or set aside.
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
+        // Also of what fails a part may have been written.
         self.len += bytes.len() as u64;
-        if self.len >= LOG_FILE_BYTES {
-            std::fs::rename(&self.path, &self.set_aside)?;
-            self.file = open_new(&self.path)?;
-            self.len = 0;
+        self.file.write_all(bytes)?;
+        match self.len >= LOG_FILE_BYTES {
+            true => self.begin_anew(),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    fn begin_anew(&mut self) -> io::Result<()> {
+        let is_set_aside = match std::fs::rename(&self.path, &self.set_aside) {
+            // Somebody has removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed,
+        };
+        match is_set_aside.and_then(|()| open_new(&self.path)) {
+            Ok(file) => {
+                (self.file, self.len) = (file, 0);
+                Ok(())
+            }
+            // It goes on where it was, without what was in it: whoever does not mind the error is bounded, too.
+            Err(error) => {
+                self.file.set_len(0)?;
+                self.len = 0;
+                Err(error)
+            }
+        }
     }
 }
 
 fn open_new(path: &Path) -> io::Result<File> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let how = OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND;
+    let flags = how | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
@@ -97,5 +117,36 @@ mod tests {
         }
         assert_eq!((len(&old), len(&path)), (LOG_FILE_BYTES, 2 << 20));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_log_is_bounded_whatever_becomes_of_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, old) = (dir.path().join("log"), dir.path().join("log.old"));
+        let chunk = vec![b'x'; 1 << 20];
+        let mut log = BoundedLog::resume(&path, &old).unwrap();
+        log.append(b"x").unwrap();
+        // Removed: what is written next is in a new one.
+        std::fs::remove_file(&path).unwrap();
+        for _ in 0..5 {
+            log.append(&chunk).unwrap();
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
+        // Not to be set aside: it stays where it is.
+        std::fs::create_dir(&old).unwrap();
+        let mut failed = 0;
+        for _ in 0..10 {
+            failed += usize::from(log.append(&chunk).is_err());
+            assert!(log.file.metadata().unwrap().len() <= LOG_FILE_BYTES);
+        }
+        assert!(failed > 0);
+        // Nor to be made anew.
+        std::fs::remove_dir(&old).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        for _ in 0..10 {
+            let _ = log.append(&chunk);
+            assert!(log.file.metadata().unwrap().len() <= LOG_FILE_BYTES);
+        }
     }
 }
