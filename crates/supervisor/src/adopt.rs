@@ -153,6 +153,7 @@ impl Sandbox {
             sandbox: id.clone(),
             source,
         })?;
+        dir.sign()?;
         let events = EventSink::new(id.clone());
         let serving = take_over(&config, dir, daemon, document).await?;
         tracing::info!(sandbox = %id, pid = serving.running.daemon.id(), "adopted");

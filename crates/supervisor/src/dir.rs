@@ -200,7 +200,7 @@ pub(crate) struct SandboxDir {
     path: PathBuf,
     fd: OwnedFd,
     /// Closed, and so unlocked, after everything else is gone. `None` when it was only looked at and has none.
-    _lock: Option<OwnedFd>,
+    lock: Option<OwnedFd>,
     /// What is in it goes with this value.
     owned: bool,
 }
@@ -236,19 +236,29 @@ impl SandboxDir {
             })?;
         }
         for _ in 0..LOCK_ATTEMPTS {
-            match rustix::fs::mkdir(path, Mode::RWXU) {
-                Ok(()) | Err(Errno::EXIST) => {}
+            let made = match rustix::fs::mkdir(path, Mode::RWXU) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
                 Err(errno) => return Err(failed("create", path, errno)),
-            }
-            match Self::open(path, Purpose::Claim)? {
-                Entered::Missing => {}
-                Entered::Locked(dir) => return dir.succeed(),
+            };
+            match Self::open(path, Purpose::Claim) {
+                Ok(Entered::Missing) => {}
+                Ok(Entered::Locked(dir)) => return dir.succeed(),
+                Err(error) => {
+                    if made {
+                        // Unless somebody else has made something in it.
+                        let _ = rustix::fs::rmdir(path);
+                    }
+                    return Err(error);
+                }
             }
         }
         Err(failed("lock", path, Errno::AGAIN))
     }
 
-    /// Enters a directory that is there and takes its lock.
+    /// Enters a directory that is there and takes its lock. What is in it is as it was until it is [signed].
+    ///
+    /// [signed]: SandboxDir::sign
     pub(crate) fn enter(path: &Path) -> Result<Entered, DirError> {
         Self::open(path, Purpose::Enter)
     }
@@ -276,15 +286,11 @@ impl SandboxDir {
         let foreign = || DirError::Foreign {
             path: path.to_owned(),
         };
-        let close_to_others = || match Mode::from_raw_mode(stat.st_mode) {
-            Mode::RWXU => Ok(()),
-            _ => rustix::fs::fchmod(&fd, Mode::RWXU).map_err(|e| failed("close to others", path, e)),
-        };
         for _ in 0..LOCK_ATTEMPTS {
-            let lock = match lock::take(path, &fd)? {
+            match lock::take(path, &fd)? {
                 Attempt::Taken(lock) => {
                     ours::check(path, &fd, &stat, &lock)?;
-                    Some(lock)
+                    return Ok(Entered::Locked(Self::entered(path, fd, Some(lock))));
                 }
                 Attempt::Changed => continue,
                 Attempt::Foreign => return Err(foreign()),
@@ -297,36 +303,46 @@ impl SandboxDir {
                     if !names.is_empty() || (purpose != Purpose::Claim && !ours::is_private(&stat)) {
                         return Err(foreign());
                     }
-                    None
                 }
-            };
-            if purpose == Purpose::Look {
-                return Ok(Entered::Locked(Self::entered(path, fd, lock)));
             }
-            close_to_others()?;
-            let lock = match lock {
-                Some(lock) => lock,
-                None => match lock::make(path, &fd)? {
-                    Attempt::Taken(lock) => lock,
-                    Attempt::Missing => return Ok(Entered::Missing),
-                    Attempt::Changed | Attempt::Foreign => continue,
-                },
+            if purpose == Purpose::Look {
+                return Ok(Entered::Locked(Self::entered(path, fd, None)));
+            }
+            let lock = match lock::make(path, &fd)? {
+                Attempt::Taken(lock) => lock,
+                Attempt::Missing => return Ok(Entered::Missing),
+                Attempt::Changed | Attempt::Foreign => continue,
             };
-            lock::sign(&lock).map_err(|source| DirError::Io {
-                action: "lock",
-                path: path.to_owned(),
-                source,
-            })?;
-            return Ok(Entered::Locked(Self::entered(path, fd, Some(lock))));
+            let dir = Self::entered(path, fd, Some(lock));
+            // From its first write on it says whose it is.
+            if let Err(error) = dir.sign() {
+                let _ = rustix::fs::unlinkat(&dir.fd, LOCK, AtFlags::empty());
+                return Err(error);
+            }
+            return Ok(Entered::Locked(dir));
         }
         Err(failed("lock", path, Errno::AGAIN))
+    }
+
+    /// Closes it to others and says in its lock that it is this process's: once it is decided that it is to be.
+    pub(crate) fn sign(&self) -> Result<(), DirError> {
+        let stat = rustix::fs::fstat(&self.fd).map_err(|e| failed("look at", &self.path, e))?;
+        if Mode::from_raw_mode(stat.st_mode) != Mode::RWXU {
+            rustix::fs::fchmod(&self.fd, Mode::RWXU).map_err(|e| failed("close to others", &self.path, e))?;
+        }
+        let signed = self.lock.as_ref().map_or(Ok(()), lock::sign);
+        signed.map_err(|source| DirError::Io {
+            action: "lock",
+            path: self.path.clone(),
+            source,
+        })
     }
 
     fn entered(path: &Path, fd: OwnedFd, lock: Option<OwnedFd>) -> Self {
         Self {
             path: path.to_owned(),
             fd,
-            _lock: lock,
+            lock,
             owned: false,
         }
     }
@@ -360,6 +376,7 @@ impl SandboxDir {
                 );
             }
         }
+        self.sign()?;
         for name in FILES {
             match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
                 Ok(()) => {

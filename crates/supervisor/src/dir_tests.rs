@@ -7,7 +7,10 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::mount::{MountFlags, UnmountFlags};
+
 use super::*;
+use crate::own_mounts::own_mounts;
 
 fn place() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
@@ -76,7 +79,7 @@ fn a_second_claim_says_who_holds_it() {
 fn a_child_of_a_dead_holder_is_waited_for() {
     let (_keep, path) = place();
     let first = SandboxDir::claim(&path).unwrap();
-    let lock = first._lock.as_ref().unwrap().try_clone().unwrap();
+    let lock = first.lock.as_ref().unwrap().try_clone().unwrap();
     let mut dead = Command::new("true").spawn().unwrap();
     let pid = dead.id();
     dead.wait().unwrap();
@@ -224,6 +227,53 @@ fn a_strangers_file_in_a_sandboxs_directory_is_named_and_everything_stays() {
     assert_eq!(listing(keep.path()), before);
     std::fs::remove_file(path.join("precious")).unwrap();
     assert!(SandboxDir::claim(&path).is_ok());
+}
+
+/// Its owner is still named, and its mode is what it was.
+#[test]
+fn a_directory_that_is_not_taken_after_all_is_as_it_was() {
+    let (keep, path) = left();
+    std::fs::write(path.join(LOCK), "nydusbox sandbox\n42\n").unwrap();
+    std::fs::write(path.join(STATE), "{}").unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o750)).unwrap();
+    let before = listing(keep.path());
+    assert!(matches!(SandboxDir::claim(&path), Err(DirError::State { .. })));
+    drop(SandboxDir::enter(&path).unwrap());
+    assert!(matches!(
+        crate::sweep(path.parent().unwrap(), false).unwrap().sandboxes[0].verdict,
+        crate::SweepVerdict::Kept { .. }
+    ));
+    assert_eq!(listing(keep.path()), before);
+    std::fs::remove_file(path.join(STATE)).unwrap();
+    let dir = SandboxDir::claim(&path).unwrap();
+    let text = std::fs::read_to_string(path.join(LOCK)).unwrap();
+    assert_eq!(lock_owner(&text), Some(std::process::id()));
+    assert!(dir.remove().is_empty());
+}
+
+#[test]
+fn a_claim_without_room_leaves_nothing() {
+    if !own_mounts() {
+        return;
+    }
+    let keep = tempfile::tempdir().unwrap();
+    rustix::mount::mount(
+        "tmpfs",
+        keep.path(),
+        "tmpfs",
+        MountFlags::empty(),
+        Some(c"size=4k"),
+    )
+    .unwrap();
+    let (path, empty) = (keep.path().join("s1"), keep.path().join("s2"));
+    std::fs::write(keep.path().join("full"), [b'x'; 4096]).unwrap();
+    std::fs::create_dir(&empty).unwrap();
+    for path in [&path, &empty] {
+        assert!(matches!(SandboxDir::claim(path), Err(DirError::Io { .. })));
+    }
+    assert!(!path.exists());
+    assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0);
+    rustix::mount::unmount(keep.path(), UnmountFlags::DETACH).unwrap();
 }
 
 /// For a start any empty directory will do; a sweep takes one only if we could have made it.

@@ -79,6 +79,8 @@ impl Remains {
     /// Ends the processes, then takes away what is outside the directory, then the directory. Each is tried whatever
     /// became of the others. If a process or a mount is left, the document stays, for the next attempt.
     pub(crate) fn clear(self) -> Vec<Leftover> {
+        // It goes; meanwhile it says who is at it. Without room for that it goes as well.
+        let _ = self.dir.sign();
         let mut left = end_all(&self.dir, self.holders);
         if let Some(document) = &self.document {
             left.extend(undo_outside(document));

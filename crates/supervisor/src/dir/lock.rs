@@ -2,11 +2,12 @@
 //!
 //! The file is the first that is made in it and the last that is removed, and says what it is: so that a directory in
 //! which a crash has left something shows that it is a sandbox's ([`super::ours`]). Its first line is always the same,
-//! the second is the process id of the last that took the lock.
+//! the second is the process id of the last that took the directory.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -98,13 +99,13 @@ fn hold(path: &Path, fd: OwnedFd) -> Result<Attempt, DirError> {
     }
 }
 
-/// Writes down that this process has the lock.
+/// Writes down that the directory is this process's.
 pub(super) fn sign(lock: &OwnedFd) -> io::Result<()> {
-    let mut file = File::from(lock.try_clone()?);
+    let file = File::from(lock.try_clone()?);
     let text = format!("{MARK}{}\n", std::process::id());
     // Over what is there, and only then cut to its length: a process that is killed in between must not leave a file
     // that says nothing.
-    file.write_all(text.as_bytes())?;
+    file.write_all_at(text.as_bytes(), 0)?;
     file.set_len(text.len() as u64)
 }
 
@@ -113,7 +114,7 @@ pub(super) fn is_signed(lock: &OwnedFd) -> bool {
     content(lock).starts_with(MARK)
 }
 
-/// Who has the lock, as the file's text says.
+/// Who has the directory, as the file's text says.
 #[must_use]
 pub fn owner(text: &str) -> Option<u32> {
     text.strip_prefix(MARK)?.lines().next()?.parse().ok()
