@@ -7,6 +7,7 @@
 //! What a predecessor has left outside is undone by [`crate::remains`].
 
 mod lock;
+mod look;
 mod ours;
 
 use std::io;
@@ -24,6 +25,7 @@ use crate::remains;
 use crate::state::{DAEMON_LOCK, STATE, STATE_NEW, StateError};
 use lock::Attempt;
 pub use lock::owner as lock_owner;
+pub use look::LookedAt;
 
 /// File names inside a sandbox's directory.
 pub(crate) const VHOST_SOCKET: &str = "vhost.sock";

@@ -84,7 +84,7 @@ pub use config::{
 pub use counters::ImageCounters;
 pub use dir::{
     CERTIFICATES, CERTIFICATES_NEW, CONTROL_SOCKET, DirError, LOCK as LOCK_FILE, LOG as DAEMON_LOG,
-    LOG_OLD as DAEMON_LOG_OLD, Leftover, SUPERVISOR_LOG, SUPERVISOR_LOG_OLD, lock_owner,
+    LOG_OLD as DAEMON_LOG_OLD, Leftover, LookedAt, SUPERVISOR_LOG, SUPERVISOR_LOG_OLD, lock_owner,
 };
 pub use environment::{EnvironmentError, LimitError, Limits, Netns, OnSupervisorDeath};
 pub use error::{MountError, RemountError, StartCause, StartError, UnmountError, WaitingFor};

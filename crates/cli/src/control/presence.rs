@@ -3,13 +3,12 @@
 //! Its lock is looked up in the kernel's table, not tried, unless that leaves it open: trying it would make a start
 //! that comes at the same moment believe that the sandbox is in use.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::BorrowedFd;
 
-use nydusbox::{CONTROL_SOCKET, LOCK_FILE, STATE_FILE, lock_owner};
+use nydusbox::{CONTROL_SOCKET, LookedAt};
 use nydusbox_protocol::SandboxId;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, fstat};
 use rustix::io::Errno;
 use tokio::net::UnixStream;
 
@@ -39,15 +38,16 @@ impl Presence {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Self::Closed(e),
             Err(_) => {}
         }
-        let lock = dir.join(LOCK_FILE);
-        let owner = std::fs::read_to_string(&lock)
-            .ok()
-            .and_then(|text| lock_owner(&text));
-        match File::open(&lock) {
-            Ok(file) if is_locked(&file) => Self::Busy { owner },
-            Ok(_) if owner.is_some() || dir.join(STATE_FILE).exists() => Self::Abandoned { owner },
+        match LookedAt::new(&dir) {
+            Some(found) if found.is_sandbox() => {
+                let owner = found.owner();
+                match is_locked(found.lock()) {
+                    true => Self::Busy { owner },
+                    false => Self::Abandoned { owner },
+                }
+            }
             // A directory that nothing shows to be a sandbox's is none, whatever its name.
-            Ok(_) | Err(_) => Self::Absent,
+            Some(_) | None => Self::Absent,
         }
     }
 
@@ -93,10 +93,10 @@ fn was(owner: Option<u32>) -> String {
 }
 
 /// Whether somebody holds a flock on a file.
-fn is_locked(file: &File) -> bool {
-    let Ok(found) = file.metadata() else { return false };
+fn is_locked(file: BorrowedFd<'_>) -> bool {
+    let Ok(found) = fstat(file) else { return false };
     let table = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    match look_up(&table, found.dev(), found.ino()) {
+    match look_up(&table, found.st_dev, found.st_ino) {
         Listed::No => false,
         Listed::Yes => true,
         // If it is this one, trying disturbs nobody. If it is another file system's, that is rare enough.
@@ -147,6 +147,11 @@ fn minor_of(device: u64) -> u64 {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use nydusbox::{LOCK_FILE, STATE_FILE};
+
     use super::*;
 
     #[tokio::test]
@@ -157,12 +162,40 @@ mod tests {
         let project = dir.path().join("project");
         std::fs::create_dir(&project).unwrap();
         assert!(matches!(Presence::of(&state_dir, &id).await, Presence::Absent));
+        let lock = project.join(LOCK_FILE);
         for text in ["", "4711"] {
-            std::fs::write(project.join(LOCK_FILE), text).unwrap();
+            std::fs::write(&lock, text).unwrap();
             assert!(matches!(Presence::of(&state_dir, &id).await, Presence::Absent));
         }
+        // Nor does a file of this name show anything, locked or not.
         std::fs::write(project.join(STATE_FILE), "").unwrap();
+        assert!(matches!(Presence::of(&state_dir, &id).await, Presence::Absent));
+        let held = File::open(&lock).unwrap();
+        flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(matches!(Presence::of(&state_dir, &id).await, Presence::Absent));
+        drop(held);
+        assert_eq!(nydusbox::sweep(dir.path(), true).unwrap().foreign, [project]);
+
+        std::fs::write(&lock, "nydusbox sandbox\n4711\n").unwrap();
         assert!(Presence::of(&state_dir, &id).await.is_abandoned());
+        let held = File::open(&lock).unwrap();
+        flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(matches!(
+            Presence::of(&state_dir, &id).await,
+            Presence::Busy { owner: Some(4711) }
+        ));
+    }
+
+    /// It would be waited for.
+    #[tokio::test]
+    async fn a_lock_that_is_no_file_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::new(Some(dir.path().to_owned())).unwrap();
+        let id = SandboxId::new("project").unwrap();
+        let lock = dir.path().join("project").join(LOCK_FILE);
+        std::fs::create_dir(dir.path().join("project")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &lock, rustix::fs::Mode::RWXU).unwrap();
+        assert!(matches!(Presence::of(&state_dir, &id).await, Presence::Absent));
     }
 
     #[test]
@@ -171,9 +204,9 @@ mod tests {
         let path = dir.path().join("lock");
         let held = File::create(&path).unwrap();
         let looked_at = File::open(&path).unwrap();
-        assert!(!is_locked(&looked_at));
+        assert!(!is_locked(looked_at.as_fd()));
         flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
-        assert!(is_locked(&looked_at));
+        assert!(is_locked(looked_at.as_fd()));
     }
 
     #[test]

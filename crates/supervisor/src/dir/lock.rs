@@ -58,6 +58,18 @@ pub(super) fn take(path: &Path, dir: &OwnedFd) -> Result<Attempt, DirError> {
     }
 }
 
+/// Opens it to be read, if there is a file that it can be.
+pub(super) fn look(dir: &OwnedFd) -> Option<OwnedFd> {
+    let is_regular = |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    let found = rustix::fs::statat(dir, LOCK, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    if !is_regular(found) {
+        return None;
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(dir, LOCK, flags, Mode::empty()).ok()?;
+    is_regular(rustix::fs::fstat(&fd).ok()?).then_some(fd)
+}
+
 /// Makes the lock in a directory in which nothing is, and takes it.
 pub(super) fn make(path: &Path, dir: &OwnedFd) -> Result<Attempt, DirError> {
     match open(dir, OFlags::CREATE | OFlags::EXCL) {
@@ -120,7 +132,7 @@ pub fn owner(text: &str) -> Option<u32> {
     text.strip_prefix(MARK)?.lines().next()?.parse().ok()
 }
 
-fn content(lock: impl AsFd) -> String {
+pub(super) fn content(lock: impl AsFd) -> String {
     let mut bytes = [0; CONTENT_BYTES];
     let read = rustix::io::pread(lock, &mut bytes, 0).unwrap_or(0);
     String::from_utf8_lossy(&bytes[..read]).into_owned()

@@ -19,7 +19,8 @@ use nydusbox_protocol::SandboxId;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, Stat};
 use rustix::io::Errno;
 
-use super::{DirError, FILES, LOCK, NOTHING, failed, lock};
+use super::lock::is_signed;
+use super::{DirError, FILES, LOCK, NOTHING, failed};
 use crate::state::{self, STATE, StateDocument};
 
 /// The names of what is in a directory.
@@ -46,8 +47,9 @@ pub(super) fn is_private(dir: &Stat) -> bool {
     Mode::from_raw_mode(dir.st_mode) & (Mode::RWXU | Mode::RWXG | Mode::RWXO) == Mode::RWXU
 }
 
-/// Refuses a directory that is not a sandbox's. Its lock is held, so none of us is changing it.
-pub(super) fn check(path: &Path, dir: &OwnedFd, stat: &Stat, held: &OwnedFd) -> Result<(), DirError> {
+/// Refuses a directory that is not a sandbox's. Changes nothing. Unless its lock is held by whoever asks, it may be
+/// changing meanwhile.
+pub(super) fn check(path: &Path, dir: &OwnedFd, stat: &Stat, lock: &OwnedFd) -> Result<(), DirError> {
     let names = names(path, dir)?;
     let known = |name: &OsString| FILES.iter().chain(&[LOCK, NOTHING]).any(|ours| name == ours);
     let stranger = names.iter().find(|name| !known(name));
@@ -58,7 +60,7 @@ pub(super) fn check(path: &Path, dir: &OwnedFd, stat: &Stat, held: &OwnedFd) -> 
         // A copy's names what belongs to the original.
         Some(sandbox) if path.file_name() != Some(sandbox.as_str().as_ref()) => return Err(foreign()),
         Some(_) => true,
-        None => lock::is_signed(held),
+        None => is_signed(lock),
     };
     match stranger {
         Some(name) if shown => Err(DirError::Stranger {
