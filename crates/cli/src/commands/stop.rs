@@ -2,6 +2,7 @@
 
 use clap::{ArgGroup, Args};
 use hyper::Method;
+use nydusbox::LookedAt;
 use nydusbox_protocol::SandboxId;
 
 use super::block_on;
@@ -34,7 +35,7 @@ pub(crate) fn run(args: &StopArgs, state_dir: &StateDir) -> Result<(), Failure> 
             Some(id) => {
                 let stopped = stop(Client::of(state_dir, id).await?).await?;
                 args.output.print(&stopped, || text(&stopped))?;
-                judge(&stopped)
+                judge(&stopped, is_left(state_dir, &stopped))
             }
             None => all(args.output, state_dir).await,
         }
@@ -72,7 +73,11 @@ async fn all(output: OutputArgs, state_dir: &StateDir) -> Result<(), Failure> {
         true => "nothing to stop".to_owned(),
         false => stopped.iter().map(text).collect::<Vec<_>>().join("\n"),
     })?;
-    failures.extend(stopped.iter().filter_map(|s| judge(s).err()));
+    failures.extend(
+        stopped
+            .iter()
+            .filter_map(|s| judge(s, is_left(state_dir, s)).err()),
+    );
     let mut failures = failures.into_iter();
     let Some(first) = failures.next() else {
         return Ok(());
@@ -97,7 +102,12 @@ fn text(stopped: &Stopped) -> String {
     text
 }
 
-fn judge(stopped: &Stopped) -> Result<(), Failure> {
+/// Whether its directory still says what there is to do.
+fn is_left(state_dir: &StateDir, stopped: &Stopped) -> bool {
+    LookedAt::new(state_dir.sandbox(&stopped.id)).is_some_and(|found| found.is_sandbox())
+}
+
+fn judge(stopped: &Stopped, is_left: bool) -> Result<(), Failure> {
     if stopped.leftovers.is_empty() {
         return Ok(());
     }
@@ -106,5 +116,38 @@ fn judge(stopped: &Stopped) -> Result<(), Failure> {
         stopped.id,
         stopped.leftovers.join("; ")
     ))
-    .hint("`nydusbox sweep` tries again"))
+    .hint(match is_left {
+        true => "`nydusbox sweep` tries again",
+        false => "the sandbox is gone, and nothing tries again: remove that by hand",
+    }))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_is_advised_only_where_there_is_something_to_sweep() {
+        let stopped = Stopped {
+            id: SandboxId::new("s1").unwrap(),
+            step: "exited".to_owned(),
+            unmount_failures: Vec::new(),
+            leftovers: vec!["remove \"/share/c1/rootfs\": Directory not empty".to_owned()],
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::new(Some(dir.path().to_owned())).unwrap();
+        let hint = || {
+            let failure = judge(&stopped, is_left(&state_dir, &stopped)).unwrap_err();
+            failure.into_parts().1.unwrap()
+        };
+        assert!(hint().contains("by hand"));
+        // Somebody else's file keeps it: a sweep leaves that alone.
+        let kept = state_dir.sandbox(&stopped.id);
+        std::fs::create_dir(&kept).unwrap();
+        std::fs::write(kept.join("precious"), "").unwrap();
+        assert!(hint().contains("by hand"));
+        std::fs::write(kept.join(nydusbox::LOCK_FILE), "nydusbox sandbox\n1\n").unwrap();
+        assert!(hint().contains("sweep"));
+    }
 }
