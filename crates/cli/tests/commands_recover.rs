@@ -339,6 +339,9 @@ fn an_adopt_that_is_interrupted_leaves_the_daemon_alive() {
     // The supervisor that adopts has written itself down.
     let owner = || nydusbox::lock_owner(&std::fs::read_to_string(&lock).unwrap()).is_some_and(runs);
     until("it is being adopted", owner);
+    // Nobody who asks waits for the daemon, too.
+    assert_eq!(s.json(&["list"])[0]["state"], "busy");
+    s.refused(&["stop", "s1"], 5, &["is in use by process", "takes no commands"]);
     kill(child.id(), Signal::INT);
     let (code, _, err) = told(&child.wait_with_output().unwrap());
     assert!(code == 130 && err.contains("it is as it was"), "{code} {err}");

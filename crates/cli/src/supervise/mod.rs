@@ -19,7 +19,7 @@ use std::convert::Infallible;
 use std::fs::Permissions;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,7 @@ use nydusbox::{
     StatusPhase,
 };
 use nydusbox_protocol::{SandboxId, SocketPath};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -59,6 +60,8 @@ use trust::Trust;
 
 /// How long a supervisor waits at most for the first look at its sandbox, which takes milliseconds.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// How many commands may connect at once: as many as the system lets.
+const BACKLOG: i32 = -1;
 /// How long a supervisor that has begun is left alone before it counts as being at rest.
 const CALM: Duration = Duration::from_millis(50);
 
@@ -309,11 +312,18 @@ impl Served {
         };
         let pid = sandbox.status().borrow().pid;
         let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        Ok(Ok(Self::ruled(sandbox, program, reins, log)))
+        Self::ruled(sandbox, program, reins, log).map(Ok)
     }
 
     /// Makes a sandbox that is there one that is ruled.
-    fn ruled(sandbox: Sandbox, program: PathBuf, reins: Reins, log: &SupervisorLog) -> Self {
+    fn ruled(
+        sandbox: Sandbox,
+        program: PathBuf,
+        reins: Reins,
+        log: &SupervisorLog,
+    ) -> Result<Self, ControlError> {
+        let listener = listen(reins.socket)
+            .map_err(|e| ControlError::of(Code::Internal, Failure::new("listen for commands", &e)))?;
         let _ = log.set(Mutex::new(reins.log));
         let subject = Subject {
             id: sandbox.id().clone(),
@@ -323,11 +333,11 @@ impl Served {
             trust: reins.trust,
         };
         tracing::info!(sandbox = %subject.id, "serving");
-        Self {
+        Ok(Self {
             sandbox,
-            listener: reins.listener,
+            listener,
             subject,
-        }
+        })
     }
 
     async fn start(order: &Order, log: &SupervisorLog) -> Result<Self, ControlError> {
@@ -368,13 +378,14 @@ impl Served {
         SocketPath::new(dir.join(CONTROL_SOCKET)).map_err(|e| refused(Failure::of(&e)))?;
         let sandbox = Sandbox::start(config).await.map_err(|e| start_error(&e))?;
         let reins = Reins::make(&dir).map_err(|e| refused(Failure::of(&e)))?;
-        Ok(Self::ruled(sandbox, exe, reins, log))
+        Self::ruled(sandbox, exe, reins, log)
     }
 }
 
 /// By what a sandbox is ruled: the control socket, the log, and the certificates its daemon trusts.
 struct Reins {
-    listener: UnixListener,
+    /// Bound; a command that connects is refused until [`listen`], instead of waiting for a daemon that hangs.
+    socket: OwnedFd,
     log: BoundedLog,
     trust: Trust,
 }
@@ -399,7 +410,7 @@ impl Reins {
         let trust = Trust::in_sandbox(dir);
         trust.begin().map_err(not_made(trust.file()))?;
         Ok(Self {
-            listener: listen(&control).map_err(not_made(&control))?,
+            socket: bind(&control).map_err(not_made(&control))?,
             log: BoundedLog::resume(&log, &dir.join(SUPERVISOR_LOG_OLD)).map_err(not_made(&log))?,
             trust,
         })
@@ -407,14 +418,21 @@ impl Reins {
 }
 
 /// A predecessor's socket has no listener.
-fn listen(control: &Path) -> io::Result<UnixListener> {
+fn bind(control: &Path) -> io::Result<OwnedFd> {
     match std::fs::remove_file(control) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let listener = UnixListener::bind(control)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(control)?)?;
     std::fs::set_permissions(control, Permissions::from_mode(0o600))?;
-    Ok(listener)
+    Ok(socket)
+}
+
+fn listen(socket: OwnedFd) -> io::Result<UnixListener> {
+    rustix::net::listen(&socket, BACKLOG)?;
+    UnixListener::from_std(socket.into())
 }
 
 fn start_error(error: &StartError) -> ControlError {
