@@ -2,15 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 
 use nydusbox_protocol::MountPoint;
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
+};
 
 use super::*;
 use crate::own_mounts::own_mounts;
@@ -430,6 +432,44 @@ fn what_is_left_of_a_bind_is_not_made_for_a_mount_without_one() {
     assert!(!book.undo_all_but(|_| false).is_empty());
     book.make(&at).unwrap();
     assert!(scene.mounts().is_empty());
+}
+
+/// A file system in user space whose server does not answer, as long as this value is there.
+fn hanging(at: &Path) -> OwnedFd {
+    let server = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+    let options = CString::new(options).unwrap();
+    mount("fuse", at, "fuse", MountFlags::empty(), options.as_c_str()).unwrap();
+    server
+}
+
+#[tokio::test]
+async fn a_snapshot_that_does_not_answer_is_waited_for_on_another_thread_and_not_for_ever() {
+    let scene = scene_or_skip!();
+    fs::create_dir(scene.path("hanging")).unwrap();
+    let server = hanging(&scene.path("hanging"));
+    let within = Duration::from_millis(10);
+    match answers(&scene.path("hanging/1"), within).await {
+        Err(BindError::Io { source, .. }) => assert_eq!(source.kind(), io::ErrorKind::TimedOut),
+        other => panic!("{other:?}"),
+    }
+    drop(server);
+    let within = Duration::from_mins(1);
+    for there_or_not in ["snapshot", "none"] {
+        answers(&scene.path(there_or_not), within).await.unwrap();
+    }
+}
+
+#[test]
+fn a_bind_whose_file_system_does_not_answer_any_more_is_undone() {
+    let scene = scene_or_skip!();
+    fs::create_dir(scene.path("hanging")).unwrap();
+    let _server = hanging(&scene.path("hanging"));
+    let container = ContainerId::new("c1").unwrap();
+    let mut bind = Bind::plan(&scene.path("share"), &container, &scene.path("hanging")).unwrap();
+    bind.make().unwrap();
+    assert!(bind.undo().is_empty());
+    assert!(scene.share_is_empty());
 }
 
 /// It is refused, and then nothing of it is in the way of the sandbox's end: neither in the book nor for a successor.

@@ -4,12 +4,14 @@
 //! watch. Next: [`crate::driver`].
 
 use std::future::Future;
+use std::time::Duration;
 
 use nydusbox_protocol::{ConfigureCommand, LogLevel, MountPoint, ReadTrace, SandboxId, SocketPath};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
+use crate::binds;
 use crate::client::{ApiClient, CallError};
 use crate::config::{DEFAULT_CALL_DEADLINE, SandboxConfig};
 use crate::counters::{self, ImageCounters};
@@ -21,7 +23,7 @@ use crate::launch::{self, Serving};
 use crate::ledger::UnmountOutcome;
 use crate::lifecycle::MountOutcome;
 use crate::recovery::OnExit;
-use crate::request::MountRequest;
+use crate::request::{MountRequest, Snapshotdir};
 use crate::requests::Envelope;
 use crate::secrets::Secrets;
 use crate::status::{Status, StatusPhase};
@@ -40,6 +42,7 @@ pub struct Sandbox {
     api_socket: SocketPath,
     on_exit: OnExit,
     secrets: Secrets,
+    call_deadline: Duration,
     strings: Strings,
     events: Events,
     task: JoinHandle<StopOutcome>,
@@ -79,6 +82,7 @@ impl Sandbox {
             config.api_socket().clone(),
         );
         let (on_exit, secrets) = (config.on_exit(), config.secrets().clone());
+        let call_deadline = config.call_deadline();
         let (driver, strings) = Driver::new(serving, config, events);
         Self {
             id,
@@ -86,6 +90,7 @@ impl Sandbox {
             api_socket,
             on_exit,
             secrets,
+            call_deadline,
             strings,
             events: from_the_start,
             task: tokio::spawn(driver.run()),
@@ -98,11 +103,18 @@ impl Sandbox {
     /// [`MountError`]; where the daemon refused, its `source` says why.
     ///
     /// # Cancel safety
-    /// A request whose future is dropped is carried out all the same, and entered in the books.
+    /// A request whose future is dropped is carried out all the same, and entered in the books; one with a snapshot
+    /// directory not before that has been looked at.
     pub async fn mount(&self, request: MountRequest) -> Result<MountOutcome, MountError> {
         let at = request.at().clone();
         let span = tracing::info_span!("mount", sandbox = %self.id, %at, error = tracing::field::Empty);
         async {
+            // The driver must not be held up by a file system that does not answer.
+            if let Some(Snapshotdir { source, .. }) = request.snapshotdir()
+                && let Err(source) = binds::answers(source, self.call_deadline).await
+            {
+                return noted(Err(MountError::Snapshotdir { at, source }));
+            }
             let (reply, answer) = oneshot::channel();
             // Either end is closed only while the driver ends; what it did not take was not done.
             let _ = self.strings.requests.send(Envelope::Mount(request, reply)).await;

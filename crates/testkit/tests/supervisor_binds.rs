@@ -6,11 +6,16 @@
 mod mounts;
 mod supervisor;
 
+use std::ffi::CString;
 use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 use mounts::{mounts_below, own_mounts_or_skip};
 use nydusbox::protocol::ContainerId;
 use nydusbox::{BindError, Leftover, MountError, MountOutcome, MountRequest, Program, Sandbox};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use supervisor::Place;
 
 const FAKE: &str = env!("CARGO_BIN_EXE_fake-daemon");
@@ -56,6 +61,43 @@ async fn started(place: &Place, behaviour: &str) -> Sandbox {
         .with_share(place.share())
         .unwrap();
     Sandbox::start(config).await.unwrap()
+}
+
+/// A file system in user space whose server does not answer, as long as this value is there.
+fn hanging(at: &Path) -> OwnedFd {
+    fs::create_dir(at).unwrap();
+    let server = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+    let options = CString::new(options).unwrap();
+    mount("fuse", at, "fuse", MountFlags::empty(), options.as_c_str()).unwrap();
+    server
+}
+
+#[tokio::test]
+async fn a_snapshot_that_does_not_answer_holds_up_nothing_else() {
+    own_mounts_or_skip!();
+    let place = Place::new();
+    snapshot(&place, "snapshot");
+    let server = hanging(&place.path("hanging"));
+    let sandbox = started(&place, "serve").await;
+    let mut hangs = Box::pin(sandbox.mount(request(&place, "c1", "hanging/1")));
+    let others = async {
+        sandbox.mount(request(&place, "c2", "snapshot")).await.unwrap();
+        sandbox
+            .unmount(request(&place, "c2", "snapshot").at().clone())
+            .await
+            .unwrap();
+    };
+    tokio::select! {
+        biased;
+        hung = &mut hangs => panic!("{hung:?}"),
+        () = others => {}
+    }
+    drop(hangs);
+    assert!(sandbox.stop().await.leftovers.is_empty());
+    drop(server);
+    unmount(place.path("hanging"), UnmountFlags::DETACH).unwrap();
+    assert_untouched(&place);
 }
 
 #[tokio::test]

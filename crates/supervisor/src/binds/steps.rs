@@ -66,17 +66,20 @@ fn is_symlink(at: impl AsFd, path: &Path) -> bool {
     rustix::fs::readlinkat(at, path, Vec::new()).is_ok()
 }
 
+/// What is known without asking a file system's server, which may not answer: neither changes.
+const KNOWN: AtFlags = AtFlags::EMPTY_PATH.union(AtFlags::STATX_DONT_SYNC);
+
 fn inode(fd: &OwnedFd) -> rustix::io::Result<Inode> {
-    let stat = rustix::fs::fstat(fd)?;
+    let stat = rustix::fs::statx(fd, "", KNOWN, StatxFlags::INO)?;
     Ok(Inode {
-        dev: stat.st_dev,
-        ino: stat.st_ino,
+        dev: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+        ino: stat.stx_ino,
     })
 }
 
 /// The number a mount has in mountinfo.
 fn mount_id(root: &OwnedFd) -> rustix::io::Result<u64> {
-    Ok(rustix::fs::statx(root, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
+    Ok(rustix::fs::statx(root, "", KNOWN, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
 const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS);
