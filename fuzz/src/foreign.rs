@@ -49,6 +49,15 @@ pub fn blob(data: &[u8]) {
     fuzzing::index(table, chunks.into(), contexts.into(), layer);
 }
 
+/// An archive with an image's bootstrap, or with the image.
+pub fn archive(data: &[u8]) {
+    calm();
+    let scratch = || rustix::fs::memfd_create("bootstrap", rustix::fs::MemfdFlags::CLOEXEC);
+    if let (Ok((_file, path)), Ok(scratch)) = (in_memory(data), scratch()) {
+        fuzzing::archive(&path, &File::from(scratch));
+    }
+}
+
 /// Manifests, indices and configurations, each in a line of its own: the answers to one question after the other.
 pub fn documents(data: &[u8]) {
     let documents: Vec<&[u8]> = data.split(|byte| *byte == b'\n').collect();

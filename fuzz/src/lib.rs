@@ -14,7 +14,7 @@ mod overlay;
 mod state;
 
 pub use daemon::{mount, program};
-pub use foreign::{blob, bootstrap, clean_up, documents, layer, registry_texts};
+pub use foreign::{archive, blob, bootstrap, clean_up, documents, layer, registry_texts};
 pub use inputs::{extra_option, rootfs_mount, virtual_volume};
 pub use overlay::overlay_options;
 pub use state::state_document;
@@ -31,7 +31,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     target("extra_option", extra_option, 4000),
     target("virtual_volume", virtual_volume, 4000),
     target("rootfs_mount", rootfs_mount, 4000),
@@ -42,6 +42,7 @@ pub const TARGETS: [Target; 12] = [
     target("program", program, 4000),
     target("layer", layer, 400),
     target("blob", blob, 2000),
+    target("archive", archive, 4000),
     target("documents", documents, 4000),
     target("registry_texts", registry_texts, 4000),
 ];

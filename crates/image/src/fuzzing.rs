@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use crate::bootstrap_layer::unpack_bootstrap;
 use crate::chunk_reader::unpack_by_index;
 use crate::layers::{LayerTools, Names, Room, convert_layer, decompressed, index_layer};
 use crate::merge::{MergeLayer, merge};
@@ -21,7 +22,7 @@ use crate::rafs::reference::Original;
 use crate::rafs::tail::{BlobFormat, bootstrap_in, complete};
 use crate::rafs::with_nydus;
 use crate::source::document::{Document, resolve};
-use crate::source::{Platform, SourceError, registry, sha256_of};
+use crate::source::{AccessOptions, ImageRef, Platform, SourceError, open_source, registry, sha256_of};
 use crate::trace::StartupTrace;
 use crate::{FsVersion, RafsFormat};
 
@@ -81,6 +82,24 @@ pub fn layer(bytes: &[u8], fs_version: FsVersion, scratch: &Path) {
     };
     if fs_version == FsVersion::V6 {
         let _ = index_layer(bytes, original, scratch, tools);
+    }
+}
+
+/// An archive with an image's bootstrap in it, or with the whole image; the bootstrap goes to `scratch`.
+pub fn archive(path: &Path, scratch: &File) {
+    if let Ok(archive) = File::open(path) {
+        let _ = unpack_bootstrap(archive, scratch);
+    }
+    let path = path.to_owned();
+    for reference in [
+        ImageRef::OciArchive {
+            path: path.clone(),
+            tag: None,
+        },
+        ImageRef::DockerArchive { path, name: None },
+    ] {
+        let opened = open_source(&reference, &AccessOptions::default());
+        let _ = opened.and_then(|source| source.image(&Platform::default()));
     }
 }
 

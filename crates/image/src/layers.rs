@@ -30,11 +30,11 @@ pub(crate) use entry::{OPAQUE_WHITEOUT, WHITEOUT_PREFIX};
 pub use error::{EntryProblem, LayerError, TarProblem};
 pub(crate) use room::Room;
 pub(crate) use tar_header::BLOCK_BYTES;
+pub(crate) use tar_stream::TarStream;
 
 use entry::{Meaning, interpret, is_of_linux};
 use room::Share;
 use tar_header::Header;
-use tar_stream::TarStream;
 
 use crate::rafs::blob::Blob;
 use crate::rafs::bootstrap::BootstrapPlan;

@@ -34,6 +34,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod bootstrap_layer;
 mod build;
 mod built_source;
 mod check;

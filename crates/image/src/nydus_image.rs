@@ -10,15 +10,13 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::convert::{BOOTSTRAP, REFERENCE};
+use crate::bootstrap_layer::{bootstrap_layer, unpack_bootstrap};
+use crate::convert::REFERENCE;
 use crate::rafs::blob::Blob;
 use crate::rafs::load::{Loaded, blobs_of, load};
 use crate::rafs::{NydusError, with_nydus};
 use crate::source::{Descriptor, Digest, ImageSource, MediaType, Platform, SourceError, SourceImage};
 use crate::trace;
-
-/// Larger than that of any image there is; nobody gets to fill the disk with one.
-const MAX_BOOTSTRAP_BYTES: u64 = 1 << 30;
 
 /// An image in nydus' form.
 #[derive(Debug)]
@@ -176,36 +174,4 @@ fn original(blob: &Blob) -> io::Result<Descriptor> {
         blob.compressed_bytes,
         digest,
     ))
-}
-
-/// The layer with the bootstrap, if the image is in nydus' form: the last one.
-pub(crate) fn bootstrap_layer(layers: &[Descriptor]) -> Option<&Descriptor> {
-    let marked = |layer: &&Descriptor| {
-        let annotations = layer.annotations().as_ref();
-        annotations.is_some_and(|all| all.contains_key(BOOTSTRAP))
-    };
-    layers.last().filter(marked)
-}
-
-/// Copies the bootstrap in a layer to `out`; the rest of the layer is read too, so that its digest is checked.
-pub(crate) fn unpack_bootstrap(layer: Box<dyn Read + Send>, mut out: &File) -> io::Result<()> {
-    let mut archive = tar::Archive::new(crate::layers::decompressed(layer)?);
-    let mut found = false;
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        // As old converters have it, or as new ones.
-        if !found && matches!(&*entry.path_bytes(), b"image/image.boot" | b"image.boot") {
-            found = true;
-            if entry.size() > MAX_BOOTSTRAP_BYTES {
-                return Err(io::Error::other("the bootstrap is larger than 1 GiB"));
-            }
-            io::copy(&mut entry, &mut out)?;
-        }
-    }
-    io::copy(&mut archive.into_inner(), &mut io::sink())?;
-    if found {
-        Ok(())
-    } else {
-        Err(io::Error::other("it has no image/image.boot"))
-    }
 }

@@ -85,7 +85,7 @@ pub enum EntryProblem {
 
 /// A stream that is no tar archive, or can't be read.
 #[derive(Debug, Error)]
-pub(super) enum StreamError {
+pub(crate) enum StreamError {
     #[error(transparent)]
     Tar(#[from] TarProblem),
     #[error(transparent)]
@@ -143,6 +143,15 @@ pub enum LayerError {
     /// Told to stop.
     #[error("cancelled")]
     Cancelled,
+}
+
+impl From<StreamError> for io::Error {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Tar(problem) => Self::new(io::ErrorKind::InvalidData, problem),
+            StreamError::Io(error) => error,
+        }
+    }
 }
 
 impl From<StreamError> for LayerError {

@@ -1,10 +1,10 @@
-//! Entries of a tar stream, one after the other, with their content: nothing is kept, nothing is skipped by
-//! seeking.
+//! Entries of a tar stream, one after the other, with their content: nothing is kept, and nothing is skipped by
+//! seeking unless that is asked for.
 //!
 //! Knows POSIX, pax and GNU tar, sparse files and numbers of any size; reads what Go's `archive/tar` reads, by
 //! which layers are made and unpacked elsewhere. Never judges what an entry means: see `entry.rs`.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use super::error::{StreamError, TarProblem};
 use super::tar_header::{BLOCK_BYTES, Block, Header, gnu_sparse_more};
@@ -18,11 +18,11 @@ const MAX_SPARSE_BLOCKS: usize = 1 << 13;
 
 /// An entry as the archive has it.
 #[derive(Debug)]
-pub(super) struct TarEntry {
+pub(crate) struct TarEntry {
     /// As in its header, except that old and contiguous regular files are `0`.
-    pub(super) type_flag: u8,
-    pub(super) path: Vec<u8>,
-    pub(super) link_path: Vec<u8>,
+    pub(crate) type_flag: u8,
+    pub(crate) path: Vec<u8>,
+    pub(crate) link_path: Vec<u8>,
     pub(super) mode: i64,
     pub(super) uid: i64,
     pub(super) gid: i64,
@@ -31,14 +31,14 @@ pub(super) struct TarEntry {
     pub(super) device: (i64, i64),
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Of the content as it is read, holes included, in bytes.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Whether there are holes in it, of which the archive has nothing.
-    pub(super) is_sparse: bool,
+    pub(crate) is_sparse: bool,
 }
 
 /// The stream, and how far the current entry's content was read.
 #[derive(Debug)]
-pub(super) struct TarStream<R> {
+pub(crate) struct TarStream<R> {
     inner: R,
     /// Of the entry's bytes in the archive.
     left: u64,
@@ -51,7 +51,7 @@ pub(super) struct TarStream<R> {
 }
 
 impl<R: Read> TarStream<R> {
-    pub(super) fn new(inner: R) -> Self {
+    pub(crate) fn new(inner: R) -> Self {
         Self {
             inner,
             left: 0,
@@ -65,7 +65,7 @@ impl<R: Read> TarStream<R> {
     }
 
     /// The next entry, having skipped what is left of the one before; none at the archive's end.
-    pub(super) fn next_entry(&mut self) -> Result<Option<TarEntry>, StreamError> {
+    pub(crate) fn next_entry(&mut self) -> Result<Option<TarEntry>, StreamError> {
         if self.ended {
             return Ok(None);
         }
@@ -283,8 +283,20 @@ impl<R: Read> TarStream<R> {
     }
 
     /// Reads what follows the archive, so that whoever checks the stream sees all of it.
-    pub(super) fn finish(mut self) -> io::Result<()> {
+    pub(crate) fn finish(mut self) -> io::Result<()> {
         io::copy(&mut self.inner, &mut io::sink()).map(drop)
+    }
+}
+
+impl<R: Read + Seek> TarStream<R> {
+    /// Passes over what is left of the current entry's content without reading it, be it there or not; where in the
+    /// archive it was.
+    pub(crate) fn pass_content(&mut self) -> io::Result<u64> {
+        let at = self.inner.stream_position()?;
+        let by = i64::try_from(self.left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        self.inner.seek(SeekFrom::Current(by))?;
+        self.left = 0;
+        Ok(at)
     }
 }
 

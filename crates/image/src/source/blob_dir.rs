@@ -170,7 +170,11 @@ pub(crate) fn write_error(path: &Path, source: io::Error) -> SinkError {
     }
 }
 
-fn beside(parent: &Path) -> io::Result<NamedTempFile> {
+/// A file in `parent` that [`persist`] gives its name.
+///
+/// # Errors
+/// What the file system said.
+pub(crate) fn beside(parent: &Path) -> io::Result<NamedTempFile> {
     use std::os::unix::fs::PermissionsExt;
     tempfile::Builder::new()
         .prefix(PARTIAL_PREFIX)
@@ -179,7 +183,11 @@ fn beside(parent: &Path) -> io::Result<NamedTempFile> {
         .tempfile_in(parent)
 }
 
-fn persist(file: NamedTempFile, path: &Path) -> io::Result<()> {
+/// Syncs a file, and gives it its name in the same directory.
+///
+/// # Errors
+/// What the file system said.
+pub(crate) fn persist(file: NamedTempFile, path: &Path) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()

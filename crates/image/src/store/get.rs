@@ -8,25 +8,23 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
-use tempfile::NamedTempFile;
 
 use super::arriving::{Arriving, keep_for_next_try};
 use super::kept::KeptLayers;
 use super::known::KnownLayers;
 use super::record::{DataRecord, OriginalLayer, Record};
 use super::{GetRequest, ImageData, PullPolicy, Store, StoreError, StoredImage, lock};
+use crate::bootstrap_layer::{bootstrap_layer, unpack_bootstrap_to};
 use crate::config::FsVersion;
 use crate::convert::{Mode, convert};
 use crate::image_dir::ImageDir;
-use crate::nydus_image::{bootstrap_layer, originals_of, refers, unpack_bootstrap};
+use crate::nydus_image::{originals_of, refers};
 use crate::progress::{Phase, Progress};
-use crate::rafs::load::version_of;
-use crate::source::blob_dir::replace;
 use crate::source::{
     Descriptor, Digest, ImageConfiguration, ImageRef, ImageSink, ImageSource, MediaType, SourceError,
     SourceImage, open_source,
@@ -197,7 +195,7 @@ impl Store {
             Ok(true) => self.content.blob(&layer)?,
             _ => source.blob(&layer)?,
         };
-        let (version, bytes) = self.unpack(content, &bootstrap).map_err(failed)?;
+        let (version, bytes) = unpack_bootstrap_to(content, &bootstrap).map_err(failed)?;
         let data = match converted {
             Some(data) => data,
             None => {
@@ -217,19 +215,6 @@ impl Store {
             (version, bytes),
             data,
         ))
-    }
-
-    /// Unpacks the bootstrap; one that is right already stays the file it is, which others may have locked.
-    fn unpack(&self, layer: Box<dyn Read + Send>, bootstrap: &Path) -> io::Result<(FsVersion, u64)> {
-        let unpacked = NamedTempFile::new_in(self.work())?;
-        unpack_bootstrap(layer, unpacked.as_file())?;
-        let version = version_of(unpacked.as_file())?;
-        let content = fs::read(unpacked.path())?;
-        if fs::read(bootstrap).is_ok_and(|there| there == content) {
-            return Ok((version, content.len() as u64));
-        }
-        replace(bootstrap, |file| file.write_all(&content))?;
-        Ok((version, content.len() as u64))
     }
 
     /// Converts an image into the store.
