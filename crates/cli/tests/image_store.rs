@@ -263,6 +263,25 @@ fn what_is_cached_goes_down_to_the_quota_but_for_what_is_mounted() {
     }
 }
 
+#[test]
+fn a_cache_of_more_blobs_than_there_are_descriptors_goes_down_to_its_quota() {
+    let dir = Dir::new();
+    let cache = dir.mkdir("data/cache");
+    for blob in 0..200 {
+        std::fs::write(cache.join(format!("{blob}.blob.data")), [1; 4096]).unwrap();
+    }
+    let gc = image(&dir, &["gc", "--quota", "409600"]);
+    let few = Command::new("sh")
+        .args(["-c", "ulimit -n 32; exec \"$0\" \"$@\""])
+        .arg(gc.get_program())
+        .args(gc.get_args())
+        .envs(gc.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .output()
+        .unwrap();
+    assert!(few.status.success(), "{:?}", told(&few));
+    assert_eq!(cached(&dir).len(), 100);
+}
+
 /// Everything that has a name in the store is what its name says, and what a record names is there.
 fn assert_sound(images: &Path) {
     let names = |part: &str| {

@@ -13,8 +13,8 @@
 //! When a blob was last used is when it was last mounted, or something of it was fetched. What goes is decided in
 //! `cache_plan.rs`.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use serde::Serialize;
 
-use super::cache_plan::{CachedBlob, plan};
+use super::cache_plan::{CachedBlob, Shrinking};
 use super::leftovers::{entries, remove};
 use super::{StoreError, lock};
 use crate::progress::Progress;
@@ -44,6 +44,8 @@ const LOCK: &str = ".lock";
 const QUOTA: &str = ".quota";
 /// The same while it is written.
 const QUOTA_NEW: &str = ".quota.new";
+/// How many blobs are held at once: each takes a descriptor, and a process commonly has 1024.
+const AT_ONCE: usize = 64;
 /// Blocks of `stat(2)`, in bytes.
 const BLOCK_BYTES: u64 = 512;
 
@@ -72,7 +74,7 @@ pub struct CacheReport {
     pub before_bytes: u64,
     /// What it takes now, or would.
     pub after_bytes: u64,
-    /// What of it is in use, if it had to be looked for.
+    /// What of it is in use, as far as it had to be looked for.
     pub in_use_bytes: u64,
     /// The blobs that went, or would.
     pub blobs: Vec<String>,
@@ -161,43 +163,57 @@ impl BlobCache {
             });
         }
         let _alone = lock::exclusive(&self.path.join(LOCK), progress)?;
-        let mut blobs = self.blobs()?;
-        let before_bytes = blobs.iter().map(|blob| blob.bytes).sum();
-        let mut locks = BTreeMap::new();
-        if before_bytes > quota_bytes {
-            // First whose lock is ours, then who has it open: a daemon that opens it later waits for the lock.
-            for blob in &mut blobs {
-                match self.lock_alone(&blob.id)? {
-                    Alone::Locked(file) => drop(locks.insert(blob.id.clone(), file)),
-                    Alone::Absent => {}
-                    Alone::InUse => blob.in_use = true,
-                }
+        let mut shrinking = Shrinking::new(self.blobs()?, quota_bytes);
+        let before_bytes = shrinking.left_bytes();
+        let (mut going, mut in_use_bytes, mut at_once) = (Vec::new(), 0, AT_ONCE);
+        loop {
+            let next = shrinking.next(at_once);
+            if next.is_empty() {
+                break;
             }
-            let open = open_files(&self.path, &locks);
-            for blob in &mut blobs {
-                blob.in_use |= open.contains(&blob.id);
-            }
-        }
-        let going = plan(&blobs, quota_bytes);
-        if !dry_run {
-            for blob in &going {
-                for suffix in [MAP, OLD_MAP, DATA].iter().chain(&OTHERS) {
-                    remove(&self.file(&blob.id, suffix))?;
+            let Some(held) = self.hold(next)? else {
+                at_once /= 2;
+                tracing::debug!(cache = %self.path.display(), at_once, "too few descriptors");
+                continue;
+            };
+            let used = next.iter().filter(|blob| held.in_use.contains(&blob.id));
+            in_use_bytes += used.map(|blob| blob.bytes).sum::<u64>();
+            for blob in shrinking.decide(at_once, &held.in_use) {
+                if !dry_run {
+                    for suffix in [MAP, OLD_MAP, DATA].iter().chain(&OTHERS) {
+                        remove(&self.file(&blob.id, suffix))?;
+                    }
                 }
+                going.push(blob.id);
             }
         }
         Ok(CacheReport {
             dry_run,
             quota_bytes,
             before_bytes,
-            after_bytes: before_bytes - going.iter().map(|blob| blob.bytes).sum::<u64>(),
-            in_use_bytes: blobs
-                .iter()
-                .filter(|blob| blob.in_use)
-                .map(|blob| blob.bytes)
-                .sum(),
-            blobs: going.iter().map(|blob| blob.id.clone()).collect(),
+            after_bytes: shrinking.left_bytes(),
+            in_use_bytes,
+            blobs: going,
         })
+    }
+
+    /// Keeps `blobs` from being used, but for those that are; `None` if there are too few descriptors for all of them.
+    fn hold(&self, blobs: &[CachedBlob]) -> Result<Option<Held>, StoreError> {
+        let mut held = Held::default();
+        // First whose lock is ours, then who has it open: a daemon that opens it later waits for the lock.
+        for blob in blobs {
+            match self.lock_alone(&blob.id)? {
+                Alone::Locked(file) => drop(held.locks.insert(blob.id.clone(), file)),
+                Alone::Absent => {}
+                Alone::InUse => drop(held.in_use.insert(blob.id.clone())),
+                Alone::NoDescriptors => return Ok(None),
+            }
+        }
+        match open_files(&self.path, &held.locks) {
+            Ok(open) => held.in_use.extend(open),
+            Err(NoDescriptors) => return Ok(None),
+        }
+        Ok(Some(held))
     }
 
     fn file(&self, blob: &str, suffix: &str) -> PathBuf {
@@ -224,7 +240,6 @@ impl BlobCache {
                 id: id.to_owned(),
                 bytes: 0,
                 last_used: SystemTime::UNIX_EPOCH,
-                in_use: false,
             });
             blob.bytes += meta.blocks() * BLOCK_BYTES;
             let times = [meta.modified(), meta.accessed()].into_iter().flatten();
@@ -240,6 +255,7 @@ impl BlobCache {
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Alone::Absent),
+            Err(error) if lacks_descriptors(&error) => return Ok(Alone::NoDescriptors),
             Err(source) => return Err(failed(source)),
         };
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&in_use(libc::F_WRLCK))) {
@@ -256,6 +272,25 @@ enum Alone {
     /// There is no data to lock.
     Absent,
     InUse,
+    /// This process has, or all have, as many files open as they may.
+    NoDescriptors,
+}
+
+/// Blobs of which it is known who uses them.
+#[derive(Debug, Default)]
+struct Held {
+    /// The locks of those that nobody had locked. While they are held nobody begins to use one.
+    locks: BTreeMap<String, File>,
+    in_use: BTreeSet<String>,
+}
+
+/// There are none left to look with.
+struct NoDescriptors;
+
+fn lacks_descriptors(error: &io::Error) -> bool {
+    [Errno::EMFILE, Errno::ENFILE]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
 #[expect(
@@ -274,7 +309,7 @@ fn in_use(kind: libc::c_int) -> libc::flock {
 }
 
 /// The blobs among `ours` whose data other processes have open, as far as one may see that.
-fn open_files(cache: &Path, ours: &BTreeMap<String, File>) -> Vec<String> {
+fn open_files(cache: &Path, ours: &BTreeMap<String, File>) -> Result<Vec<String>, NoDescriptors> {
     let identity = |meta: &fs::Metadata| (meta.dev(), meta.ino());
     let by_inode: BTreeMap<_, _> = ours
         .iter()
@@ -282,7 +317,7 @@ fn open_files(cache: &Path, ours: &BTreeMap<String, File>) -> Vec<String> {
         .collect();
     let own = std::process::id().to_string();
     let mut open = Vec::new();
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+    for process in list(Path::new("/proc"))? {
         let name = process.file_name();
         let is_other = name
             .to_str()
@@ -290,11 +325,7 @@ fn open_files(cache: &Path, ours: &BTreeMap<String, File>) -> Vec<String> {
         if !is_other {
             continue;
         }
-        for link in fs::read_dir(process.path().join("fd"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for link in list(&process.path().join("fd"))? {
             // By name first, which is cheap; another mount namespace has another directory, but the same name.
             let is_data = fs::read_link(link.path())
                 .is_ok_and(|target| target.extension().is_some_and(|extension| extension == "data"));
@@ -307,5 +338,13 @@ fn open_files(cache: &Path, ours: &BTreeMap<String, File>) -> Vec<String> {
             }
         }
     }
-    open
+    Ok(open)
+}
+
+/// What is in a directory of processes, or of one's files; nothing for one that is gone, or not ours to see.
+fn list(dir: &Path) -> Result<impl Iterator<Item = DirEntry>, NoDescriptors> {
+    match fs::read_dir(dir) {
+        Err(error) if lacks_descriptors(&error) => Err(NoDescriptors),
+        listed => Ok(listed.into_iter().flatten().flatten()),
+    }
 }
