@@ -254,8 +254,8 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
             let next = left.min(most);
             left -= next;
             let size = usize::try_from(next).unwrap_or_default();
+            self.share.take_chunk()?;
             chunks.push(if content.pass_hole(next) {
-                self.share.take_hole()?;
                 self.hole_chunks += 1;
                 if self.hole_chunks > MAX_HOLE_CHUNKS {
                     let problem = EntryProblem::TooLarge;

@@ -1,5 +1,6 @@
-//! What names and attributes of the files in an image's layers may take in memory, where they are until all layers are
-//! read: a multiple of what the layers are as they are stored, so that no small archive takes all there is.
+//! What names, attributes and lists of chunks of the files in an image's layers may take in memory, where they are until
+//! all layers are read: a multiple of what the layers are as they are stored, so that no small archive takes all there
+//! is.
 //!
 //! Never looks into an archive: `layers.rs` says what it keeps. `rafs/bounds.rs` does the same for bootstraps.
 
@@ -8,9 +9,11 @@ use std::ffi::OsString;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::LayerError;
+use crate::rafs::chunks::ChunkRef;
 use crate::tree::{Action, Chunk, Entry, Inode, Kind};
 
-/// Bytes in memory for each byte of the layers. Empty files in one directory, packed by gzip, have some 60.
+/// Bytes in memory for each byte of the layers. Empty files in one directory, packed by gzip, have some 60. Zeros packed
+/// by gzip have 22 in the smallest chunks there are.
 const BYTES_FOR_A_BYTE: u64 = 64;
 /// What the layers of any image may take. Half a million of the same files packed by zstd, which can make less of them.
 const BASE_BYTES: u64 = 128 << 20;
@@ -60,9 +63,9 @@ impl Share<'_> {
         self.take(ENTRY_BYTES + entry.path.as_os_str().len() + said)
     }
 
-    /// Takes what a chunk needs of which nothing was read.
-    pub(super) fn take_hole(&mut self) -> Result<(), LayerError> {
-        self.take(size_of::<Chunk>())
+    /// Takes what a chunk of a file needs, be it in a hole, one that was there before, or one of its own.
+    pub(super) fn take_chunk(&mut self) -> Result<(), LayerError> {
+        self.take(size_of::<Chunk>() + size_of::<ChunkRef>())
     }
 
     fn take(&mut self, bytes: usize) -> Result<(), LayerError> {
@@ -113,10 +116,16 @@ fn of_xattrs(xattrs: &BTreeMap<OsString, Vec<u8>>) -> usize {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+    use std::io::{self, Read};
     use std::path::PathBuf;
     use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
 
+    use super::super::{LayerTools, Names, convert_layer};
     use super::*;
+    use crate::config::{ChunkSize, RafsFormat};
+    use crate::rafs::chunks::Dictionary;
+    use crate::rafs::compress::Compressors;
 
     fn entry(path: &str, action: Action) -> Entry {
         let path = PathBuf::from(path);
@@ -151,6 +160,40 @@ mod tests {
             let refused = room.share().take_entry(&entry);
             assert!(matches!(refused, Err(LayerError::TooMuch)), "{entry:?}");
         }
+    }
+
+    #[test]
+    fn every_chunk_of_a_file_takes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let (chunks, chunk_size) = (100, ChunkSize::new(4096).unwrap());
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_path("zeros").unwrap();
+        header.set_size(chunks * u64::from(chunk_size.bytes()));
+        header.set_cksum();
+        let content = io::repeat(0).take(header.size().unwrap());
+        archive.append(&header, content).unwrap();
+        let archive = archive.into_inner().unwrap();
+        let compressors = Compressors::start().unwrap();
+        let convert = |base| {
+            let read = AtomicU64::new(0);
+            let tools = LayerTools {
+                format: RafsFormat::default().chunk_size(chunk_size).into(),
+                compressors: &compressors,
+                dictionary: &Dictionary::default(),
+                names: Names::OfLayer,
+                room: &Room {
+                    base,
+                    ..Room::new(&read)
+                },
+                cancelled: &AtomicBool::new(false),
+            };
+            convert_layer(&*archive, &dir.path().join("blob"), tools)
+        };
+        let needed = chunks * (size_of::<Chunk>() + size_of::<ChunkRef>()) as u64;
+        let refused = convert(needed);
+        assert!(matches!(refused, Err(LayerError::TooMuch)), "{refused:?}");
+        convert(needed + ENTRY_BYTES as u64 + 5).unwrap();
     }
 
     #[test]
