@@ -171,7 +171,10 @@ impl Pool<'_> {
                 }
                 Err(error) => {
                     let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    failed.get_or_insert(FailedLayer { layer: number, error });
+                    failed.get_or_insert(FailedLayer {
+                        layer: source.number,
+                        error,
+                    });
                     self.tools.cancelled.store(true, Ordering::Relaxed);
                     return;
                 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nydusbox_image::source::{AccessOptions, MediaType, Platform, open_source};
+use nydusbox_image::source::{AccessOptions, MediaType, Platform, open_source, sha256_of};
 use nydusbox_image::{
     Compressor, ConvertError, ConvertSummary, FsVersion, Phase, Progress, Quiet, RafsFormat,
 };
@@ -61,6 +61,23 @@ fn an_image_that_links_to_what_it_hides_is_converted_again_as_before() {
         digests.push(summary.digest);
     }
     assert_eq!(digests[0], digests[1]);
+}
+
+#[test]
+fn a_layer_that_fails_is_named_also_if_those_before_it_are_used_again() {
+    let dir = temp_dir();
+    let (good, bad) = (layout::archive(&[("file", b"content")]), vec![1; 2048]);
+    let layers = [(MediaType::ImageLayer, &*good), (MediaType::ImageLayer, &*bad)];
+    let image = |name: &str, layers: &[(MediaType, &[u8])]| {
+        layout::write_layout(&dir.path().join(name), "of", layers)
+    };
+    let to = layout_ref(&dir.path().join("out"), "nydus");
+    convert_to(&image("one", &layers[..1]), &to, &oci::config(), &Quiet).unwrap();
+    let failed = convert_to(&image("both", &layers), &to, &oci::config(), &Quiet).unwrap_err();
+    let ConvertError::Layer { digest, .. } = &failed else {
+        panic!("{failed:?}");
+    };
+    assert_eq!(*digest, sha256_of(&bad).to_string());
 }
 
 #[test]
