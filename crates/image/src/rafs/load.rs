@@ -120,19 +120,14 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, NydusError> {
 }
 
 impl Loaded {
-    /// Whether the layer whose own bootstrap this is links to lower layers' files and hides such: it doesn't tell what
-    /// came first, and what is linked to may be what is hidden.
-    pub(crate) fn links_and_hides(&self) -> bool {
+    /// Whether the layer whose own bootstrap this is links to lower layers' files: it doesn't tell what came first, and
+    /// what is linked to may be what the layer then hides or replaces, also by another path.
+    pub(crate) fn links_to_lower(&self) -> bool {
         let mut inodes = self.entries.iter().filter_map(|entry| match &entry.action {
             Action::Put(inode) => Some(inode),
             Action::Link(_) | Action::Whiteout | Action::Opaque => None,
         });
-        let links = inodes.any(|inode| inode.xattrs.contains_key(std::ffi::OsStr::new(LINK_XATTR)));
-        links
-            && self.entries.iter().any(|entry| {
-                let name = entry.path.file_name().unwrap_or_default().as_bytes();
-                name.starts_with(WHITEOUT_PREFIX.as_bytes())
-            })
+        inodes.any(|inode| inode.xattrs.contains_key(std::ffi::OsStr::new(LINK_XATTR)))
     }
 
     /// The layer whose own bootstrap this is: what stands for whiteouts and links is them again.

@@ -35,32 +35,34 @@ fn files_are_those_umoci_unpacks_and_nydusd_serves_them() {
     }
 }
 
-/// The layer's own bootstrap does not tell that the link came first.
+/// The layer's own bootstrap does not tell that the link came first, which is to what is hidden or replaced then.
 #[test]
-fn an_image_that_links_to_what_it_hides_is_converted_again_as_before() {
+fn an_image_that_links_to_lower_layers_is_converted_again_as_before() {
     let dir = temp_dir();
-    let mut upper = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_ustar();
-    header.set_entry_type(tar::EntryType::Link);
-    header.set_size(0);
-    upper.append_link(&mut header, "link", "file").unwrap();
-    header.set_entry_type(tar::EntryType::Regular);
-    upper.append_data(&mut header, ".wh.file", &b""[..]).unwrap();
-    let (lower, upper) = (
-        layout::archive(&[("file", b"content")]),
-        upper.into_inner().unwrap(),
-    );
-    let layers = [(MediaType::ImageLayer, &*lower), (MediaType::ImageLayer, &*upper)];
-    let of = layout::write_layout(&dir.path().join("of"), "of", &layers);
-    let to = layout_ref(&dir.path().join("out"), "nydus");
-    let mut digests = Vec::new();
-    for reused in [[false, false], [true, false]] {
-        let summary = convert_to(&of, &to, &oci::config(), &Quiet).unwrap();
-        let seen: Vec<_> = summary.layers.iter().map(|layer| layer.reused).collect();
-        assert_eq!(seen, reused);
-        digests.push(summary.digest);
+    for then in [".wh.file", "file"] {
+        let mut upper = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::Link);
+        header.set_size(0);
+        upper.append_link(&mut header, "link", "file").unwrap();
+        header.set_entry_type(tar::EntryType::Regular);
+        upper.append_data(&mut header, then, &b""[..]).unwrap();
+        let (lower, upper) = (
+            layout::archive(&[("file", b"content")]),
+            upper.into_inner().unwrap(),
+        );
+        let layers = [(MediaType::ImageLayer, &*lower), (MediaType::ImageLayer, &*upper)];
+        let of = layout::write_layout(&dir.path().join(format!("of{then}")), "of", &layers);
+        let to = layout_ref(&dir.path().join(format!("out{then}")), "nydus");
+        let mut digests = Vec::new();
+        for reused in [[false, false], [true, false]] {
+            let summary = convert_to(&of, &to, &oci::config(), &Quiet).unwrap();
+            let seen: Vec<_> = summary.layers.iter().map(|layer| layer.reused).collect();
+            assert_eq!(seen, reused);
+            digests.push(summary.digest);
+        }
+        assert_eq!(digests[0], digests[1]);
     }
-    assert_eq!(digests[0], digests[1]);
 }
 
 #[test]
