@@ -16,6 +16,8 @@ use super::{Platform, SourceError, SourceImage, Verified};
 pub(super) const DOCUMENT_LIMIT_BYTES: u64 = 4 << 20;
 /// An index may name indexes; a chain of them is nobody's.
 const MAX_DEPTH: usize = 4;
+/// Of all indexes without a platform that are within one, as many are looked into.
+const MAX_GUESSES: usize = 32;
 
 /// Docker's media types, which mean the same as OCI's.
 pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -51,27 +53,81 @@ pub(crate) fn resolve(
     platform: &Platform,
     blob: &Blobs<'_>,
 ) -> Result<SourceImage, SourceError> {
-    let mut document = root;
-    for _ in 0..MAX_DEPTH {
+    Search::new(platform, blob).within(root, MAX_DEPTH)
+}
+
+/// What one of `manifests` is, or names, for `platform`.
+pub(super) fn resolve_among(
+    manifests: &[Descriptor],
+    platform: &Platform,
+    blob: &Blobs<'_>,
+) -> Result<SourceImage, SourceError> {
+    Search::new(platform, blob).among(manifests, MAX_DEPTH)
+}
+
+struct Search<'a> {
+    platform: &'a Platform,
+    blob: &'a Blobs<'a>,
+    /// Indexes that may yet be looked into without knowing what for.
+    guesses: usize,
+}
+
+impl<'a> Search<'a> {
+    fn new(platform: &'a Platform, blob: &'a Blobs<'a>) -> Self {
+        Self {
+            platform,
+            blob,
+            guesses: MAX_GUESSES,
+        }
+    }
+
+    /// `depth` is of how many documents in a chain this may be the first.
+    fn within(&mut self, document: Document, depth: usize) -> Result<SourceImage, SourceError> {
         let name = DocumentName::Manifest(document.digest.clone());
+        let Some(depth) = depth.checked_sub(1) else {
+            return Err(SourceError::TooDeep { what: name });
+        };
         match kind(&document, &name)? {
-            Kind::Manifest(media_type) => return image(document, media_type, blob),
+            Kind::Manifest(media_type) => image(document, media_type, self.blob),
             Kind::Index => {
                 let index: ImageIndex = parse(&document.bytes, &name)?;
-                document = fetch(choose(index.manifests(), platform)?, blob)?;
+                self.among(index.manifests(), depth)
             }
         }
     }
-    Err(SourceError::TooDeep {
-        what: DocumentName::Manifest(document.digest),
-    })
+
+    fn among(&mut self, manifests: &[Descriptor], depth: usize) -> Result<SourceImage, SourceError> {
+        let mut offered = match choose(manifests, self.platform) {
+            Ok(chosen) => return self.within(fetch(chosen, self.blob)?, depth),
+            Err(offered) => offered,
+        };
+        // Any of those that say nothing of platforms may have it.
+        for index in manifests.iter().filter(|manifest| is_unsaid_index(manifest)) {
+            let Some(guesses) = self.guesses.checked_sub(1) else {
+                break;
+            };
+            self.guesses = guesses;
+            match self.within(fetch(index, self.blob)?, depth) {
+                Err(SourceError::NoSuchPlatform { found, .. }) => offered.extend(found),
+                found => return found,
+            }
+        }
+        Err(SourceError::NoSuchPlatform {
+            platform: self.platform.clone(),
+            found: offered,
+        })
+    }
 }
 
-/// The manifest for `platform`.
-pub(super) fn choose<'m>(
-    manifests: &'m [Descriptor],
-    platform: &Platform,
-) -> Result<&'m Descriptor, SourceError> {
+/// Whether it is an index of which nobody says what it is for.
+fn is_unsaid_index(manifest: &Descriptor) -> bool {
+    let media_type = manifest.media_type();
+    let is_index = *media_type == MediaType::ImageIndex || media_type.to_string() == DOCKER_INDEX;
+    is_index && manifest.platform().is_none()
+}
+
+/// The manifest for `platform`, or the platforms that there are manifests for.
+fn choose<'m>(manifests: &'m [Descriptor], platform: &Platform) -> Result<&'m Descriptor, Vec<String>> {
     if let Some(chosen) = platform.choose(manifests) {
         return Ok(chosen);
     }
@@ -89,10 +145,7 @@ pub(super) fn choose<'m>(
             Platform::new(&offered.os().to_string(), &arch, offered.variant().as_deref()).to_string()
         })
     };
-    Err(SourceError::NoSuchPlatform {
-        platform: platform.clone(),
-        found: manifests.iter().filter_map(offered).collect(),
-    })
+    Err(manifests.iter().filter_map(offered).collect())
 }
 
 /// The document a descriptor names.

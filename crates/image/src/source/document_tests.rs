@@ -79,6 +79,69 @@ fn an_index_leads_to_the_manifest_of_the_platform_whoever_names_the_types() {
 }
 
 #[test]
+fn an_index_without_a_platform_is_looked_into_where_nothing_else_fits() {
+    let mut memory = Memory::default();
+    let good = manifest(&mut memory, 1);
+    let entry = |memory: &mut Memory, architecture: &str| {
+        let mut entry = memory.put(MANIFEST, &good);
+        entry["platform"] = json!({"os": "linux", "architecture": architecture});
+        entry
+    };
+    let of = |memory: &mut Memory, architectures: &[&str]| {
+        let entries: Vec<_> = architectures.iter().map(|one| entry(memory, one)).collect();
+        memory.put(INDEX, &index_of(&entries))
+    };
+    let (arm, intel) = (
+        of(&mut memory, &["arm64", "riscv64"]),
+        of(&mut memory, &["amd64"]),
+    );
+    let inner = memory.put(DOCKER_INDEX, &index_of(&[arm.clone(), intel.clone()]));
+    let s390 = entry(&mut memory, "s390x");
+    let image = memory.resolve(&index_of(&[s390.clone(), inner])).unwrap();
+    assert_eq!(image.digest.to_string(), s390["digest"]);
+    assert_eq!(
+        memory
+            .resolve(&index_of(&[s390.clone(), arm]))
+            .unwrap_err()
+            .to_string(),
+        "there is no image for linux/amd64; there is one for linux/s390x, linux/arm64, linux/riscv64"
+    );
+    // One that is for something else is not.
+    let mut other = intel;
+    other["platform"] = json!({"os": "linux", "architecture": "arm64"});
+    assert!(matches!(
+        memory.resolve(&index_of(&[s390, other])),
+        Err(SourceError::NoSuchPlatform { .. })
+    ));
+}
+
+#[test]
+fn indexes_that_name_each_other_are_not_looked_into_without_end() {
+    let mut memory = Memory::default();
+    let arm = {
+        let mut entry = memory.put(MANIFEST, &json!({}));
+        entry["platform"] = json!({"os": "linux", "architecture": "arm64"});
+        entry
+    };
+    let mut index = index_of(&vec![arm; 2]);
+    for _ in 0..MAX_DEPTH - 1 {
+        index = index_of(&vec![memory.put(INDEX, &index); 200]);
+    }
+    let asked = std::cell::Cell::new(0);
+    let root = Document::named(serde_json::to_vec(&index).unwrap(), None);
+    let resolved = resolve(root, &"linux/amd64".parse().unwrap(), &|descriptor| {
+        asked.set(asked.get() + 1);
+        let bytes = memory.0[descriptor.digest().as_ref()].clone();
+        verified(std::io::Cursor::new(bytes), descriptor)
+    });
+    assert!(
+        matches!(resolved, Err(SourceError::NoSuchPlatform { .. })),
+        "{resolved:?}"
+    );
+    assert_eq!(asked.get(), MAX_GUESSES);
+}
+
+#[test]
 fn what_cannot_be_an_image_is_refused_with_what_is_wrong() {
     let mut memory = Memory::default();
     let good = manifest(&mut memory, 1);

@@ -45,42 +45,30 @@ impl<F: Files> OciLayout<F> {
         })
     }
 
-    /// The entry of the index that is meant.
-    fn root<'i>(&self, index: &'i ImageIndex, platform: &Platform) -> Result<&'i Descriptor, SourceError> {
+    /// The entries of the index that are meant: several of one name are one image for several platforms.
+    fn roots(&self, index: &ImageIndex) -> Result<Vec<Descriptor>, SourceError> {
         let all: &[Descriptor] = index.manifests();
         if let Some(tag) = &self.tag {
-            let tagged: Vec<_> = all
-                .iter()
-                .filter(|entry| name_of(entry) == Some(tag))
-                .cloned()
-                .collect();
-            // Several of one name are one image for several platforms.
-            let chosen = match &*tagged {
-                [] => {
-                    return Err(SourceError::NoSuchName {
-                        path: self.place.clone(),
-                        name: tag.clone(),
-                        found: names(all),
-                    });
-                }
-                [only] => only.digest(),
-                several => document::choose(several, platform)?.digest(),
-            };
-            return all
-                .iter()
-                .find(|entry| entry.digest() == chosen)
-                .ok_or_else(|| not_a_layout(&self.place, INDEX_FILE));
-        }
-        match all {
-            [only] => Ok(only),
-            [first, rest @ ..] if rest.iter().any(|entry| name_of(entry) != name_of(first)) => {
-                Err(SourceError::Ambiguous {
+            let tagged = all.iter().filter(|entry| name_of(entry) == Some(tag));
+            let tagged: Vec<_> = tagged.cloned().collect();
+            if tagged.is_empty() {
+                return Err(SourceError::NoSuchName {
                     path: self.place.clone(),
+                    name: tag.clone(),
                     found: names(all),
-                })
+                });
             }
-            several => document::choose(several, platform),
+            return Ok(tagged);
         }
+        if let [first, rest @ ..] = all
+            && rest.iter().any(|entry| name_of(entry) != name_of(first))
+        {
+            return Err(SourceError::Ambiguous {
+                path: self.place.clone(),
+                found: names(all),
+            });
+        }
+        Ok(all.to_vec())
     }
 }
 
@@ -113,8 +101,10 @@ impl<F: Files> ImageSource for OciLayout<F> {
         let index = index.ok_or_else(|| not_a_layout(&self.place, INDEX_FILE))?;
         let index: ImageIndex = document::parse(&index, &DocumentName::File(self.place.join(INDEX_FILE)))?;
         let blob = |descriptor: &Descriptor| self.blob(descriptor);
-        let root = document::fetch(self.root(&index, platform)?, &blob)?;
-        document::resolve(root, platform, &blob)
+        match &*self.roots(&index)? {
+            [only] => document::resolve(document::fetch(only, &blob)?, platform, &blob),
+            several => document::resolve_among(several, platform, &blob),
+        }
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, SourceError> {
