@@ -5,13 +5,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Descriptor, Digest, ImageIndex, MediaType, SCHEMA_VERSION};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 
-use super::blob_dir::{BlobDir, replace, write_error};
+use super::blob_dir::{BlobDir, PARTIAL_PREFIX, replace, write_error};
 use super::oci_layout::{INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, REF_NAME};
 use super::{BlobContent, ImageSink, Put, SinkError};
 
@@ -51,20 +52,34 @@ impl OciLayoutSink {
         }
         // Before the look: somebody else may be making the layout.
         let _lock = sink.lock()?;
-        if !place.join(LAYOUT_FILE).is_file() && fs::read_dir(place).map_err(failed)?.next().is_some() {
-            return Err(SinkError::Occupied {
-                path: place.to_owned(),
-            });
+        if !place.join(LAYOUT_FILE).is_file() {
+            if sink.is_strangers().map_err(failed)? {
+                return Err(SinkError::Occupied {
+                    path: place.to_owned(),
+                });
+            }
+            // First, because it is what a layout is known by, should we be killed now.
+            let marker = json!({"imageLayoutVersion": LAYOUT_VERSION}).to_string();
+            sink.replace(LAYOUT_FILE, &marker)?;
         }
         if !place.join(INDEX_FILE).exists() {
             let empty = json!({"schemaVersion": SCHEMA_VERSION, "manifests": []}).to_string();
             sink.replace(INDEX_FILE, &empty)?;
         }
-        if !place.join(LAYOUT_FILE).exists() {
-            let marker = json!({"imageLayoutVersion": LAYOUT_VERSION}).to_string();
-            sink.replace(LAYOUT_FILE, &marker)?;
-        }
         Ok(sink)
+    }
+
+    /// Whether there is anything that the making of a layout, interrupted, does not leave.
+    fn is_strangers(&self) -> io::Result<bool> {
+        for entry in fs::read_dir(&self.place)? {
+            let name = entry?.file_name();
+            let is_partial = name.as_bytes().starts_with(PARTIAL_PREFIX.as_bytes());
+            let is_index = name == INDEX_FILE && self.index().is_ok_and(|index| index.manifests().is_empty());
+            if !is_partial && !is_index {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// One writer at a time changes the index; freed when the file is closed.
@@ -115,5 +130,36 @@ impl ImageSink for OciLayoutSink {
         let text = serde_json::to_string(&index).expect("an index has nothing that JSON does not");
         self.replace(INDEX_FILE, &text)?;
         Ok(digest)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_whose_making_was_interrupted_is_made_and_what_is_anothers_is_not_taken() {
+        let empty = r#"{"schemaVersion": 2, "manifests": []}"#;
+        for (files, is_ours) in [
+            (&[(".partial-a", "")][..], true),
+            (&[(".partial-a", "{"), (INDEX_FILE, empty)], true),
+            (&[(LAYOUT_FILE, r#"{"imageLayoutVersion": "1.0.0"}"#)], true),
+            (&[(INDEX_FILE, "{}")], false),
+            (&[(INDEX_FILE, empty), ("notes", "")], false),
+            (&[("partial-a", "")], false),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            for (name, text) in files {
+                fs::write(dir.path().join(name), text).unwrap();
+            }
+            let opened = OciLayoutSink::open(dir.path(), None);
+            if is_ours {
+                opened.unwrap().publish(b"{}", &MediaType::ImageManifest).unwrap();
+            } else {
+                assert!(matches!(opened, Err(SinkError::Occupied { .. })), "{files:?}");
+                assert_eq!(fs::read_dir(dir.path()).unwrap().count(), files.len());
+            }
+        }
     }
 }
