@@ -31,6 +31,14 @@ pub enum StoreError {
         /// Its version.
         version: String,
     },
+    /// The same of the record of an image: what that needs can't be told, so nothing is removed.
+    #[error("the record {} of an image is of version {version}, which is not known here", path.display())]
+    RecordVersion {
+        /// The record.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
     /// The store's file system is full. What was complete is kept for the next try.
     #[error("no space left in the image store {}", path.display())]
     OutOfSpace {

@@ -184,7 +184,7 @@ impl Records {
 
     /// What is known of a reference. A record that can't be understood is as good as none: it is made again.
     pub(super) fn read(&self, reference: &str, platform: &str) -> Result<Option<Record>, StoreError> {
-        read(&self.path_of(reference, platform))
+        Ok(read(&self.path_of(reference, platform))?.known())
     }
 
     /// Writes what is known of a reference, in the place of what was.
@@ -203,8 +203,29 @@ impl Records {
         }
     }
 
-    /// All records, with when they were last used.
+    /// All records, with when they were last used. Those that can't be understood are left out.
     pub(super) fn all(&self) -> Result<Vec<(Record, SystemTime)>, StoreError> {
+        self.all_of(|found, _| Ok(found.known()))
+    }
+
+    /// The same for who removes what no record needs.
+    ///
+    /// # Errors
+    /// One for a record of another version besides: nobody here can tell what that needs.
+    pub(super) fn all_there_are(&self) -> Result<Vec<(Record, SystemTime)>, StoreError> {
+        self.all_of(|found, path| match found {
+            Found::OtherVersion(version) => Err(StoreError::RecordVersion {
+                path: path.to_owned(),
+                version,
+            }),
+            found => Ok(found.known()),
+        })
+    }
+
+    fn all_of(
+        &self,
+        take: impl Fn(Found, &Path) -> Result<Option<Record>, StoreError>,
+    ) -> Result<Vec<(Record, SystemTime)>, StoreError> {
         let failed = |source| StoreError::io(&self.path, source);
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(failed)? {
@@ -212,7 +233,7 @@ impl Records {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            if let Some(record) = read(&path)? {
+            if let Some(record) = take(read(&path)?, &path)? {
                 let modified = fs::metadata(&path).and_then(|meta| meta.modified());
                 all.push((record, modified.unwrap_or(SystemTime::UNIX_EPOCH)));
             }
@@ -235,21 +256,48 @@ impl Records {
     }
 }
 
-fn read(path: &Path) -> Result<Option<Record>, StoreError> {
+/// What a record's file has.
+enum Found {
+    Record(Box<Record>),
+    /// One of a version of this program that doesn't exist yet.
+    OtherVersion(u32),
+    /// It is not there, or damaged.
+    Nothing,
+}
+
+impl Found {
+    fn known(self) -> Option<Record> {
+        match self {
+            Self::Record(record) => Some(*record),
+            Self::OtherVersion(_) | Self::Nothing => None,
+        }
+    }
+}
+
+/// Read before anything else, so that another version is not taken for a damaged file.
+#[derive(Deserialize)]
+struct RecordVersion {
+    version: u32,
+}
+
+fn read(path: &Path) -> Result<Found, StoreError> {
     let text = match fs::read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(source) => return Err(StoreError::io(path, source)),
     };
-    match serde_json::from_slice::<Record>(&text) {
-        Ok(record) if record.version == VERSION => Ok(Some(record)),
-        Ok(record) => {
-            tracing::warn!(path = %path.display(), version = record.version, "record of an image is not known here");
-            Ok(None)
+    let damaged = |error: serde_json::Error| {
+        tracing::warn!(path = %path.display(), %error, "record of an image is damaged");
+        Ok(Found::Nothing)
+    };
+    match serde_json::from_slice(&text) {
+        Ok(RecordVersion { version: VERSION }) => {
+            serde_json::from_slice(&text).map_or_else(damaged, |record| Ok(Found::Record(record)))
         }
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "record of an image is damaged");
-            Ok(None)
+        Ok(RecordVersion { version }) => {
+            tracing::warn!(path = %path.display(), version, "record of an image is not known here");
+            Ok(Found::OtherVersion(version))
         }
+        Err(error) => damaged(error),
     }
 }

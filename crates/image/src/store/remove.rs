@@ -166,7 +166,7 @@ impl Store {
             }
         }
         Ok(Found {
-            records: self.records.all()?,
+            records: self.records.all_there_are()?,
             blobs,
             bootstraps,
             users,
@@ -290,5 +290,41 @@ fn size(path: &Path) -> u64 {
         }
         Ok(meta) => meta.len(),
         Err(_) => 0,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::progress::Quiet;
+
+    #[test]
+    fn beside_a_record_of_a_version_to_come_nothing_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let blobs = store.content.data_dir();
+        fs::create_dir_all(&blobs).unwrap();
+        fs::write(blobs.join("data"), "of the image of that record").unwrap();
+        let record = dir.path().join("refs/image.json");
+        // A damaged one is as good as none, and costs others nothing.
+        fs::write(dir.path().join("refs/damaged.json"), "{").unwrap();
+        fs::write(&record, r#"{"version": 2, "names": ["image"]}"#).unwrap();
+        let gc = || store.gc(GcConfig::default(), &|| Ok(Vec::new()), &Quiet);
+        let refused = gc().unwrap_err();
+        assert!(
+            matches!(&refused, StoreError::RecordVersion { path, version: 2 } if path.ends_with("image.json")),
+            "{refused}"
+        );
+        let image = "oci:/image".parse().unwrap();
+        let refused = store.remove(&[image], &|| Ok(Vec::new()), &Quiet);
+        assert!(
+            matches!(refused, Err(StoreError::RecordVersion { .. })),
+            "{refused:?}"
+        );
+        assert!(blobs.join("data").exists());
+        assert!(store.list().unwrap().is_empty());
+        fs::remove_file(&record).unwrap();
+        assert_eq!(gc().unwrap().files, 1);
     }
 }
