@@ -10,6 +10,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use nydusbox_rootfs::input::HELPER_NAME;
 
+use crate::commands::output;
 use crate::commands::overlayfs::{self, OverlayfsArgs};
 use crate::error::{FAILED, Failure};
 
@@ -28,8 +29,10 @@ pub(crate) fn main() -> ExitCode {
     match Cli::try_parse() {
         Ok(Cli { args }) => overlayfs::main(args),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            print!("{error}");
-            ExitCode::SUCCESS
+            match output::line(error.to_string().trim_end_matches('\n')) {
+                Ok(_) => ExitCode::SUCCESS,
+                Err(failure) => failure.report(FAILED),
+            }
         }
         Err(error) => Failure::plain(format!("the command line cannot be read: {}", error.kind()))
             .hint(format!("usage: {HELPER_NAME} overlay TARGET -o OPTIONS"))

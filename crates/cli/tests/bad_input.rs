@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::process::{Command, Stdio};
+
 use common::{Daemon, Dir, nydusbox, told};
 
 /// Runs a command that must fail and checks the form of what it says.
@@ -132,7 +134,7 @@ fn sockets_of_a_killed_daemon_are_replaced() {
         .arg(first.dir.join("v.sock"))
         .arg("--apisock")
         .arg(first.api())
-        .stderr(std::process::Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
@@ -255,7 +257,7 @@ fn image_diff_tells_a_difference_from_trouble_as_diff_does() {
     let image = |name: &str, content: &str| {
         let source = dir.mkdir(&format!("{name}-source"));
         std::fs::write(source.join("file"), content).unwrap();
-        let status = std::process::Command::new(env!("CARGO_BIN_EXE_nydusbox"))
+        let status = Command::new(env!("CARGO_BIN_EXE_nydusbox"))
             .args(["image", "build"])
             .args([&source, &dir.join(name)])
             .output()
@@ -266,11 +268,38 @@ fn image_diff_tells_a_difference_from_trouble_as_diff_does() {
     };
     let (one, other) = (image("one", "1"), image("other", "2"));
     for (left, right, expected) in [(&one, &one, 0), (&one, &other, 1), (&one, &dir.join("none"), 2)] {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_nydusbox"))
+        let output = Command::new(env!("CARGO_BIN_EXE_nydusbox"))
             .args(["image", "diff"])
             .args([left, right])
             .output()
             .unwrap();
         assert_eq!(output.status.code(), Some(expected), "{output:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_changes_no_status() {
+    let dir = Dir::new();
+    let (source, out) = (dir.mkdir("source"), dir.join("image"));
+    let helper = dir.join("nydus-overlayfs");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_nydusbox"), &helper).unwrap();
+    let build = || {
+        let mut build = nydusbox();
+        build.args(["image", "build", "--force"]).args([&source, &out]);
+        build
+    };
+    let of = |args: &[&str]| {
+        let mut command = nydusbox();
+        command.args(args);
+        command
+    };
+    let mut help = Command::new(&helper);
+    help.arg("--help");
+    for mut command in [build(), of(&["doctor"]), of(&["kata-config"]), help] {
+        let read = told(&command.stdout(Stdio::piped()).output().unwrap());
+        let (nobody, gone) = std::io::pipe().unwrap();
+        drop(nobody);
+        let unread = told(&command.stdout(gone).output().unwrap());
+        assert_eq!((unread.0, &*unread.2), (read.0, &*read.2), "{command:?}");
     }
 }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use nydusbox_vmm::doctor::{CheckState, checks};
+use nydusbox_vmm::doctor::{Check, CheckState, checks};
 
+use super::output;
 use crate::error::FAILED;
 
 #[derive(Debug, Args)]
@@ -21,30 +22,29 @@ pub(crate) struct DoctorArgs {
 )]
 pub(crate) fn main(args: DoctorArgs) -> ExitCode {
     let checks = checks(&args.guest_root);
-    for check in &checks {
-        match &check.state {
-            CheckState::Ok { detail } => println!("ok       {}: {detail}", check.name),
-            CheckState::Warn { why, fix } => {
-                println!("warning  {}: {why}", check.name);
-                if let Some(fix) = fix {
-                    println!("         mend it with: {fix}");
-                }
-            }
-            CheckState::Missing { why, fix } => {
-                println!("MISSING  {}: {why}", check.name);
-                println!("         mend it with: {fix}");
-            }
-        }
-    }
+    let mut lines: Vec<_> = checks.iter().flat_map(lines_of).collect();
     let missing = checks.iter().filter(|c| c.is_missing()).count();
-    if missing == 0 {
-        println!("this machine can run microVMs");
-        ExitCode::SUCCESS
-    } else {
-        println!(
+    lines.push(match missing {
+        0 => "this machine can run microVMs".to_owned(),
+        _ => format!(
             "{missing} of {} checks must be mended before this machine can run microVMs",
             checks.len()
-        );
-        ExitCode::from(FAILED)
+        ),
+    });
+    match output::line(&lines.join("\n")) {
+        Ok(_) if missing == 0 => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(FAILED),
+        Err(failure) => failure.exit(),
     }
+}
+
+fn lines_of(check: &Check) -> Vec<String> {
+    let (word, text, fix) = match &check.state {
+        CheckState::Ok { detail } => ("ok     ", detail, None),
+        CheckState::Warn { why, fix } => ("warning", why, fix.as_ref()),
+        CheckState::Missing { why, fix } => ("MISSING", why, Some(fix)),
+    };
+    let found = format!("{word}  {}: {text}", check.name);
+    let mend = fix.map(|fix| format!("         mend it with: {fix}"));
+    std::iter::once(found).chain(mend).collect()
 }

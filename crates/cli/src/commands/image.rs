@@ -18,6 +18,7 @@ use nydusbox_image::{BuildConfig, BuildError, BuildSummary, Source, build};
 
 use self::bar::{Bar, cancelled_by_signals};
 use self::format::FormatArgs;
+use super::output;
 use crate::args::StateDirArg;
 use crate::error::{Failure, INTERRUPTED};
 use crate::state_dir::StateDir;
@@ -118,8 +119,7 @@ fn run(args: &BuildArgs) -> Result<(), Failure> {
     let bar = Bar::new(cancelled_by_signals()?);
     let result = build(&config, &bar);
     bar.clear();
-    println!("{}", closing_line(&out, &result.map_err(failed)?));
-    Ok(())
+    output::line(&closing_line(&out, &result.map_err(failed)?)).map(drop)
 }
 
 fn closing_line(out: &str, s: &BuildSummary) -> String {

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use nydusbox_rootfs::kata::{KataHypervisor, hypervisor_section};
 use nydusbox_rootfs::{HostPath, QueueSize};
 
+use super::output;
 use crate::error::Failure;
 
 /// To be put in Kata's configuration file in place of the keys of the same names. Kata then starts the executable as
@@ -46,8 +47,8 @@ pub(crate) fn run(args: KataConfigArgs) -> Result<(), Failure> {
     };
     let daemon = executable(&daemon)?;
     let queue_size = QueueSize::new(args.queue_size).map_err(|e| Failure::of(&e))?;
-    print!("{}", hypervisor_section(hypervisor, &daemon, queue_size));
-    Ok(())
+    let section = hypervisor_section(hypervisor, &daemon, queue_size);
+    output::line(section.trim_end_matches('\n')).map(drop)
 }
 
 /// Kata would find out with the first pod.

@@ -14,7 +14,7 @@ mod logs;
 mod manual;
 mod metrics;
 mod mount;
-mod output;
+pub(crate) mod output;
 pub(crate) mod overlayfs;
 pub(crate) mod registry;
 mod run;
