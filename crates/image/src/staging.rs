@@ -4,23 +4,36 @@
 //! PARENT/.NAME.partial-XXXXXX/   locked (flock) while its build runs
 //!     work/image.boot, blobs/    where the builder writes
 //!     image/                     becomes PARENT/NAME
+//!     source                     link to a directory that is built
 //! ```
 //!
-//! Dropping a [`Staging`] removes it. One whose process was killed is recognised by its free lock, and goes
-//! when the next build to the same place begins. Never decides what belongs into an image: see `build.rs`.
+//! Dropping a [`Staging`] removes it. One whose process was killed is recognised by its name, by what is in it, and by
+//! its free lock, and goes when the next build to the same place begins. Never decides what belongs into an image: see
+//! `build.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, openat, renameat_with};
 use tempfile::TempDir;
 
 use crate::error::BuildError;
 use crate::{BLOB_DIR, BOOTSTRAP_FILE, SUMMARY_FILE};
+
+const WORK: &str = "work";
+const IMAGE: &str = "image";
+const SOURCE: &str = "source";
+/// The image that was replaced, where two can't be swapped.
+const ASIDE: &str = "image.old";
+/// All that is ever in the directory.
+const PARTS: [&str; 4] = [WORK, IMAGE, SOURCE, ASIDE];
+/// Of its name, at the end: random.
+const SUFFIX_BYTES: usize = 6;
 
 /// What stands at the output directory's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,17 +81,22 @@ impl Staging {
 
     /// What becomes the image directory.
     pub(crate) fn image(&self) -> PathBuf {
-        self.path().join("image")
+        self.path().join(IMAGE)
+    }
+
+    /// What is built, if it is a directory, under a name of ours.
+    pub(crate) fn source(&self) -> PathBuf {
+        self.path().join(SOURCE)
     }
 
     /// Where the builder writes the bootstrap.
     pub(crate) fn work_bootstrap(&self) -> PathBuf {
-        self.path().join("work").join(BOOTSTRAP_FILE)
+        self.path().join(WORK).join(BOOTSTRAP_FILE)
     }
 
     /// Where the builder writes blobs.
     pub(crate) fn work_blobs(&self) -> PathBuf {
-        self.path().join("work").join(BLOB_DIR)
+        self.path().join(WORK).join(BLOB_DIR)
     }
 
     /// Makes [`Self::image`] the output directory, in one step.
@@ -165,9 +183,18 @@ fn prefix(out_dir: &Path) -> OsString {
     prefix
 }
 
+/// Whether a name is the prefix and what makes it one of its own.
+fn is_of(prefix: &OsStr, name: &OsStr) -> bool {
+    let suffix = name.as_bytes().strip_prefix(prefix.as_bytes());
+    suffix.is_some_and(|suffix| suffix.len() == SUFFIX_BYTES && suffix.iter().all(u8::is_ascii_alphanumeric))
+}
+
 fn create_locked(parent: &Path, prefix: &OsStr) -> io::Result<(TempDir, File)> {
     loop {
-        let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?;
+        let dir = tempfile::Builder::new()
+            .prefix(prefix)
+            .rand_bytes(SUFFIX_BYTES)
+            .tempdir_in(parent)?;
         let lock = File::open(dir.path())?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
         // Another build may have taken it for stale between its making and its locking.
@@ -184,24 +211,37 @@ fn create_locked(parent: &Path, prefix: &OsStr) -> io::Result<(TempDir, File)> {
 fn remove_stale(parent: &Path, prefix: &OsStr) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
-        if !entry.file_name().as_bytes().starts_with(prefix.as_bytes()) {
-            continue;
-        }
-        let Ok(dir) = File::open(entry.path()) else {
-            continue;
-        };
-        if flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            tracing::debug!(path = %entry.path().display(), "removing what an interrupted build left");
-            let _ = fs::remove_dir_all(entry.path());
+        let path = entry.path();
+        // Anything may have such a name: what is no directory is not even opened, for a FIFO would keep us.
+        if is_of(prefix, &entry.file_name())
+            && let Ok(dir) = open_dir(&path)
+            && flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && has_only(&path, &PARTS)
+        {
+            tracing::debug!(path = %path.display(), "removing what an interrupted build left");
+            let _ = fs::remove_dir_all(&path);
         }
     }
+}
+
+fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(CWD, path, flags, Mode::empty())?)
+}
+
+/// Whether nothing is in a directory but what may be.
+fn has_only(dir: &Path, names: &[&str]) -> bool {
+    let is_one = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| names.iter().any(|name| entry.file_name() == *name))
+    };
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.all(is_one))
 }
 
 /// Swaps two directories; where the file system can't do that in one step, in two.
 fn exchange(new: &Path, old: &Path) -> io::Result<()> {
     match renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE) {
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            let aside = new.with_extension("old");
+            let aside = new.with_file_name(ASIDE);
             fs::rename(old, &aside)?;
             fs::rename(new, old)
         }

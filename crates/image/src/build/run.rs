@@ -48,7 +48,7 @@ fn run_directory(
         path: dir.to_owned(),
         source,
     })?;
-    let link = staging.path().join("source");
+    let link = staging.source();
     symlink(&target, &link).map_err(|source| BuildError::output(&link, source))?;
     // The trailing dot makes the root the directory itself and not the link.
     let root = link.join(".");

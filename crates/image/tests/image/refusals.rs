@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -243,14 +243,42 @@ fn what_a_killed_build_left_is_cleared_away_and_what_a_live_one_holds_is_not() {
     let dir = temp_dir();
     let source = dir.path().join("source");
     fs::create_dir(&source).unwrap();
-    let dead = dir.path().join(".image.partial-dead");
+    let dead = dir.path().join(".image.partial-dead00");
     fs::create_dir_all(dead.join("work").join("blobs")).unwrap();
-    let live = dir.path().join(".image.partial-live");
+    symlink("/", dead.join("source")).unwrap();
+    let live = dir.path().join(".image.partial-live00");
     fs::create_dir(&live).unwrap();
     let lock = fs::File::open(&live).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     build_to(Source::Directory(source), &dir.path().join("image")).unwrap();
-    assert_eq!(names(dir.path()), [".image.partial-live", "image", "source"]);
+    assert_eq!(names(dir.path()), [".image.partial-live00", "image", "source"]);
+}
+
+#[test]
+fn what_only_has_the_name_of_what_a_killed_build_left_stays() {
+    let dir = temp_dir();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    for name in [
+        "notes0/thesis",
+        "longer-than-ours/work",
+        "4chr/work",
+        "has..s/work",
+    ] {
+        fs::create_dir_all(dir.path().join(format!(".image.partial-{name}"))).unwrap();
+    }
+    // Opened, it would keep who reads until somebody writes.
+    let fifo = dir.path().join(".image.partial-fifo00");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+    let elsewhere = dir.path().join("elsewhere");
+    fs::create_dir_all(elsewhere.join("work")).unwrap();
+    symlink(&elsewhere, dir.path().join(".image.partial-link00")).unwrap();
+    let mut before = names(dir.path());
+    build_to(Source::Directory(source), &dir.path().join("image")).unwrap();
+    before.push("image".to_owned());
+    before.sort();
+    assert_eq!(names(dir.path()), before);
+    assert!(elsewhere.join("work").exists());
 }
 
 /// Runs only for root, who needs no permission to read: so another user is asked.
