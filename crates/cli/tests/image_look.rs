@@ -7,8 +7,11 @@ mod common;
 mod layout;
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 
 use common::{Dir, nydusbox, told};
+use nydusbox_testkit::peers::require_program;
 use serde_json::{Value, json};
 
 /// An image of one file for amd64 and one of two for arm64, in nydus' form, under one name.
@@ -59,4 +62,33 @@ fn the_image_that_is_looked_at_is_the_one_for_the_platform() {
         let (_, _, err) = look(&[args, &other].concat());
         assert!(err.contains("linux/s390x"), "{err}");
     }
+}
+
+/// strace does the killing, as something is written for the n-th time.
+#[test]
+fn who_looks_at_an_image_and_is_killed_leaves_nothing() {
+    let Ok(strace) = require_program("strace") else {
+        return;
+    };
+    let dir = Dir::new();
+    let both = for_two_platforms(&dir);
+    let temp = dir.mkdir("temp");
+    let mut kills = 0;
+    for step in 1.. {
+        let output = Command::new(&strace)
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=write", "-e"])
+            .arg(format!("inject=write:signal=KILL:when={step}"))
+            .arg(env!("CARGO_BIN_EXE_nydusbox"))
+            .args(["image", "inspect", "--platform", "linux/amd64", &both])
+            .env("TMPDIR", &temp)
+            .output()
+            .unwrap();
+        assert_eq!(fs::read_dir(&temp).unwrap().count(), 0, "{step}");
+        if output.status.success() {
+            break;
+        }
+        assert_eq!(output.status.signal(), Some(9), "{step}: {:?}", told(&output));
+        kills += 1;
+    }
+    assert!(kills > 1, "{kills}");
 }

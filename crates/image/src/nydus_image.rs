@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -47,7 +48,7 @@ pub enum NydusImageError {
     /// There is an image, but not in nydus' form.
     #[error("the image has no nydus bootstrap; it has to be converted first")]
     NotNydus,
-    /// The layer with the bootstrap can't be read, or has none.
+    /// The layer with the bootstrap can't be read, or has none that can be.
     #[error("the layer with the bootstrap cannot be read")]
     BootstrapLayer {
         /// Why.
@@ -71,7 +72,11 @@ impl NydusImage {
     /// # Errors
     /// See [`NydusImageError`]. The blobs aren't looked at.
     pub fn open(bootstrap: &Path, blob_dir: &Path) -> Result<Self, NydusImageError> {
-        Self::load(bootstrap, Place::Directory(blob_dir.to_owned()))
+        let place = Place::Directory(blob_dir.to_owned());
+        Self::load(bootstrap, place).map_err(|source| NydusImageError::Bootstrap {
+            path: bootstrap.to_owned(),
+            source,
+        })
     }
 
     /// The image for `platform` in `source`.
@@ -82,23 +87,18 @@ impl NydusImage {
         let layers = source.image(platform)?.layers().to_vec();
         let layer = bootstrap_layer(&layers).ok_or(NydusImageError::NotNydus)?;
         let failed = |source| NydusImageError::BootstrapLayer { source };
-        let file = tempfile::NamedTempFile::new().map_err(failed)?;
-        unpack_bootstrap(source.blob(layer)?, file.as_file()).map_err(failed)?;
-        Self::load(file.path(), Place::Source { source, layers })
+        // Without a name: a signal that ends us leaves nothing. nydus wants one, though.
+        let file = tempfile::tempfile().map_err(failed)?;
+        unpack_bootstrap(source.blob(layer)?, &file).map_err(failed)?;
+        let path = Path::new("/proc/self/fd").join(file.as_raw_fd().to_string());
+        Self::load(&path, Place::Source { source, layers }).map_err(|error| failed(io::Error::other(error)))
     }
 
-    fn load(bootstrap: &Path, place: Place) -> Result<Self, NydusImageError> {
-        let failed = |source| NydusImageError::Bootstrap {
-            path: bootstrap.to_owned(),
-            source,
-        };
-        let loaded = with_nydus(|| load(bootstrap)).map_err(failed)?;
-        let meta = fs::metadata(bootstrap).map_err(|error| failed(error.into()))?;
-        let digest = trace::digest_of(bootstrap).map_err(|error| failed(error.into()))?;
+    fn load(bootstrap: &Path, place: Place) -> Result<Self, NydusError> {
         Ok(Self {
-            loaded,
-            bootstrap_bytes: meta.len(),
-            bootstrap_digest: digest,
+            loaded: with_nydus(|| load(bootstrap))?,
+            bootstrap_bytes: fs::metadata(bootstrap)?.len(),
+            bootstrap_digest: trace::digest_of(bootstrap)?,
             place,
         })
     }
