@@ -55,7 +55,7 @@ pub(super) struct Download {
     client: Arc<Client>,
     wanted: Wanted,
     server: usize,
-    /// `None` after it broke.
+    /// `None` after it broke, or where there is no more.
     content: Option<Content>,
     /// What of it was read before, by a connection that broke: the server gives all or nothing.
     again: u64,
@@ -67,13 +67,13 @@ pub(super) struct Download {
 
 impl Download {
     pub(super) fn start(client: Arc<Client>, wanted: Wanted) -> Result<Self, RegistryError> {
-        let (server, content, again) = open(&client, &wanted, 0)?;
+        let opened = open(&client, &wanted, 0)?;
         Ok(Self {
             client,
             wanted,
-            server,
-            content: Some(content),
-            again,
+            server: opened.server,
+            content: opened.content,
+            again: opened.again,
             at: 0,
             broke_at: 0,
             failures: 0,
@@ -103,9 +103,22 @@ impl Download {
     }
 }
 
-/// The content from `at` on, after so many bytes that are before it.
-fn open(client: &Client, wanted: &Wanted, at: u64) -> Result<(usize, Content, u64), RegistryError> {
-    let statuses = [StatusCode::OK, StatusCode::PARTIAL_CONTENT];
+/// A server's answer to who wants the content from some byte on.
+struct Opened {
+    server: usize,
+    /// `None` where there is nothing more.
+    content: Option<Content>,
+    /// How much of it is before that byte.
+    again: u64,
+}
+
+/// The content from `at` on.
+fn open(client: &Client, wanted: &Wanted, at: u64) -> Result<Opened, RegistryError> {
+    let mut statuses = vec![StatusCode::OK, StatusCode::PARTIAL_CONTENT];
+    // A connection may break after the last byte, before it was said that it was the last.
+    if at > 0 {
+        statuses.push(StatusCode::RANGE_NOT_SATISFIABLE);
+    }
     let (server, answer) = client.call(
         |able| able.pull,
         |endpoint| wanted.ask(endpoint, at, None),
@@ -113,12 +126,24 @@ fn open(client: &Client, wanted: &Wanted, at: u64) -> Result<(usize, Content, u6
     )?;
     let begins_at = match answer.status {
         StatusCode::PARTIAL_CONTENT => answer.header(CONTENT_RANGE.as_str()).and_then(begin_of),
+        StatusCode::RANGE_NOT_SATISFIABLE => {
+            return Ok(Opened {
+                server,
+                content: None,
+                again: 0,
+            });
+        }
         _ => Some(0),
     };
+    let opened = |again| Opened {
+        server,
+        content: Some(answer.content),
+        again,
+    };
     match begins_at {
-        Some(begin) if begin == at => Ok((server, answer.content, 0)),
+        Some(begin) if begin == at => Ok(opened(0)),
         // It does not do ranges.
-        Some(0) => Ok((server, answer.content, at)),
+        Some(0) => Ok(opened(at)),
         _ => Err(RegistryError::Nonsense {
             host: client.endpoint(server).host(),
             what: wanted.what.clone(),
@@ -197,8 +222,11 @@ impl Read for Download {
             let content = match &mut self.content {
                 Some(content) => content,
                 None => {
-                    let content;
-                    (self.server, content, self.again) = open(&self.client, &self.wanted, self.at)?;
+                    let opened = open(&self.client, &self.wanted, self.at)?;
+                    (self.server, self.again) = (opened.server, opened.again);
+                    let Some(content) = opened.content else {
+                        return Ok(0);
+                    };
                     self.content.insert(content)
                 }
             };
@@ -217,6 +245,29 @@ impl Read for Download {
                 }
                 Err(error) => self.broken(error)?,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_server::{TestServer, reply};
+    use super::super::test_support::{content, layer, read, source};
+
+    #[test]
+    fn a_connection_that_breaks_after_the_last_byte_costs_nothing() {
+        let whole = content(300_000);
+        for (missing, is_whole) in [(0, true), (1, false)] {
+            let blob = layer(&whole);
+            let served = whole[..whole.len() - missing].to_vec();
+            let server = TestServer::start(move |asked, _| match asked.header("range") {
+                // It says that there is one more byte.
+                None => reply(200).body([&*served, b"x"].concat()).cut(served.len()),
+                Some(_) => reply(416).body("no such bytes"),
+            });
+            let (source, _) = source(&server);
+            let got = read(&source, &blob);
+            assert_eq!(got.as_ref() == Ok(&whole), is_whole, "{:?}", got.err());
         }
     }
 }
