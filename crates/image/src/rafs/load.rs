@@ -33,7 +33,7 @@ pub(crate) struct Loaded {
     pub(crate) fs_version: FsVersion,
     pub(crate) chunk_size: ChunkSize,
     pub(crate) blobs: Vec<Blob>,
-    /// A directory before what is in it; a file's further names are links to its first.
+    /// A directory before what is in it, and there whiteouts first; a file's further names are links to its first.
     pub(crate) entries: Vec<Entry>,
 }
 
@@ -151,8 +151,6 @@ impl Loaded {
             }
             entries.push(entry);
         }
-        // Whiteouts hide lower layers' files only; as the first they meet nothing else.
-        entries.sort_by_key(|entry| !matches!(entry.action, Action::Whiteout | Action::Opaque));
         Layer { entries }
     }
 }
@@ -205,8 +203,11 @@ impl Loader<'_> {
         Ok(Action::Put(Arc::new(read_inode(inode, &mut self.budget)?)))
     }
 
-    /// A directory's names. Asking nydus for its entries by number takes time that grows with the square of how many
-    /// there are; by name it searches.
+    /// A directory's names, those first that may stand for whiteouts: such are of what lower layers have in the
+    /// directory, which may be one only by this layer, and of nothing that this layer puts there.
+    ///
+    /// Asking nydus for its entries by number takes time that grows with the square of how many there are; by name it
+    /// searches.
     fn names(&mut self, dir: &dyn RafsInodeExt) -> Result<Vec<OsString>, NydusError> {
         let mut names = Vec::new();
         dir.walk_children_inodes(0, &mut |_, name, _, _| {
@@ -219,6 +220,7 @@ impl Loader<'_> {
             }
             Ok(RafsInodeWalkAction::Continue)
         })?;
+        names.sort_by_key(|name| !name.as_bytes().starts_with(WHITEOUT_PREFIX.as_bytes()));
         Ok(names)
     }
 }

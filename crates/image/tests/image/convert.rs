@@ -65,6 +65,60 @@ fn an_image_that_links_to_lower_layers_is_converted_again_as_before() {
     }
 }
 
+/// A directory that hides what lower layers have in it may have been a link to another one there, and what is in it may
+/// be below a name of which lower layers' link is hidden.
+#[test]
+fn layers_used_again_hide_what_they_hid_in_the_directories_that_they_made() {
+    let dir = temp_dir();
+    let archive = |entries: &[(tar::EntryType, &str, &str)]| {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (kind, name, target) in entries {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(*kind);
+            header.set_mode(0o755);
+            header.set_size(0);
+            if kind.is_symlink() {
+                archive.append_link(&mut header, name, target).unwrap();
+            } else {
+                archive.append_data(&mut header, name, &b""[..]).unwrap();
+            }
+        }
+        archive.into_inner().unwrap()
+    };
+    use tar::EntryType::{Directory, Regular, Symlink};
+    let lower = archive(&[
+        (Directory, "real", ""),
+        (Regular, "real/kept", ""),
+        (Symlink, "link", "real"),
+        (Symlink, "+link", "real"),
+    ]);
+    let uppers: [&[_]; 3] = [
+        &[(Directory, "link", ""), (Regular, "link/.wh..wh..opq", "")],
+        &[(Directory, "link", ""), (Regular, "link/.wh.kept", "")],
+        &[(Regular, ".wh.+link", ""), (Regular, "+link/kept", "")],
+    ];
+    for (number, upper) in uppers.into_iter().enumerate() {
+        let upper = archive(upper);
+        let layers = [(MediaType::ImageLayer, &*lower), (MediaType::ImageLayer, &*upper)];
+        let of = layout::write_layout(&dir.path().join(format!("of{number}")), "of", &layers);
+        let out = dir.path().join(format!("out{number}"));
+        let to = layout_ref(&out, "nydus");
+        let mut seen = Vec::new();
+        for reused in [false, true] {
+            let summary = convert_to(&of, &to, &oci::config(), &Quiet).unwrap();
+            assert!(summary.layers.iter().all(|layer| layer.reused == reused));
+            let (_, bootstrap) = oci::unpack(&out, &summary, &dir.path().join(format!("{number}{reused}")));
+            seen.push(walk::bootstrap(&bootstrap, &oci::blobs(&out)));
+        }
+        walk::assert_same(&seen[0], &seen[1]);
+        assert!(
+            seen[1].contains_key(Path::new("/real/kept")),
+            "{:?}",
+            seen[1].keys()
+        );
+    }
+}
+
 #[test]
 fn a_layer_that_fails_is_named_also_if_those_before_it_are_used_again() {
     let dir = temp_dir();
