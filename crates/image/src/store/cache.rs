@@ -15,7 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirEntry, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -29,6 +29,7 @@ use super::cache_plan::{CachedBlob, Shrinking};
 use super::leftovers::{entries, remove};
 use super::{StoreError, lock};
 use crate::progress::Progress;
+use crate::source::blob_dir::replace;
 
 /// What the names of a blob's files end with. The maps go before the data: without them, the data counts as not there.
 const MAP: &str = "blob.data.chunk_map";
@@ -42,8 +43,6 @@ const IN_USE_AT: libc::off_t = libc::off_t::MAX - 1;
 const LOCK: &str = ".lock";
 /// The bytes that the cache may take, as a decimal number.
 const QUOTA: &str = ".quota";
-/// The same while it is written.
-const QUOTA_NEW: &str = ".quota.new";
 /// How many blobs are held at once: each takes a descriptor, and a process commonly has 1024.
 const AT_ONCE: usize = 64;
 /// Blocks of `stat(2)`, in bytes.
@@ -120,13 +119,12 @@ impl BlobCache {
     /// See [`StoreError`].
     pub fn set_quota(&self, quota_bytes: Option<u64>) -> Result<(), StoreError> {
         let path = self.path.join(QUOTA);
+        // One that can't be read is one to be replaced.
+        if self.quota().is_ok_and(|there| there == quota_bytes) {
+            return Ok(());
+        }
         let set = || match quota_bytes {
-            Some(bytes) => {
-                fs::create_dir_all(&self.path)?;
-                let new = self.path.join(QUOTA_NEW);
-                fs::write(&new, format!("{bytes}\n"))?;
-                fs::rename(&new, &path)
-            }
+            Some(bytes) => replace(&path, |file| writeln!(file, "{bytes}")),
             None => match fs::remove_file(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 removed => removed,

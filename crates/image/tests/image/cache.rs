@@ -101,6 +101,30 @@ fn a_blob_that_another_process_has_open_stays() {
 }
 
 #[test]
+fn of_those_that_set_a_quota_at_once_none_is_in_the_others_way() {
+    let dir = temp_dir();
+    let cache = BlobCache::new(&dir.path().join("cache"));
+    std::thread::scope(|scope| {
+        for first in [0, 1] {
+            let cache = &cache;
+            scope.spawn(move || {
+                for bytes in 0..200 {
+                    cache.set_quota(Some(2 * bytes + first)).unwrap();
+                    cache.quota().unwrap();
+                }
+            });
+        }
+    });
+    fs::write(dir.path().join("cache/.quota"), "").unwrap();
+    cache.quota().unwrap_err();
+    cache.set_quota(Some(1)).unwrap();
+    assert_eq!(cache.quota().unwrap(), Some(1));
+    assert_eq!(names(&dir.path().join("cache")), [".quota"]);
+    cache.set_quota(None).unwrap();
+    assert_eq!(cache.quota().unwrap(), None);
+}
+
+#[test]
 fn nothing_is_removed_while_a_daemon_without_locks_mounts() {
     let dir = temp_dir();
     let cache = BlobCache::new(&dir.path().join("cache"));
