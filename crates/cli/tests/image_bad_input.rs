@@ -425,20 +425,37 @@ fn manifests_that_lie_are_refused_with_what_is_wrong() {
 fn a_full_disk_is_said_to_be_one_and_nothing_stays_of_what_was_under_way() {
     let dir = Dir::new();
     let image = make_layout(&dir.join("of"), "of", &[&[("a", &noise(6, 3_000_000))]]).to_string();
-    for (verb, disk, words) in [
-        (Verb::Convert, "tmp", "no space left for what is under way"),
-        (Verb::Convert, "out", "No space left"),
-        (Verb::Pull, "data", "no space left in the image store"),
-        (Verb::Run, "data", "no space left in the image store"),
+    // Unpacked before anything is read of it.
+    let archive = dir.join("archive");
+    let packed = Command::new("tar")
+        .args(["--create", "--gzip", "--file"])
+        .arg(&archive)
+        .arg("--directory")
+        .arg(dir.join("of"))
+        .arg(".")
+        .status();
+    assert!(packed.unwrap().success());
+    let archive = format!("oci-archive:{}", archive.display());
+    for (image, verb, disk, words) in [
+        (
+            &image,
+            Verb::Convert,
+            "tmp",
+            "no space left for what is under way",
+        ),
+        (&image, Verb::Convert, "out", "No space left"),
+        (&image, Verb::Pull, "data", "no space left in the image store"),
+        (&image, Verb::Run, "data", "no space left in the image store"),
+        (&archive, Verb::Pull, "tmp", "no space left in"),
     ] {
         let place = Place::new();
         let Some(small) = SmallDisk::mount(place.dir.join(disk), "1m") else {
             return;
         };
-        place.refused(verb, &image, &[words]);
+        place.refused(verb, image, &[words]);
         drop(small);
         std::fs::remove_dir_all(place.dir.join(disk)).unwrap();
-        place.succeeds(verb, &image);
+        place.succeeds(verb, image);
     }
 }
 

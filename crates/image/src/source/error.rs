@@ -44,6 +44,14 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
+    /// A compressed archive has to be unpacked, and there is no room for it.
+    #[error("no space left in {} to unpack archive {}", dir.display(), path.display())]
+    NoRoomToUnpack {
+        /// The archive.
+        path: PathBuf,
+        /// Where it would have been unpacked.
+        dir: PathBuf,
+    },
     /// More entries in an archive than an image can have.
     #[error("archive {} has more than {limit} entries", path.display())]
     TooManyEntries {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::files::{Files, open_regular};
 use super::{AccessOptions, SourceError};
+use crate::error::is_out_of_space;
 use crate::layers::TarStream;
 use flate2::read::MultiGzDecoder;
 
@@ -51,12 +52,17 @@ impl TarIndex {
         let mut magic = [0; GZIP_MAGIC.len()];
         let got = file.read_at(&mut magic, 0).map_err(unreadable)?;
         if got == magic.len() && magic == GZIP_MAGIC {
-            let mut plain = match &options.temp_dir {
-                Some(dir) => tempfile::tempfile_in(dir),
-                None => tempfile::tempfile(),
-            }
-            .map_err(unreadable)?;
-            io::copy(&mut MultiGzDecoder::new(BufReader::new(&file)), &mut plain).map_err(damaged)?;
+            let dir = options.temp_dir.clone().unwrap_or_else(std::env::temp_dir);
+            let mut plain = tempfile::tempfile_in(&dir).map_err(unreadable)?;
+            let mut archive = MultiGzDecoder::new(BufReader::new(&file));
+            io::copy(&mut archive, &mut plain).map_err(|error| match is_out_of_space(&error) {
+                // What is read can't run out of it.
+                true => SourceError::NoRoomToUnpack {
+                    path: path.to_owned(),
+                    dir,
+                },
+                false => damaged(error),
+            })?;
             file = plain;
         }
         let whole = Extent {
