@@ -7,7 +7,7 @@ use crate::command::Cmd;
 use crate::error::TaskError;
 use crate::workspace::{Workspace, make_dir};
 
-const TARGETS: [&str; 12] = [
+const TARGETS: [&str; 13] = [
     "extra_option",
     "virtual_volume",
     "rootfs_mount",
@@ -18,6 +18,7 @@ const TARGETS: [&str; 12] = [
     "program",
     "layer",
     "blob",
+    "archive",
     "documents",
     "registry_texts",
 ];
