@@ -291,3 +291,7 @@ fn chunk(info: &dyn BlobChunkInfo) -> Chunk {
         is_batch: info.is_batch(),
     }
 }
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;
