@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 pub(crate) use apply::ApplyError;
 
+/// What the names of attributes begin with that are marks of ours. No file of a layer has one.
+pub(crate) const OUR_XATTRS: &[u8] = b"trusted.nydusbox.";
 /// A layer that is recorded in an image by itself marks a directory that only its children ask for with this
 /// attribute: a lower layer's directory keeps its owner, mode and times.
 pub(crate) const IMPLICIT_XATTR: &str = "trusted.nydusbox.implicit";

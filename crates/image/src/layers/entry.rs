@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::Names;
 use super::error::EntryProblem;
 use super::tar_stream::TarEntry;
-use crate::tree::{Content, Inode, Kind};
+use crate::tree::{Content, Inode, Kind, OUR_XATTRS};
 
 /// Name prefix of a whiteout (OCI image specification, layer.md).
 pub(crate) const WHITEOUT_PREFIX: &str = ".wh.";
@@ -121,7 +121,8 @@ fn xattrs(pairs: Vec<(Vec<u8>, Vec<u8>)>) -> Result<BTreeMap<OsString, Vec<u8>>,
     let mut xattrs = BTreeMap::new();
     let mut bytes = 0;
     for (name, value) in pairs {
-        if !is_of_linux(&name) {
+        // What is a mark of ours would be taken for one when the layer is used again.
+        if !is_of_linux(&name) || name.starts_with(OUR_XATTRS) {
             continue;
         }
         bytes += name.len() + value.len();

@@ -139,6 +139,7 @@ fn attributes_that_linux_has_not_are_left_out_and_told_once() {
         attribute("user.kept", 1),
         file("one"),
         attribute("system.other", 2),
+        attribute("trusted.nydusbox.link", 3),
         file("two"),
         file("three"),
         vec![0; 1024],
