@@ -149,6 +149,8 @@ behaviours! {
         cold_cache_is_let_go_by_reads_that_an_unmount_overtakes
         cold_cache_truncated_under_the_daemon_is_filled_again
         cold_cache_that_a_power_cut_emptied_is_filled_again
+        cold_cache_that_is_not_the_images_is_found_out_by_the_next_daemon
+        cold_content_that_is_not_a_plain_v6_images_fails_the_read
         cold_batches_are_shared
         cold_batches_are_read_from_their_middle
         cold_batches_outlive_faults_and_truncation

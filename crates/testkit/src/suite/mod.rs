@@ -354,8 +354,9 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "cold_content_that_is_not_a_v6_images_fails_the_read",
         cold::content_that_is_not_a_v6_images_fails_the_read,
     ),
-    both(
+    ours(
         "cold_content_that_is_not_a_plain_v6_images_fails_the_read",
+        "it knows no digests but those in a blob, and gives the guest what came",
         cold::content_that_is_not_a_plain_v6_images_fails_the_read,
     ),
     ours(
