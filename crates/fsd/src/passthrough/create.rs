@@ -164,10 +164,12 @@ impl Share {
         let inode = self.inodes.get(nodeid)?;
         let parent = self.inodes.get(parent)?;
         let dir = parent.path_fd()?;
+        // Held over the call: its number, once closed, may be that of another file.
+        let path = inode.path_fd()?;
         // Followed: the link in /proc leads to the inode itself, be it a symbolic link.
         linkat(
             &self.proc,
-            DecInt::from_fd(inode.path_fd()?),
+            DecInt::from_fd(&path),
             &dir,
             name,
             AtFlags::SYMLINK_FOLLOW,

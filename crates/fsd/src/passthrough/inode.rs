@@ -55,7 +55,7 @@ impl ProcFd {
     pub(super) fn reopen(&self, fd: impl AsFd, flags: OFlags) -> Result<OwnedFd> {
         openat(
             &self.0,
-            DecInt::from_fd(fd),
+            DecInt::from_fd(&fd),
             flags | OFlags::CLOEXEC,
             Mode::empty(),
         )

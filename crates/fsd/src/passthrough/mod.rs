@@ -22,6 +22,8 @@ mod xattr;
 mod xattr_map;
 
 #[cfg(test)]
+mod bounds_tests;
+#[cfg(test)]
 mod directory_tests;
 #[cfg(test)]
 mod tests;
