@@ -5,16 +5,23 @@ use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use super::tests::Shared;
+use super::tests::{RDWR, Shared, create_in, root};
 use super::*;
+
+/// A share whose guest may open so many files and know so many inodes by handle, and none by descriptor; nothing where
+/// there are no handles.
+fn by_handle(files: usize, handles: usize) -> Option<Shared> {
+    let shared = Shared::within(ShareOptions::default(), Budget::new(files, 0, handles));
+    if !shared.share.handles_work {
+        eprintln!("skipped: file handles need root and a file system that has them");
+        return None;
+    }
+    Some(shared)
+}
 
 #[test]
 fn an_inode_that_is_kept_by_handle_gets_another_name() {
-    let shared = Shared::with(ShareOptions::default(), 10, 0);
-    if !shared.share.handles_work {
-        eprintln!("skipped: file handles need root and a file system that has them");
-        return;
-    }
+    let Some(shared) = by_handle(10, 10) else { return };
     let file = shared.file("file", "content");
     std::os::unix::fs::symlink("file", shared.path("link")).unwrap();
     for name in [c"file", c"link"] {
@@ -28,4 +35,39 @@ fn an_inode_that_is_kept_by_handle_gets_another_name() {
         fs::metadata(shared.path("other-file")).unwrap().ino()
     );
     assert!(shared.path("other-link").is_symlink());
+}
+
+#[test]
+fn inodes_by_handle_end_too_and_nothing_is_made_beyond_them() {
+    let Some(shared) = by_handle(10, 3) else { return };
+    let (share, parent) = (&shared.share, shared.root());
+    for name in [c"a", c"b", c"c"] {
+        let (entry, handle) = shared.create(name, RDWR).unwrap();
+        share.release(entry.inode, handle).unwrap();
+        share.unlink(parent, name).unwrap();
+    }
+    for refused in [
+        shared.create(c"new", RDWR).map(drop),
+        share.tmpfile(&root(), parent, &create_in(RDWR)).map(drop),
+        share.mkdir(&root(), parent, c"new", 0o755).map(drop),
+        share.mknod(&root(), parent, c"new", 0o100_644, 0).map(drop),
+        share.symlink(&root(), c"x", parent, c"new").map(drop),
+    ] {
+        assert_eq!(refused.unwrap_err(), Errno::NFILE);
+    }
+    assert_eq!(fs::read_dir(shared.path(".")).unwrap().count(), 0);
+}
+
+#[test]
+fn another_name_for_an_inode_that_is_known_takes_nothing() {
+    let shared = Shared::within(ShareOptions::default(), Budget::new(0, 1, 0));
+    shared.file("file", "");
+    let inode = shared.lookup(c"file").unwrap().inode;
+    let linked = shared.share.link(inode, shared.root(), c"other").unwrap();
+    assert_eq!(linked.inode, inode);
+    // Known twice now.
+    shared.share.forget(inode, 1);
+    shared.share.getattr(inode).unwrap();
+    shared.share.forget(inode, 1);
+    assert_eq!(shared.share.getattr(inode).unwrap_err(), Errno::BADF);
 }

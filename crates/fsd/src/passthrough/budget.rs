@@ -1,4 +1,5 @@
-//! How many descriptors guests may cost, and how many directories they may be in the middle of.
+//! How many descriptors guests may cost, how many inodes they may know, and how many directories they may be in the
+//! middle of.
 //!
 //! One budget for all shares of a daemon, taken from `RLIMIT_NOFILE` with room left for the daemon itself: its
 //! sockets, guest memory, blob caches. A guest that has used it up is answered ENFILE; the daemon works on.
@@ -13,6 +14,8 @@ use rustix::process::{Resource, getrlimit};
 const RESERVED: usize = 2048;
 /// More than this is never given to inodes: each pins a dentry and an inode of the host.
 const MOST_INODES: usize = 256 * 1024;
+/// Inodes kept by handle: some 300 bytes of memory each.
+const MOST_HANDLES: usize = 2 << 20;
 /// Directories of which entries are kept between two requests: some 100 KiB each.
 const MOST_LISTINGS: usize = 256;
 
@@ -44,16 +47,18 @@ impl Counter {
 pub(crate) struct Budget {
     files: Arc<Counter>,
     inodes: Arc<Counter>,
+    handles: Arc<Counter>,
     listings: Arc<Counter>,
 }
 
 impl Budget {
-    /// So many open files and directories, and so many inodes that are kept by descriptor.
-    pub(crate) fn new(files: usize, inodes: usize) -> Self {
+    /// So many open files and directories, so many inodes that are kept by descriptor, and so many by handle.
+    pub(crate) fn new(files: usize, inodes: usize, handles: usize) -> Self {
         let counter = |n| Arc::new(Counter(AtomicUsize::new(n)));
         Self {
             files: counter(files),
             inodes: counter(inodes),
+            handles: counter(handles),
             listings: counter(MOST_LISTINGS),
         }
     }
@@ -66,7 +71,7 @@ impl Budget {
             .unwrap_or(usize::MAX / 2);
         // Where the limit is low, half of it has to do for the daemon.
         let guest = limit.saturating_sub(RESERVED).max(limit / 2);
-        Self::new(guest / 2, (guest / 2).min(MOST_INODES))
+        Self::new(guest / 2, (guest / 2).min(MOST_INODES), MOST_HANDLES)
     }
 
     /// For an open file or directory.
@@ -77,6 +82,11 @@ impl Budget {
     /// For entries of a directory that are kept.
     pub(super) fn listing(&self) -> Option<Permit> {
         self.listings.take()
+    }
+
+    /// For an inode that is kept by handle, without a descriptor.
+    pub(super) fn handle(&self) -> Option<Permit> {
+        self.handles.take()
     }
 
     /// For an inode.
@@ -92,11 +102,11 @@ mod tests {
 
     #[test]
     fn what_is_dropped_can_be_had_again() {
-        let budget = Budget::new(1, 0);
+        let budget = Budget::new(1, 0, 0);
         let permit = budget.file().unwrap();
         assert!(budget.file().is_none());
         drop(permit);
         assert!(budget.file().is_some());
-        assert!(budget.inode().is_none());
+        assert!(budget.inode().is_none() && budget.handle().is_none());
     }
 }

@@ -12,11 +12,13 @@ use rustix::io::{Errno, Result};
 use rustix::path::DecInt;
 
 use super::Share;
+use super::attr::stat_at;
+use super::budget::Permit;
 use super::credentials::Acting;
 use super::data::{changes, host_flags};
 use super::files::OpenFile;
 use super::inode::Inode;
-use super::lookup::component;
+use super::lookup::{Place, component};
 
 /// Permissions only; the umask has been applied by the guest.
 fn permissions(mode: u32) -> Mode {
@@ -40,8 +42,9 @@ impl Share {
         let name = component(name)?;
         let parent = self.inodes.get(parent)?;
         let dir = parent.path_fd()?;
-        // Before anything has happened: with no descriptor left for it, it isn't made.
+        // Before anything has happened: with nothing left for it, it isn't made.
         let permit = self.common.budget.file().ok_or(Errno::NFILE)?;
+        let place = self.place_in(&parent)?;
         let flags = host_flags(args.flags);
         let made = {
             let _acting = self.acting_for(ctx)?;
@@ -50,10 +53,10 @@ impl Share {
             openat(&dir, name, flags, permissions(args.mode))
         };
         match made {
-            Ok(fd) => self.keep(&parent, fd, changes(flags), permit),
+            Ok(fd) => self.keep(&parent, fd, changes(flags), permit, place),
             Err(Errno::EXIST) if !OFlags::from_bits_retain(args.flags).contains(OFlags::EXCL) => {
-                drop(permit);
-                let (inode, stat) = self.find(&parent, dir.as_fd(), name)?;
+                drop((permit, place));
+                let (inode, stat) = self.find(&parent, dir.as_fd(), name, None)?;
                 match self.open(inode.nodeid, args.flags, args.fuse_flags) {
                     Ok(handle) => Ok((self.entry(&inode, &stat, &parent), handle)),
                     Err(error) => {
@@ -72,6 +75,7 @@ impl Share {
         let parent = self.inodes.get(parent)?;
         let dir = parent.path_fd()?;
         let permit = self.common.budget.file().ok_or(Errno::NFILE)?;
+        let place = self.place_in(&parent)?;
         // With O_EXCL it never gets a name.
         let exclusive = OFlags::from_bits_retain(args.flags) & OFlags::EXCL;
         let flags = host_flags(args.flags) - OFlags::TRUNC;
@@ -84,7 +88,7 @@ impl Share {
                 permissions(args.mode),
             )?
         };
-        self.keep(&parent, fd, true, permit)
+        self.keep(&parent, fd, true, permit, place)
     }
 
     /// Gives a file that was just made its inode and its handle.
@@ -93,9 +97,10 @@ impl Share {
         parent: &Inode,
         fd: OwnedFd,
         writable: bool,
-        permit: super::budget::Permit,
+        permit: Permit,
+        place: Place,
     ) -> Result<(Entry, u64)> {
-        let (inode, stat) = self.adopt(self.proc.reopen(&fd, OFlags::PATH)?)?;
+        let (inode, stat) = self.adopt(self.proc.reopen(&fd, OFlags::PATH)?, Some(place))?;
         match self
             .files
             .insert(OpenFile::file(inode.nodeid, fd, writable, permit))
@@ -149,11 +154,12 @@ impl Share {
         let name = component(name)?;
         let parent = self.inodes.get(parent)?;
         let dir = parent.path_fd()?;
+        let place = self.place_in(&parent)?;
         {
             let _acting = self.acting_for(ctx)?;
             make(dir.as_fd(), name)?;
         }
-        let (inode, stat) = self.find(&parent, dir.as_fd(), name)?;
+        let (inode, stat) = self.find(&parent, dir.as_fd(), name, Some(place))?;
         Ok(self.entry(&inode, &stat, &parent))
     }
 
@@ -174,7 +180,13 @@ impl Share {
             name,
             AtFlags::SYMLINK_FOLLOW,
         )?;
-        let (inode, stat) = self.find(&parent, dir.as_fd(), name)?;
+        // It is known already and takes nothing of the budget.
+        if inode.claim() {
+            let stat = stat_at(&path, c"");
+            let stat = stat.inspect_err(|_| self.inodes.forget(nodeid, 1))?;
+            return Ok(self.entry(&inode, &stat, &parent));
+        }
+        let (inode, stat) = self.find(&parent, dir.as_fd(), name, None)?;
         Ok(self.entry(&inode, &stat, &parent))
     }
 }

@@ -216,7 +216,7 @@ impl Share {
             }
             let found = match is_dot(name) {
                 true => None,
-                false => match self.find(&inode, dir.as_fd(), name) {
+                false => match self.find(&inode, dir.as_fd(), name, None) {
                     Ok(found) => Some(found),
                     // Removed since the host listed it.
                     Err(Errno::NOENT) => return Ok(needed),

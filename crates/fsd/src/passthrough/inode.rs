@@ -38,7 +38,11 @@ pub(super) enum Location {
         #[expect(dead_code, reason = "held for its drop")] Option<Permit>,
     ),
     /// By file handle, on the file system of this directory.
-    Handle(FileHandle, Arc<OwnedFd>),
+    Handle(
+        FileHandle,
+        Arc<OwnedFd>,
+        #[expect(dead_code, reason = "held for its drop")] Permit,
+    ),
 }
 
 /// `/proc/self/fd`, through which an `O_PATH` descriptor becomes one that can be read.
@@ -142,7 +146,7 @@ impl Inode {
     pub(super) fn path_fd(&self) -> Result<PathFd<'_>> {
         match &self.location {
             Location::Pinned(fd, _) => Ok(PathFd::Held(fd.as_fd())),
-            Location::Handle(handle, mount) => handle
+            Location::Handle(handle, mount, _) => handle
                 .open(mount.as_fd(), OFlags::PATH | OFlags::CLOEXEC)
                 .map(PathFd::Opened),
         }
@@ -153,7 +157,7 @@ impl Inode {
     pub(super) fn open(&self, proc: &ProcFd, flags: OFlags) -> Result<OwnedFd> {
         match (self.kind, &self.location) {
             (FileType::RegularFile | FileType::Directory, Location::Pinned(fd, _)) => proc.reopen(fd, flags),
-            (FileType::RegularFile | FileType::Directory, Location::Handle(handle, mount)) => {
+            (FileType::RegularFile | FileType::Directory, Location::Handle(handle, mount, _)) => {
                 handle.open(mount.as_fd(), flags | OFlags::CLOEXEC)
             }
             (FileType::Symlink, _) => Err(Errno::LOOP),
@@ -166,7 +170,7 @@ impl Inode {
         match &self.location {
             // While it is held its number is not given to another.
             Location::Pinned(..) => true,
-            Location::Handle(ours, _) => handle().is_ok_and(|theirs| theirs == *ours),
+            Location::Handle(ours, ..) => handle().is_ok_and(|theirs| theirs == *ours),
         }
     }
 }
@@ -176,7 +180,7 @@ impl Location {
     pub(super) fn handle(&self) -> Result<FileHandle> {
         match self {
             Self::Pinned(fd, _) => FileHandle::of(fd.as_fd(), c""),
-            Self::Handle(handle, _) => Ok(handle.clone()),
+            Self::Handle(handle, ..) => Ok(handle.clone()),
         }
     }
 }

@@ -12,6 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags, RawMode, Statx, openat};
 use rustix::io::{Errno, Result};
 
 use super::attr::{from_statx, host_id, stat_at};
+use super::budget::Permit;
 use super::inode::{Inode, Location};
 use super::{CACHE_TIMEOUT, Share};
 use crate::sys::file_handle::FileHandle;
@@ -33,6 +34,14 @@ pub(super) fn kind_of(stat: &Statx) -> FileType {
     FileType::from_raw_mode(RawMode::from(stat.stx_mode))
 }
 
+/// What an inode that is not known yet may take of the budget.
+pub(super) enum Place {
+    /// A descriptor.
+    Descriptor(Permit),
+    /// A handle.
+    Handle(Permit),
+}
+
 impl Share {
     /// Finds a name; the guest knows the inode once more. One system call where it is known and pinned.
     pub(crate) fn lookup(&self, parent: u64, name: &CStr) -> Result<Entry> {
@@ -44,16 +53,17 @@ impl Share {
             bytes if bytes.contains(&b'/') => return Err(Errno::INVAL),
             _ => {}
         }
-        let (inode, stat) = self.find(&parent, parent.path_fd()?.as_fd(), name)?;
+        let (inode, stat) = self.find(&parent, parent.path_fd()?.as_fd(), name, None)?;
         Ok(self.entry(&inode, &stat, &parent))
     }
 
-    /// Finds a name below `dir`, which is `parent`.
+    /// Finds a name below `dir`, which is `parent`. What was made just now has its place already.
     pub(super) fn find(
         &self,
         parent: &Inode,
         dir: std::os::fd::BorrowedFd<'_>,
         name: &CStr,
+        place: Option<Place>,
     ) -> Result<(Arc<Inode>, Statx)> {
         if parent.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
@@ -63,32 +73,56 @@ impl Share {
             return Ok((inode, stat));
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        self.adopt(openat(dir, name, flags, Mode::empty())?)
+        self.adopt(openat(dir, name, flags, Mode::empty())?, place)
     }
 
     /// Makes an inode of what an `O_PATH` descriptor leads to, or finds that it is one already.
-    pub(super) fn adopt(&self, fd: OwnedFd) -> Result<(Arc<Inode>, Statx)> {
+    pub(super) fn adopt(&self, fd: OwnedFd, place: Option<Place>) -> Result<(Arc<Inode>, Statx)> {
         // Asked again: the name may lead elsewhere by now.
         let stat = stat_at(&fd, c"")?;
         let id = host_id(&stat);
         if let Some(inode) = self.inodes.claim(&id, || FileHandle::of(fd.as_fd(), c"")) {
             return Ok((inode, stat));
         }
-        let location = self.locate(fd, &stat)?;
+        let location = self.locate(fd, &stat, place)?;
         Ok((self.inodes.insert(id, kind_of(&stat), location), stat))
     }
 
     /// A descriptor as long as there are plenty, because it makes everything else cheaper; then a file handle.
-    fn locate(&self, fd: OwnedFd, stat: &Statx) -> Result<Location> {
-        if let Some(permit) = self.common.budget.inode() {
-            return Ok(Location::Pinned(fd, Some(permit)));
+    fn place(&self, has_handles: impl FnOnce() -> bool) -> Result<Place> {
+        let budget = &self.common.budget;
+        if let Some(permit) = budget.inode() {
+            return Ok(Place::Descriptor(permit));
         }
-        if let Some(mount) = self.handle_mount(&fd, stat)
-            && let Ok(handle) = FileHandle::of(fd.as_fd(), c"")
-        {
-            return Ok(Location::Handle(handle, mount));
-        }
-        let permit = self.common.budget.file().ok_or(Errno::NFILE)?;
+        let place = if has_handles() {
+            budget.handle().map(Place::Handle)
+        } else {
+            budget.file().map(Place::Descriptor)
+        };
+        place.ok_or(Errno::NFILE)
+    }
+
+    /// A place for what is about to be made in a directory: taken before, so that nothing is made and then refused.
+    pub(super) fn place_in(&self, dir: &Inode) -> Result<Place> {
+        self.place(|| self.has_handles(&dir.id))
+    }
+
+    fn locate(&self, fd: OwnedFd, stat: &Statx, place: Option<Place>) -> Result<Location> {
+        let place = match place {
+            Some(place) => place,
+            None => self.place(|| self.handle_mount(&fd, stat).is_some())?,
+        };
+        let permit = match place {
+            Place::Descriptor(permit) => permit,
+            Place::Handle(permit) => {
+                if let Some(mount) = self.handle_mount(&fd, stat)
+                    && let Ok(handle) = FileHandle::of(fd.as_fd(), c"")
+                {
+                    return Ok(Location::Handle(handle, mount, permit));
+                }
+                self.common.budget.file().ok_or(Errno::NFILE)?
+            }
+        };
         Ok(Location::Pinned(fd, Some(permit)))
     }
 

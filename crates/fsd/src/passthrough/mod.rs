@@ -159,6 +159,18 @@ impl Share {
         self.common.knows_groups.load(Ordering::Relaxed)
     }
 
+    /// Whether inodes of a file system are kept by handle, as far as that is known.
+    fn has_handles(&self, id: &HostId) -> bool {
+        if !self.handles_work {
+            return false;
+        }
+        let mounts = || self.handle_mounts.lock().unwrap_or_else(PoisonError::into_inner);
+        id.same_mount(&self.inodes.root().id)
+            || mounts()
+                .iter()
+                .any(|(mount, dir)| mount.same_mount(id) && dir.strong_count() > 0)
+    }
+
     /// A directory through which handles of the file system of `fd` can be opened; `None` where they cannot.
     fn handle_mount(&self, fd: &OwnedFd, stat: &Statx) -> Option<Arc<OwnedFd>> {
         if !self.handles_work {

@@ -16,7 +16,7 @@ use vm_memory::VolatileSlice;
 
 use super::*;
 
-const RDWR: u32 = 2;
+pub(super) const RDWR: u32 = 2;
 const APPEND: u32 = 0o2000;
 const EXCL: u32 = 0o200;
 
@@ -27,10 +27,14 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn with(options: ShareOptions, files: usize, inodes: usize) -> Self {
+        Self::within(options, Budget::new(files, inodes, 1000))
+    }
+
+    pub(super) fn within(options: ShareOptions, budget: Budget) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("share")).unwrap();
         let common = Common {
-            budget: Budget::new(files, inodes),
+            budget,
             knows_groups: AtomicBool::new(true),
             knows_submounts: AtomicBool::new(false),
         };
@@ -59,7 +63,7 @@ impl Shared {
         self.share.lookup(self.root(), name)
     }
 
-    fn create(&self, name: &CStr, flags: u32) -> Result<(Entry, u64)> {
+    pub(super) fn create(&self, name: &CStr, flags: u32) -> Result<(Entry, u64)> {
         self.share.create(&root(), self.root(), name, &create_in(flags))
     }
 
@@ -82,7 +86,7 @@ impl Shared {
     }
 }
 
-fn root() -> Context {
+pub(super) fn root() -> Context {
     Context::new()
 }
 
@@ -92,7 +96,7 @@ fn user(uid: u32, gid: u32) -> Context {
     context
 }
 
-fn create_in(flags: u32) -> CreateIn {
+pub(super) fn create_in(flags: u32) -> CreateIn {
     CreateIn {
         flags,
         mode: 0o644,
@@ -129,7 +133,7 @@ impl ZeroCopyReader for Bytes {
     }
 }
 
-fn write(
+pub(super) fn write(
     share: &Share,
     (nodeid, handle): (u64, u64),
     offset: u64,
