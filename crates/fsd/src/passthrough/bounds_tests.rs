@@ -3,9 +3,9 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use super::tests::{RDWR, Shared, create_in, root};
+use super::tests::{RDWR, Shared, create_in, is_root, root};
 use super::*;
 
 /// A share whose guest may open so many files and know so many inodes by handle, and none by descriptor; nothing where
@@ -70,4 +70,32 @@ fn another_name_for_an_inode_that_is_known_takes_nothing() {
     shared.share.getattr(inode).unwrap();
     shared.share.forget(inode, 1);
     assert_eq!(shared.share.getattr(inode).unwrap_err(), Errno::BADF);
+}
+
+#[test]
+fn what_changes_a_file_on_the_host_takes_its_setuid_away() {
+    if !is_root() {
+        return;
+    }
+    let shared = Shared::new();
+    shared.file("from", "content");
+    let source = shared.lookup(c"from").unwrap().inode;
+    let source = (source, shared.share.open(source, 0, 0).unwrap(), 0);
+    type Change<'a> = &'a dyn Fn(u64, u64) -> Result<()>;
+    let changes: [(&str, Change<'_>); 2] = [
+        ("allocated", &|inode, handle| {
+            shared.share.fallocate(inode, handle, 0, 0, 100)
+        }),
+        ("copied", &|inode, handle| {
+            shared.share.copy_range(source, (inode, handle, 0), 7).map(drop)
+        }),
+    ];
+    for (name, change) in changes {
+        let path = shared.file(name, "");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o6755)).unwrap();
+        let inode = shared.lookup(&CString::new(name).unwrap()).unwrap().inode;
+        let handle = shared.share.open(inode, RDWR, 0).unwrap();
+        change(inode, handle).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o755, "{name}");
+    }
 }

@@ -188,6 +188,8 @@ impl Share {
     pub(crate) fn fallocate(&self, nodeid: u64, handle: u64, mode: u32, offset: u64, len: u64) -> Result<()> {
         self.writable()?;
         let file = self.files.get(handle, nodeid)?;
+        // Nothing says whether its process may keep the bits, so that they go, as on a change by a user's process.
+        let _killing = WithoutFsetid::when(true)?;
         fallocate(&*file, FallocateFlags::from_bits_retain(mode), offset, len)
     }
 
@@ -215,6 +217,8 @@ impl Share {
         let source = self.files.get(from.1, from.0)?;
         let target = self.files.get(to.1, to.0)?;
         let (mut read_at, mut write_at) = (from.2, to.2);
+        // As in `fallocate`.
+        let _killing = WithoutFsetid::when(true)?;
         copy_file_range(&*source, Some(&mut read_at), &*target, Some(&mut write_at), len)
     }
 
