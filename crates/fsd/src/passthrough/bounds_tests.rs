@@ -99,3 +99,32 @@ fn what_changes_a_file_on_the_host_takes_its_setuid_away() {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o755, "{name}");
     }
 }
+
+#[test]
+fn a_listing_that_fails_midway_ends_with_what_the_guest_was_told() {
+    let shared = Shared::new();
+    for name in ["a", "b", "c"] {
+        shared.file(name, "");
+    }
+    let handle = shared.share.opendir(shared.root()).unwrap();
+    let mut told = Vec::new();
+    let mut offset = 0;
+    let mut list = |most: usize, offset: &mut u64| {
+        let before = told.len();
+        shared
+            .share
+            .readdirplus(shared.root(), handle, *offset, 1 << 20, &mut |dirent, entry| {
+                if told.len() - before == most {
+                    return Err(Errno::IO);
+                }
+                *offset = dirent.offset;
+                told.push(entry.inode);
+                Ok(160)
+            })
+    };
+    assert_eq!(list(3, &mut offset), Ok(()));
+    // The error is not lost.
+    assert_eq!(list(0, &mut offset), Err(Errno::IO));
+    assert_eq!(list(usize::MAX, &mut offset), Ok(()));
+    assert_eq!(told.len(), 5);
+}

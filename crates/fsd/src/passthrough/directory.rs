@@ -148,6 +148,12 @@ fn is_dot(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")
 }
 
+/// What is given out stands, or the guest would know inodes that it was never told of. An error behind it shows when
+/// it reads on.
+fn unless_given(given: usize, listed: Result<()>) -> Result<()> {
+    if given > 0 { Ok(()) } else { listed }
+}
+
 fn give_out(
     listing: &mut Listing,
     dir: BorrowedFd<'_>,
@@ -187,14 +193,18 @@ impl Share {
         add: &mut dyn FnMut(DirEntry<'_>) -> Result<usize>,
     ) -> Result<()> {
         let inode = self.inodes.get(nodeid)?;
-        self.each_entry(nodeid, handle, offset, &mut |listed, name| {
-            add(DirEntry {
+        let mut given = 0;
+        let listed = self.each_entry(nodeid, handle, offset, &mut |listed, name| {
+            let added = add(DirEntry {
                 ino: self.shown(&inode, listed.ino),
                 offset: listed.offset,
                 type_: dirent_type(listed.kind),
                 name: name.to_bytes(),
-            })
-        })
+            })?;
+            given += added;
+            Ok(added)
+        });
+        unless_given(given, listed)
     }
 
     /// As `readdir`, but the guest knows each inode that was taken once more. `room` is how many bytes `add` can take.
@@ -209,7 +219,7 @@ impl Share {
         let inode = self.inodes.get(nodeid)?;
         let dir = inode.path_fd()?;
         let mut left = room;
-        self.each_entry(nodeid, handle, offset, &mut |listed, name| {
+        let listed = self.each_entry(nodeid, handle, offset, &mut |listed, name| {
             let needed = ENTRY_OUT + (DIRENT + name.to_bytes().len()).next_multiple_of(8);
             if needed > left {
                 return Ok(0);
@@ -247,7 +257,8 @@ impl Share {
                 }
             }
             added
-        })
+        });
+        unless_given(room - left, listed)
     }
 
     fn each_entry(
