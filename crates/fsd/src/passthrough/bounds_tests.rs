@@ -4,6 +4,10 @@
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::Barrier;
+use std::thread;
+
+use rustix::io::dup;
 
 use super::tests::{RDWR, Shared, create_in, is_root, root};
 use super::*;
@@ -127,4 +131,62 @@ fn a_listing_that_fails_midway_ends_with_what_the_guest_was_told() {
     assert_eq!(list(0, &mut offset), Err(Errno::IO));
     assert_eq!(list(usize::MAX, &mut offset), Ok(()));
     assert_eq!(told.len(), 5);
+}
+
+/// A file with a number that no host has room for.
+fn far(shared: &Shared) -> impl Fn() -> Arc<inode::Inode> {
+    let id = HostId {
+        ino: 1 << 60,
+        ..shared.share.inodes.root().id
+    };
+    move || {
+        let inodes = &shared.share.inodes;
+        inodes.claim(&id, || Err(Errno::IO)).unwrap_or_else(|| {
+            let fd = dup(&*shared.share.root_dir).unwrap();
+            inodes.insert(id, FileType::RegularFile, Location::Pinned(fd, None))
+        })
+    }
+}
+
+#[test]
+fn an_inode_without_a_number_of_the_host_has_one_number() {
+    let shared = Shared::new();
+    let look_up = far(&shared);
+    for _ in 0..500 {
+        let begin = Barrier::new(4);
+        let numbers: Vec<u64> = thread::scope(|scope| {
+            let threads = [(); 4].map(|()| {
+                scope.spawn(|| {
+                    begin.wait();
+                    look_up().nodeid
+                })
+            });
+            threads.map(|thread| thread.join().unwrap()).into()
+        });
+        assert!(numbers.iter().all(|number| *number == numbers[0]), "{numbers:?}");
+        shared.share.forget(numbers[0], 4);
+    }
+}
+
+#[test]
+fn a_number_outlives_a_forget_that_a_lookup_overtakes() {
+    let shared = Shared::new();
+    let look_up = far(&shared);
+    for _ in 0..2000 {
+        let begin = Barrier::new(2);
+        let old = look_up().nodeid;
+        let found = thread::scope(|scope| {
+            let forgetting = scope.spawn(|| {
+                begin.wait();
+                shared.share.forget(old, 1);
+            });
+            begin.wait();
+            let found = look_up().nodeid;
+            forgetting.join().unwrap();
+            found
+        });
+        assert_eq!(look_up().nodeid, found);
+        shared.share.forget(found, 2);
+        assert!(shared.share.inodes.get(found).is_err());
+    }
 }

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 
 use rustix::fs::FileType;
 use rustix::io::{Errno, Result};
@@ -25,10 +25,12 @@ const OURS: u64 = 0xff;
 /// File systems below a share that can have numbers of the host: 1 to 0xfe.
 const MOUNTS: usize = 0xfe;
 
+type Map = HashMap<u64, Arc<Inode>, BuildHasherDefault<NodeHasher>>;
+
 /// On its own cache lines, with the neighbour that the processor fetches along.
 #[repr(align(128))]
 #[derive(Default)]
-struct Shard(RwLock<HashMap<u64, Arc<Inode>, BuildHasherDefault<NodeHasher>>>);
+struct Shard(RwLock<Map>);
 
 /// Spreads numbers that mostly count upwards; nobody but the host's file system chooses them.
 #[derive(Default)]
@@ -56,6 +58,7 @@ pub(super) struct Inodes {
     shards: [Shard; SHARDS],
     /// File systems but the root's, in the order in which they were met.
     mounts: RwLock<Vec<HostId>>,
+    /// The numbers of ours. Locked before a shard's map.
     aliases: Mutex<HashMap<HostId, u64>>,
     /// How many aliases there are, so that the lock is taken only if there is one.
     aliased: AtomicUsize,
@@ -117,30 +120,43 @@ impl Inodes {
 
     /// One lookup of an inode that was not known. When somebody else was faster it is theirs.
     pub(super) fn insert(&self, id: HostId, kind: FileType, location: Location) -> Arc<Inode> {
-        let nodeid = self.number(&id).unwrap_or_else(|| self.alias(id));
-        {
-            let mut map = self
-                .shard(nodeid)
-                .0
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            match map.get(&nodeid) {
-                Some(there) if !there.is_known() => {
-                    // Just forgotten by the last who knew it, and about to be removed.
-                }
-                Some(there) if there.is(|| location.handle()) && there.claim() => return Arc::clone(there),
-                None => {}
-                Some(_) => {
-                    drop(map);
-                    let inode = Arc::new(Inode::new(self.alias(id), id, kind, location));
-                    self.put(&inode);
-                    return inode;
-                }
+        let nodeid = self.number(&id).filter(|nodeid| !is_alias(*nodeid));
+        let Some(nodeid) = nodeid else {
+            return self.insert_alias(id, kind, location);
+        };
+        let mut map = self.map(nodeid);
+        match map.get(&nodeid) {
+            // Just forgotten by the last who knew it, and about to be removed.
+            Some(there) if !there.is_known() => {}
+            Some(there) if there.is(|| location.handle()) && there.claim() => return Arc::clone(there),
+            None => {}
+            Some(_) => {
+                drop(map);
+                return self.insert_alias(id, kind, location);
             }
-            let inode = Arc::new(Inode::new(nodeid, id, kind, location));
-            map.insert(nodeid, Arc::clone(&inode));
-            inode
         }
+        let inode = Arc::new(Inode::new(nodeid, id, kind, location));
+        map.insert(nodeid, Arc::clone(&inode));
+        inode
+    }
+
+    /// The same with a number of ours, which is never given to another. An inode has one at a time, however many look
+    /// it up: it is found or made under the lock.
+    fn insert_alias(&self, id: HostId, kind: FileType, location: Location) -> Arc<Inode> {
+        let mut aliases = self.aliases();
+        if let Some(nodeid) = aliases.get(&id)
+            && let Some(there) = self.map(*nodeid).get(nodeid)
+            && there.is(|| location.handle())
+            && there.claim()
+        {
+            return Arc::clone(there);
+        }
+        let nodeid = OURS << INO_BITS | self.next_alias.fetch_add(1, Ordering::Relaxed);
+        let inode = Arc::new(Inode::new(nodeid, id, kind, location));
+        self.map(nodeid).insert(nodeid, Arc::clone(&inode));
+        aliases.insert(id, nodeid);
+        self.aliased.store(aliases.len(), Ordering::Release);
+        inode
     }
 
     /// Takes lookups back.
@@ -152,17 +168,13 @@ impl Inodes {
         if !inode.forget(count) {
             return;
         }
-        let mut map = self
-            .shard(nodeid)
-            .0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map(nodeid);
         // Somebody may have put a newer one in its place.
         if map.get(&nodeid).is_some_and(|there| Arc::ptr_eq(there, &inode)) {
             map.remove(&nodeid);
         }
         drop(map);
-        if nodeid >> INO_BITS == OURS {
+        if is_alias(nodeid) {
             let mut aliases = self.aliases();
             if aliases.get(&inode.id) == Some(&nodeid) {
                 aliases.remove(&inode.id);
@@ -182,10 +194,10 @@ impl Inodes {
         self.aliased.store(0, Ordering::Release);
     }
 
-    fn put(&self, inode: &Arc<Inode>) {
-        let shard = self.shard(inode.nodeid);
-        let mut map = shard.0.write().unwrap_or_else(PoisonError::into_inner);
-        map.insert(inode.nodeid, Arc::clone(inode));
+    /// The map that has a number, to change it.
+    fn map(&self, nodeid: u64) -> RwLockWriteGuard<'_, Map> {
+        let shard = self.shard(nodeid);
+        shard.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shard(&self, nodeid: u64) -> &Shard {
@@ -224,17 +236,13 @@ impl Inodes {
         u64::try_from(index + 1).ok()
     }
 
-    fn alias(&self, id: HostId) -> u64 {
-        let nodeid = OURS << INO_BITS | self.next_alias.fetch_add(1, Ordering::Relaxed);
-        let mut aliases = self.aliases();
-        aliases.insert(id, nodeid);
-        self.aliased.store(aliases.len(), Ordering::Release);
-        nodeid
-    }
-
     fn aliases(&self) -> MutexGuard<'_, HashMap<HostId, u64>> {
         self.aliases.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_alias(nodeid: u64) -> bool {
+    nodeid >> INO_BITS == OURS
 }
 
 fn host_number(mount: u64, id: &HostId) -> Option<u64> {
