@@ -7,9 +7,7 @@ use fuse_backend_rs::abi::fuse_abi::ROOT_ID;
 use fuse_backend_rs::api::Vfs;
 use rustix::io::Errno;
 
-use super::direct::argument;
-use super::header::{InHeader, opcode, u64_at};
-use crate::transport::Chain;
+use super::request::{Request, opcode, u64_at};
 
 /// Where the VFS puts the index of a mount in the number of an inode.
 const INDEX_SHIFT: u32 = 56;
@@ -18,13 +16,13 @@ const INDEX_SHIFT: u32 = 56;
 ///
 /// # Errors
 /// `XDEV`; `IO` if the request is too short.
-pub(super) fn check(vfs: &Vfs, header: &InHeader, chain: &Chain<'_>) -> Result<(), Errno> {
-    if !matches!(header.opcode, opcode::RENAME | opcode::RENAME2 | opcode::LINK) {
+pub(super) fn check(vfs: &Vfs, request: &Request<'_>) -> Result<(), Errno> {
+    if !matches!(request.opcode, opcode::RENAME | opcode::RENAME2 | opcode::LINK) {
         return Ok(());
     }
     // The other directory, or the file that gets another name.
-    let other = u64_at(&argument::<8>(chain)?, 0);
-    match (place(vfs, header.nodeid), place(vfs, other)) {
+    let other = u64_at(&request.argument::<8>()?, 0);
+    match (place(vfs, request.nodeid), place(vfs, other)) {
         (Some(one), Some(other)) if one != other => Err(Errno::XDEV),
         _ => Ok(()),
     }

@@ -3,17 +3,19 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ffi::CStr;
-use std::io;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Read, Seek};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::{Attr, stat64};
-use fuse_backend_rs::api::filesystem::{DirEntry, Entry, ZeroCopyWriter};
+use fuse_backend_rs::api::filesystem::{DirEntry, Entry, ZeroCopyReader, ZeroCopyWriter};
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
+use super::super::request::Scratch;
 use super::*;
 use crate::transport::testing::{Buffer, with_chain};
 
@@ -107,6 +109,33 @@ impl FileSystem for Echo {
         Ok((attributes(seed), Duration::from_millis(700)))
     }
 
+    fn write(
+        &self,
+        _ctx: &Context,
+        inode: u64,
+        handle: u64,
+        r: &mut dyn ZeroCopyReader,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        delayed_write: bool,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<usize> {
+        let mut file = tempfile::tempfile()?;
+        let half = size as usize / 2;
+        let mut taken = r.read_to(&mut file, half, 0)?;
+        taken += r.read_to(&mut file, size as usize - taken, taken as u64)?;
+        let mut content = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut content)?;
+        assert_eq!(content.len(), taken);
+        let mut hash = DefaultHasher::new();
+        let rest = (lock_owner, delayed_write, flags, fuse_flags);
+        (inode, handle, size, offset, rest, content).hash(&mut hash);
+        Ok(usize::try_from(hash.finish() & 0xffff_ffff).unwrap())
+    }
+
     fn read(
         &self,
         _ctx: &Context,
@@ -132,8 +161,9 @@ fn outcome(buffers: &[Buffer], request: &[u8], ours: bool) -> (u32, Vec<u8>) {
     map.write_slice(request, GuestAddress(0x8000)).unwrap();
     let memory = GuestMemoryAtomic::new(map).memory();
     let written = with_chain(&memory, buffers, |chain| {
-        let header = InHeader::read(chain)?;
-        if ours && let Some(written) = serve(&Echo, &header, chain) {
+        let mut scratch = Scratch::default();
+        let request = Request::read(chain, &mut scratch)?;
+        if ours && let Some(written) = serve(&Echo, &request, chain) {
             return Some(written);
         }
         let server = Server::new(Arc::new(Echo));
@@ -163,7 +193,8 @@ fn a_buffer_may_lie_in_two_mappings() {
         let buffer = |addr, len, write| Buffer { addr, len, write };
         let buffers = [buffer(0x7fe0, 56, false), buffer(0x2ff0, 120, true)];
         let written = with_chain(&memory, &buffers, |chain| {
-            serve(&Echo, &InHeader::read(chain).unwrap(), chain).unwrap()
+            let mut scratch = Scratch::default();
+            serve(&Echo, &Request::read(chain, &mut scratch).unwrap(), chain).unwrap()
         });
         let mut answer = vec![0; 120];
         memory.read_slice(&mut answer, GuestAddress(0x2ff0)).unwrap();
@@ -227,7 +258,8 @@ fn an_entry_that_was_not_looked_up_is_listed_with_its_number_and_no_node() {
     let buffer = |addr, len, write| Buffer { addr, len, write };
     let buffers = [buffer(0x8000, 80, false), buffer(0x2000, 1016, true)];
     let written = with_chain(&memory, &buffers, |chain| {
-        serve(&Unknown, &InHeader::read(chain).unwrap(), chain).unwrap()
+        let mut scratch = Scratch::default();
+        serve(&Unknown, &Request::read(chain, &mut scratch).unwrap(), chain).unwrap()
     });
     assert_eq!(written, 16 + 2 * 160);
     let number = |at: u64| memory.read_obj::<u64>(GuestAddress(0x2000 + 16 + at)).unwrap();
@@ -277,7 +309,8 @@ fn a_forget_is_passed_on_and_never_answered() {
             },
         ];
         let written = with_chain(&memory, &buffers, |chain| {
-            serve(&fs, &InHeader::read(chain).unwrap(), chain)
+            let mut scratch = Scratch::default();
+            serve(&fs, &Request::read(chain, &mut scratch).unwrap(), chain)
         });
         let mut answer = [0xff; 16];
         memory.read_slice(&mut answer, GuestAddress(0x2000)).unwrap();
@@ -292,11 +325,12 @@ proptest! {
     #[test]
     fn answers_are_those_of_the_server(
         code in prop::sample::select(vec![
-            opcode::GETATTR, opcode::LOOKUP, opcode::READ, opcode::READDIR, opcode::READDIRPLUS,
+            opcode::GETATTR, opcode::LOOKUP, opcode::READ, opcode::READDIR, opcode::READDIRPLUS, opcode::WRITE,
         ]),
         nodeid in prop_oneof![Just(13_u64), any::<u64>()],
         ids in any::<[u32; 2]>(),
         argument in prop::collection::vec(any::<u8>(), 40),
+        data in prop::collection::vec(any::<u8>(), 0..3000),
         name in "[a-z]{0,20}",
         size in 0_u32..5000,
         cut in 1_usize..39,
@@ -307,6 +341,9 @@ proptest! {
             argument = [name.as_bytes(), &[0]].concat();
         } else if code != opcode::GETATTR {
             argument[16..20].copy_from_slice(&size.to_le_bytes());
+        }
+        if code == opcode::WRITE {
+            argument.extend(data);
         }
         let len = 40 + argument.len();
         let mut request = Vec::new();

@@ -3,8 +3,7 @@
 //! The FUSE library knows nothing of them. They are asked for in the answer to FUSE_INIT (`init.rs`), and what the guest
 //! then sends is read here.
 
-use super::header::{IN_HEADER_LEN, InHeader, read_at};
-use crate::transport::Chain;
+use super::request::{IN_HEADER_LEN, Request};
 
 /// `FUSE_EXT_GROUPS`.
 const GROUPS: u32 = 32;
@@ -12,19 +11,16 @@ const GROUPS: u32 = 32;
 const MOST_GROUPS: usize = 1024;
 
 /// The supplementary groups of whoever makes a request.
-pub(super) fn groups(header: &InHeader, chain: &Chain<'_>) -> Vec<u32> {
-    let Some(from) = header
+pub(super) fn groups(request: &Request<'_>) -> Vec<u32> {
+    let Some(from) = request
         .len
-        .checked_sub(header.extensions)
+        .checked_sub(request.extensions)
         .filter(|from| *from >= IN_HEADER_LEN)
     else {
         return Vec::new();
     };
-    let mut raw = vec![0; header.extensions as usize];
-    match read_at(chain, from.into(), &mut raw) {
-        Some(()) => parse(&raw),
-        None => Vec::new(),
-    }
+    let raw = request.part(from as usize, request.extensions as usize);
+    raw.map(parse).unwrap_or_default()
 }
 
 fn word(raw: &[u8], at: usize) -> u32 {

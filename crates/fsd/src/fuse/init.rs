@@ -10,9 +10,8 @@ use rustix::io::Errno;
 use vm_memory::ByteValued;
 
 use super::InitRecord;
-use super::direct::argument;
-use super::header::{IN_HEADER_LEN, read_at, u32_at};
 use super::reply::{self, HEADER_LEN};
+use super::request::{IN_HEADER_LEN, Request, u32_at};
 use crate::transport::Chain;
 
 /// `FUSE_CREATE_SUPP_GROUP`: groups are sent along where something is made. The library has no name for it.
@@ -21,7 +20,7 @@ pub(super) const CREATE_SUPP_GROUP: u64 = 1 << 34;
 const MOST_PAGES: u16 = 256;
 const PAGE_BYTES: u32 = 4096;
 /// Size of `fuse_init_in` before there were upper flags, in bytes.
-const OLD_INIT_IN: u64 = 16;
+const OLD_INIT_IN: usize = 16;
 
 /// `fuse_init_in`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,17 +36,16 @@ impl Offer {
     ///
     /// # Errors
     /// `IO` if it is too short, `PROTO` if it is of before FUSE 7.
-    pub(super) fn read(chain: &Chain<'_>) -> Result<Self, Errno> {
-        let raw: [u8; 16] = argument(chain)?;
+    pub(super) fn read(request: &Request<'_>) -> Result<Self, Errno> {
+        let raw: [u8; 16] = request.argument()?;
         let major = u32_at(&raw, 0);
         if major < KERNEL_VERSION {
             return Err(Errno::PROTO);
         }
         let mut flags = u64::from(u32_at(&raw, 12));
         if flags & FsOptions::INIT_EXT.bits() != 0 {
-            let mut upper = [0; 4];
-            read_at(chain, u64::from(IN_HEADER_LEN) + OLD_INIT_IN, &mut upper).ok_or(Errno::IO)?;
-            flags |= u64::from(u32::from_le_bytes(upper)) << 32;
+            let upper = request.part(IN_HEADER_LEN as usize + OLD_INIT_IN, 4)?;
+            flags |= u64::from(u32_at(upper, 0)) << 32;
         }
         Ok(Self {
             major,
@@ -121,7 +119,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
     use super::*;
-    use crate::fuse::header::{InHeader, opcode};
+    use crate::fuse::request::{Scratch, opcode};
     use crate::transport::testing::{Buffer, with_chain};
 
     /// What `answer` makes of a FUSE_INIT in guest memory: what it returns, and what the guest then has.
@@ -143,13 +141,14 @@ mod tests {
 
     fn ours(words: &[u32], options: FsOptions) -> (Option<u32>, Vec<u8>) {
         answered(words, |chain| {
-            let header = InHeader::read(chain)?;
-            let offer = match Offer::read(chain) {
+            let mut scratch = Scratch::default();
+            let request = Request::read(chain, &mut scratch)?;
+            let offer = match Offer::read(&request) {
                 Ok(offer) => offer,
-                Err(errno) => return Some(reply::error(chain, header.unique, errno)),
+                Err(errno) => return Some(reply::error(chain, request.unique, errno)),
             };
             let agreed = (!offer.is_ahead()).then(|| offer.agree(options));
-            Some(offer.reply(agreed.as_ref(), header.unique, chain))
+            Some(offer.reply(agreed.as_ref(), request.unique, chain))
         })
     }
 

@@ -8,23 +8,28 @@ use fuse_backend_rs::api::filesystem::{DirEntry, Entry, FileSystem, ZeroCopyWrit
 use rustix::io::Errno;
 use vm_memory::ByteValued;
 
-use super::direct::{HEADER, argument, context, errno};
-use super::header::{InHeader, u32_at, u64_at};
+use super::buffers::GuestWriter;
+use super::direct::{HEADER, context, errno};
 use super::reply;
-use super::writer::GuestWriter;
+use super::request::{Request, u32_at, u64_at};
 use crate::transport::Chain;
 
 /// What entries begin at a multiple of, in bytes.
 const ALIGNMENT: usize = 8;
 
 /// Answers the request; `None` if it is unusual.
-pub(super) fn list<F>(fs: &F, header: &InHeader, chain: &Chain<'_>, plus: bool) -> Option<Result<u32, Errno>>
+pub(super) fn list<F>(
+    fs: &F,
+    request: &Request<'_>,
+    chain: &Chain<'_>,
+    plus: bool,
+) -> Option<Result<u32, Errno>>
 where
     F: FileSystem,
     F::Inode: From<u64>,
     F::Handle: From<u64>,
 {
-    let raw: [u8; 40] = argument(chain).ok()?;
+    let raw: [u8; 40] = request.argument().ok()?;
     let (handle, offset, size) = (u64_at(&raw, 0), u64_at(&raw, 8), u32_at(&raw, 16));
     let room = usize::try_from(size).ok()?;
     let writer = GuestWriter::new(chain, HEADER)?;
@@ -35,7 +40,7 @@ where
         return None;
     }
     let mut answer = Entries { writer, left: room };
-    let (ctx, inode, handle) = (context(header), header.nodeid.into(), handle.into());
+    let (ctx, inode, handle) = (context(request), request.nodeid.into(), handle.into());
     let listed = if plus {
         let mut add = |dirent: DirEntry<'_>, entry| answer.add(&dirent, Some(entry));
         fs.readdirplus(&ctx, inode, handle, size, offset, &mut add)
@@ -45,7 +50,7 @@ where
     };
     let finish = |()| {
         let len = u32::try_from(HEADER + room - answer.left).map_err(|_| Errno::IO)?;
-        match reply::put(chain, &reply::header(len, header.unique, 0)) {
+        match reply::put(chain, &reply::header(len, request.unique, 0)) {
             0 => Err(Errno::IO),
             _ => Ok(len),
         }

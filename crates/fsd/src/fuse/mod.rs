@@ -1,22 +1,23 @@
 //! From a descriptor chain to a FUSE request and its answer.
 //!
 //! `direct.rs` answers what guests ask most, `unlisted.rs` what the library has no case for, `between.rs` what leads from
-//! one mount to another; fuse-backend-rs decodes and dispatches the rest. This module stands between them and a guest that may send anything. It reads the header
-//! itself, refuses what must not get further (`screen.rs`), makes sure that every request that expects an answer gets
-//! one (`reply.rs`), that a panic costs one request, and that a guest may start over with FUSE_INIT (`init.rs`). FUSE
-//! protocol: Linux's `include/uapi/linux/fuse.h`, 7.33.
+//! one mount to another; fuse-backend-rs decodes and dispatches the rest. This module stands between them and a guest
+//! that may send anything. It reads a request once, so that what is looked at is what is done (`request.rs`), refuses
+//! what must not get further (`screen.rs`), makes sure that every request that expects an answer gets one (`reply.rs`),
+//! that a panic costs one request, and that a guest may start over with FUSE_INIT (`init.rs`). FUSE protocol: Linux's
+//! `include/uapi/linux/fuse.h`, 7.33.
 
 mod between;
+mod buffers;
 mod direct;
 mod extensions;
-mod header;
 mod init;
 mod listing;
 mod outcome;
 mod reply;
+mod request;
 mod screen;
 mod unlisted;
-mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -26,11 +27,12 @@ use fuse_backend_rs::abi::fuse_abi::FsOptions;
 use fuse_backend_rs::api::Vfs;
 use fuse_backend_rs::api::filesystem::FileSystem;
 use fuse_backend_rs::api::server::Server;
-use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
+use fuse_backend_rs::transport::{FuseBuf, Reader, VirtioFsWriter};
 use rustix::io::Errno;
 
-use self::header::{InHeader, opcode};
 use self::init::{CREATE_SUPP_GROUP, Offer};
+pub(crate) use self::request::Scratch;
+use self::request::{Request, opcode};
 use self::screen::Verdict;
 use crate::inflight::Slot;
 use crate::metrics::Answered;
@@ -38,6 +40,9 @@ use crate::namespace::Shares;
 use crate::passthrough::with_groups;
 use crate::sys::mapped::lost_pages;
 use crate::transport::Chain;
+
+#[cfg(test)]
+mod tests;
 
 /// The answer to a request that failed, where it does not go into a guest's memory.
 pub(crate) fn error_reply(unique: u64, errno: Errno) -> [u8; 16] {
@@ -102,44 +107,44 @@ impl FuseServer {
     }
 
     /// Runs one request.
-    pub(crate) fn serve(&self, chain: &Chain<'_>, slot: &Slot<'_>) -> Served {
-        let Some(header) = InHeader::read(chain) else {
+    pub(crate) fn serve(&self, chain: &Chain<'_>, slot: &Slot<'_>, scratch: &mut Scratch) -> Served {
+        let Some(request) = Request::read(chain, scratch) else {
             // Not even a header: there is no `unique` to answer to.
             return Served {
                 written: reply::error(chain, 0, Errno::IO),
                 answered: None,
             };
         };
-        let began = slot.begin(header.nodeid, header.opcode, header.unique);
-        let written = match screen::screen(&header, chain) {
-            Verdict::Pass => self.dispatch(&header, chain),
-            Verdict::Refuse(errno) => reply::error(chain, header.unique, errno),
+        let began = slot.begin(request.nodeid, request.opcode, request.unique);
+        let written = match screen::screen(&request) {
+            Verdict::Pass => self.dispatch(&request, chain),
+            Verdict::Refuse(errno) => reply::error(chain, request.unique, errno),
             Verdict::Drop => 0,
         };
         slot.end();
         Served {
             written,
-            answered: Some(outcome::of(&header, chain, written, began)),
+            answered: Some(outcome::of(&request, chain, written, began)),
         }
     }
 
-    fn dispatch(&self, header: &InHeader, chain: &Chain<'_>) -> u32 {
-        if header.opcode == opcode::INIT {
+    fn dispatch(&self, request: &Request<'_>, chain: &Chain<'_>) -> u32 {
+        if request.opcode == opcode::INIT {
             return self
-                .init(header, chain)
-                .unwrap_or_else(|errno| reply::error(chain, header.unique, errno));
+                .init(request, chain)
+                .unwrap_or_else(|errno| reply::error(chain, request.unique, errno));
         }
-        if header.opcode == opcode::DESTROY {
+        if request.opcode == opcode::DESTROY {
             self.reset();
-            return reply::ok(chain, header.unique);
+            return reply::ok(chain, request.unique);
         }
-        self.handle(header, chain)
+        self.handle(request, chain)
     }
 
-    fn init(&self, header: &InHeader, chain: &Chain<'_>) -> Result<u32, Errno> {
-        let offer = Offer::read(chain)?;
+    fn init(&self, request: &Request<'_>, chain: &Chain<'_>) -> Result<u32, Errno> {
+        let offer = Offer::read(request)?;
         if offer.is_ahead() {
-            return Ok(offer.reply(None, header.unique, chain));
+            return Ok(offer.reply(None, request.unique, chain));
         }
         // A guest that reboots without DESTROY starts over on the same connection.
         self.reset();
@@ -159,49 +164,50 @@ impl FuseServer {
             "FUSE_INIT"
         );
         *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = Some(record);
-        Ok(offer.reply(Some(&record), header.unique, chain))
+        Ok(offer.reply(Some(&record), request.unique, chain))
     }
 
-    fn handle(&self, header: &InHeader, chain: &Chain<'_>) -> u32 {
+    fn handle(&self, request: &Request<'_>, chain: &Chain<'_>) -> u32 {
         // The state behind `server` is guarded by its own locks; a request that panicked is answered with EIO.
         let lost = lost_pages();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            if header.extensions == 0 {
-                return self.call(header, chain);
+            if request.extensions == 0 {
+                return self.call(request, chain);
             }
-            with_groups(&extensions::groups(header, chain), || self.call(header, chain))
+            with_groups(&extensions::groups(request), || self.call(request, chain))
         }));
         match outcome {
             // Some of what the answer was made of may have been missing.
-            Ok(Some(_)) if lost_pages() != lost => reply::error(chain, header.unique, Errno::IO),
+            Ok(Some(_)) if lost_pages() != lost => reply::error(chain, request.unique, Errno::IO),
             Ok(Some(written)) => u32::try_from(written).unwrap_or(u32::MAX),
-            Ok(None) if reply::is_answered(chain, header.unique) => reply::HEADER_LEN,
-            Ok(None) => reply::error(chain, header.unique, Errno::IO),
+            Ok(None) if reply::is_answered(chain, request.unique) => reply::HEADER_LEN,
+            Ok(None) => reply::error(chain, request.unique, Errno::IO),
             Err(_) => {
                 tracing::error!(
-                    opcode = header.opcode,
-                    nodeid = header.nodeid,
+                    opcode = request.opcode,
+                    nodeid = request.nodeid,
                     "a request failed unexpectedly"
                 );
-                reply::error(chain, header.unique, Errno::IO)
+                reply::error(chain, request.unique, Errno::IO)
             }
         }
     }
 
-    fn call(&self, header: &InHeader, chain: &Chain<'_>) -> Option<usize> {
-        if let Some(written) = direct::serve(&*self.vfs, header, chain) {
+    fn call(&self, request: &Request<'_>, chain: &Chain<'_>) -> Option<usize> {
+        if let Some(written) = direct::serve(&*self.vfs, request, chain) {
             return usize::try_from(written).ok();
         }
-        if let Some(written) = unlisted::serve(&self.shares, header, chain) {
+        if let Some(written) = unlisted::serve(&self.shares, request, chain) {
             return usize::try_from(written).ok();
         }
-        if let Err(errno) = between::check(&self.vfs, header, chain) {
-            return usize::try_from(reply::error(chain, header.unique, errno)).ok();
+        if let Err(errno) = between::check(&self.vfs, request) {
+            return usize::try_from(reply::error(chain, request.unique, errno)).ok();
         }
-        let descriptors = chain.descriptors()?;
-        let mem = chain.memory();
-        let reader = Reader::from_descriptor_chain(mem, descriptors.clone()).ok()?;
-        let writer = VirtioFsWriter::new(mem, descriptors).ok()?;
+        // The library reads the copy, too. For its answer it follows the descriptors once more: where that leads the
+        // guest may choose.
+        let mut raw = request.raw().to_vec();
+        let reader = Reader::from_fuse_buffer(FuseBuf::new(&mut raw)).ok()?;
+        let writer = VirtioFsWriter::new(chain.memory(), chain.descriptors()?).ok()?;
         self.server.handle_message(reader, writer.into(), None, None).ok()
     }
 }

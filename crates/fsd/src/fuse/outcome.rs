@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
-use super::header::{IN_HEADER_LEN, InHeader, opcode};
 use super::reply::{self, HEADER_LEN};
+use super::request::{IN_HEADER_LEN, Request, opcode};
 use crate::metrics::Answered;
 use crate::transport::Chain;
 
@@ -17,20 +17,20 @@ const WRITE_IN: u32 = 40;
 const WRITE_ANSWER: u32 = HEADER_LEN + 8;
 
 /// What is counted of a request that was answered with `written` bytes.
-pub(super) fn of(header: &InHeader, chain: &Chain<'_>, written: u32, began: Instant) -> Answered {
+pub(super) fn of(request: &Request<'_>, chain: &Chain<'_>, written: u32, began: Instant) -> Answered {
     // An error is a bare header; so is many a success.
-    let failed = written == HEADER_LEN && !is_an_answer(header.opcode, reply::errno(chain));
-    let bytes = match header.opcode {
+    let failed = written == HEADER_LEN && !is_an_answer(request.opcode, reply::errno(chain));
+    let bytes = match request.opcode {
         opcode::READ => written.saturating_sub(HEADER_LEN),
         opcode::WRITE if written == WRITE_ANSWER => {
-            let sent = header.len.saturating_sub(IN_HEADER_LEN + WRITE_IN);
+            let sent = request.len.saturating_sub(IN_HEADER_LEN + WRITE_IN);
             reply::word(chain, HEADER_LEN as usize).unwrap_or(0).min(sent)
         }
         _ => 0,
     };
     Answered {
-        nodeid: header.nodeid,
-        opcode: header.opcode,
+        nodeid: request.nodeid,
+        opcode: request.opcode,
         began,
         failed,
         bytes: bytes.into(),

@@ -8,8 +8,8 @@ use fuse_backend_rs::api::filesystem::Context;
 use rustix::io::{Errno, Result};
 use vm_memory::ByteValued;
 
-use super::header::{IN_HEADER_LEN, InHeader, opcode, read_at};
 use super::reply;
+use super::request::{Request, opcode};
 use crate::namespace::Shares;
 use crate::transport::Chain;
 
@@ -17,23 +17,22 @@ use crate::transport::Chain;
 const MOST_COPIED: u64 = 1 << 30;
 
 /// Serves a request of these kinds; `None` for any other.
-pub(super) fn serve(shares: &Shares, header: &InHeader, chain: &Chain<'_>) -> Option<u32> {
-    let done = match header.opcode {
-        opcode::COPY_FILE_RANGE => copy_file_range(shares, header, chain),
-        opcode::SYNCFS => sync(shares, header).map(|()| Vec::new()),
-        opcode::TMPFILE => tmpfile(shares, header, chain),
+pub(super) fn serve(shares: &Shares, request: &Request<'_>, chain: &Chain<'_>) -> Option<u32> {
+    let done = match request.opcode {
+        opcode::COPY_FILE_RANGE => copy_file_range(shares, request),
+        opcode::SYNCFS => sync(shares, request).map(|()| Vec::new()),
+        opcode::TMPFILE => tmpfile(shares, request),
         _ => return None,
     };
     Some(match done {
-        Ok(payload) => reply::payload(chain, header.unique, &payload),
-        Err(errno) => reply::error(chain, header.unique, errno),
+        Ok(payload) => reply::payload(chain, request.unique, &payload),
+        Err(errno) => reply::error(chain, request.unique, errno),
     })
 }
 
 /// `fuse_copy_file_range_in`, answered with `fuse_write_out`.
-fn copy_file_range(shares: &Shares, header: &InHeader, chain: &Chain<'_>) -> Result<Vec<u8>> {
-    let mut raw = [0; 56];
-    read_at(chain, IN_HEADER_LEN.into(), &mut raw).ok_or(Errno::IO)?;
+fn copy_file_range(shares: &Shares, request: &Request<'_>) -> Result<Vec<u8>> {
+    let raw: [u8; 56] = request.argument()?;
     let mut fields = [0; 7];
     for (field, bytes) in fields.iter_mut().zip(raw.as_chunks::<8>().0) {
         *field = u64::from_le_bytes(*bytes);
@@ -51,7 +50,7 @@ fn copy_file_range(shares: &Shares, header: &InHeader, chain: &Chain<'_>) -> Res
         return Err(Errno::INVAL);
     }
     // The guest then copies by reading and writing.
-    let from = shares.node(header.nodeid).ok_or(Errno::XDEV)?;
+    let from = shares.node(request.nodeid).ok_or(Errno::XDEV)?;
     let to = shares.node(to_node).ok_or(Errno::XDEV)?;
     if !from.same_share(&to) {
         return Err(Errno::XDEV);
@@ -67,8 +66,8 @@ fn copy_file_range(shares: &Shares, header: &InHeader, chain: &Chain<'_>) -> Res
 
 /// The guest's `sync` and `syncfs`. Its one file system has all shares in it; a submount it has made of a part comes
 /// with the inode of that part.
-fn sync(shares: &Shares, header: &InHeader) -> Result<()> {
-    if let Some(node) = shares.node(header.nodeid) {
+fn sync(shares: &Shares, request: &Request<'_>) -> Result<()> {
+    if let Some(node) = shares.node(request.nodeid) {
         return node.share.sync(Some(node.inode));
     }
     // All of them are tried; the first error is told.
@@ -79,9 +78,8 @@ fn sync(shares: &Shares, header: &InHeader) -> Result<()> {
 }
 
 /// `fuse_create_in` and a name that says nothing, answered as CREATE.
-fn tmpfile(shares: &Shares, header: &InHeader, chain: &Chain<'_>) -> Result<Vec<u8>> {
-    let mut raw = [0; 16];
-    read_at(chain, IN_HEADER_LEN.into(), &mut raw).ok_or(Errno::IO)?;
+fn tmpfile(shares: &Shares, request: &Request<'_>) -> Result<Vec<u8>> {
+    let raw: [u8; 16] = request.argument()?;
     let word = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
     let args = CreateIn {
         flags: word(0),
@@ -89,9 +87,9 @@ fn tmpfile(shares: &Shares, header: &InHeader, chain: &Chain<'_>) -> Result<Vec<
         umask: word(8),
         fuse_flags: word(12),
     };
-    let parent = shares.node(header.nodeid).ok_or(Errno::OPNOTSUPP)?;
+    let parent = shares.node(request.nodeid).ok_or(Errno::OPNOTSUPP)?;
     let mut context = Context::new();
-    (context.uid, context.gid, context.pid) = (header.uid, header.gid, header.pid.cast_signed());
+    (context.uid, context.gid, context.pid) = (request.uid, request.gid, request.pid.cast_signed());
     let (mut entry, handle) = parent.share.tmpfile(&context, parent.inode, &args)?;
     entry.inode = parent.nodeid(entry.inode);
     entry.attr.st_ino = entry.inode;

@@ -17,6 +17,7 @@ use super::polling::Patience;
 use super::pool::{STOP, Shared};
 use super::ring::{Done, Next, Ring, Snapshot};
 use super::split::View;
+use crate::fuse::Scratch;
 use crate::inflight::Slot;
 use crate::metrics::Tally;
 
@@ -48,6 +49,7 @@ struct Worker<'p> {
     slot: &'p Slot<'p>,
     tally: &'p Tally,
     buffers: Buffers,
+    scratch: Scratch,
     patience: Patience,
     /// What a request took lately, in nanoseconds.
     usual_ns: u64,
@@ -62,6 +64,7 @@ pub(super) fn run(shared: &Arc<Shared>, slot: &Slot<'_>) {
         slot,
         tally: shared.tallies.worker(slot.number()),
         buffers: Buffers::default(),
+        scratch: Scratch::default(),
         patience: Patience::new(shared.poll),
         usual_ns: 0,
         last_done: Instant::now(),
@@ -253,7 +256,7 @@ impl Worker<'_> {
                 Instant::now()
             };
             self.slot.set_clock(begun);
-            let served = shared.fuse.serve(&chain, self.slot);
+            let served = shared.fuse.serve(&chain, self.slot, &mut self.scratch);
             let written = served.written;
             self.measure(*count > 0);
             // Before the guest sees the answer: figures are never behind what it knows.
