@@ -1,11 +1,15 @@
 //! Guests that change what was looked at, and places for an answer that are none.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::Write;
+
 use fuse_backend_rs::api::VfsOptions;
+use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
 use vm_memory::{
     Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap,
 };
 
+use super::buffers::GuestWriter;
 use super::*;
 use crate::transport::testing::{Buffer, with_chain};
 
@@ -72,4 +76,19 @@ fn a_request_is_read_to_the_end_that_its_header_had() {
             assert_eq!(request.raw()[40..], raw[40..copied]);
         });
     }
+}
+
+#[test]
+fn a_place_beyond_the_last_address_is_no_place() {
+    let memory = memory(&[0; 40]);
+    let buffers = [buffer(REQUEST, 40, false), buffer(u64::MAX, 8000, true)];
+    with_chain(&memory, &buffers, |chain| {
+        let mut writer = GuestWriter::new(chain, 16).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"content").unwrap();
+        let fault = Some(Errno::FAULT.raw_os_error());
+        let read = writer.write_from(&mut file, 7, 0);
+        assert_eq!(read.unwrap_err().raw_os_error(), fault);
+        assert_eq!(writer.write(b"content").unwrap_err().raw_os_error(), fault);
+    });
 }

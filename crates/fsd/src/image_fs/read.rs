@@ -364,18 +364,18 @@ impl SegmentRead<'_> {
                 Ok(true)
             }
             Err(e) if e.kind() == ErrorKind::Interrupted => Ok(true),
-            Ok(_) => {
-                source.blob.lost(generation, piece.chunk.id);
-                Ok(false)
-            }
             Err(e)
-                if e.kind() == ErrorKind::UnexpectedEof
-                    || e.raw_os_error() == Some(Errno::IO.raw_os_error()) =>
+                if e.kind() != ErrorKind::UnexpectedEof
+                    && e.raw_os_error() != Some(Errno::IO.raw_os_error()) =>
             {
+                Err(e)
+            }
+            // Other daemons and mounts go by what is said of a chunk here: not on the word of where it was to go.
+            Ok(_) | Err(_) if cached(generation, &piece.chunk).is_some() => Err(Errno::IO.into()),
+            Ok(_) | Err(_) => {
                 source.blob.lost(generation, piece.chunk.id);
                 Ok(false)
             }
-            Err(e) => Err(e),
         }
     }
 }
@@ -422,12 +422,17 @@ const NEXT_FILES: u64 = 64;
 
 /// A chunk's content from the cache, compared with its digest.
 fn verified(source: &ImageBlob, generation: &Arc<Generation>, chunk: &Chunk) -> Option<Vec<u8>> {
-    let mut content = vec![0; usize::try_from(chunk.size).ok()?];
-    let read =
-        std::os::unix::fs::FileExt::read_exact_at(generation.files().data(), &mut content, chunk.offset);
-    if read.is_ok() && source.agree(chunk, &content) {
-        return Some(content);
+    let content = cached(generation, chunk).filter(|content| source.agree(chunk, content));
+    if content.is_none() {
+        source.blob.lost(generation, chunk.id);
     }
-    source.blob.lost(generation, chunk.id);
-    None
+    content
+}
+
+/// What the cache file has of a chunk, if it can be read to its end.
+fn cached(generation: &Generation, chunk: &Chunk) -> Option<Vec<u8>> {
+    let mut content = vec![0; usize::try_from(chunk.size).ok()?];
+    let data = generation.files().data();
+    std::os::unix::fs::FileExt::read_exact_at(data, &mut content, chunk.offset).ok()?;
+    Some(content)
 }
