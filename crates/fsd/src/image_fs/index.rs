@@ -12,8 +12,10 @@ use fuse_backend_rs::api::filesystem::DirEntry;
 
 use super::kept::Kept;
 
-/// Attributes, and names, that are kept: about 110 bytes each.
+/// Attributes that are kept: about 110 bytes each.
 const MOST: usize = 3072;
+/// Bytes of all names.
+const NAMES: usize = 320 << 10;
 /// Bytes of all listings, and so of one.
 const LISTINGS: usize = 256 << 10;
 
@@ -31,7 +33,7 @@ impl Default for Index {
     fn default() -> Self {
         Self {
             attributes: Kept::new(MOST),
-            names: Kept::new(MOST),
+            names: Kept::new(NAMES),
             listings: Kept::new(LISTINGS),
             hasher: RandomState::new(),
         }
@@ -62,6 +64,11 @@ pub(super) struct Name {
 }
 
 impl Name {
+    /// Bytes it takes: itself, its text with the counts before that, and its slot.
+    pub(super) fn weight(&self) -> usize {
+        2 * size_of::<Self>() + self.name.len()
+    }
+
     /// Two names may have one number.
     pub(super) fn is(&self, parent: u64, name: &[u8]) -> bool {
         self.parent == parent && *self.name == *name
@@ -150,6 +157,23 @@ mod tests {
             assert_eq!(from(cookie), all[usize::try_from(cookie).unwrap_or(0)..]);
         }
         assert_eq!((from(6), from(u64::MAX)), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn long_names_are_kept_within_the_same_memory() {
+        let index = Index::default();
+        let name = |n: u64| Name {
+            parent: 1,
+            name: vec![b'n'; usize::try_from(200 + n % 56).unwrap_or(200)].into(),
+            child: None,
+        };
+        let names = &index.names;
+        for n in 0..2900 {
+            names.keep(names.epoch(), n, name(n), name(n).weight());
+        }
+        let kept = (0..2900).filter_map(|n| names.find(n, |kept| kept.name.len()));
+        let bytes = kept.sum::<usize>();
+        assert!((1..NAMES).contains(&bytes), "{bytes}");
     }
 
     #[test]

@@ -22,6 +22,8 @@ use super::{Image, Served};
 /// Permissions of an image's root, whatever it says: converters write 0750, and then only root could enter.
 const ROOT_PERMISSIONS: u32 = 0o755;
 const PERMISSIONS: u32 = 0o777;
+/// Linux' and nydus' longest name, in bytes.
+const NAME_MAX: usize = 255;
 
 /// Takes one entry of a directory; 0 if there is no room for it.
 type Add<'a> = &'a mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>;
@@ -93,8 +95,11 @@ impl Image {
     /// The number of what a name in a directory stands for; not "." and "..".
     ///
     /// # Errors
-    /// ENOTDIR, or nydus' own if the directory cannot be read.
+    /// ENAMETOOLONG, ENOTDIR, or nydus' own if the directory cannot be read.
     pub(super) fn child(&self, parent: u64, name: &[u8]) -> io::Result<Option<u64>> {
+        if name.len() > NAME_MAX {
+            return Err(Errno::NAMETOOLONG.into());
+        }
         let key = self.index.key(parent, name);
         let kept = self
             .index
@@ -120,7 +125,8 @@ impl Image {
             name: name.into(),
             child,
         };
-        self.index.names.keep(epochs.0, key, kept, 1);
+        let weight = kept.weight();
+        self.index.names.keep(epochs.0, key, kept, weight);
         Ok(child)
     }
 

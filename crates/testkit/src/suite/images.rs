@@ -92,6 +92,23 @@ pub(super) fn read_only(fx: &Fixture) -> Outcome {
     Ok(())
 }
 
+/// A name that no file can have is no reason to remember it.
+pub(super) fn names_end(fx: &Fixture) -> Outcome {
+    let image = fx.image(&fx.data_source(1, 10), RafsVersion::V6)?;
+    let daemon = fx.sharing_daemon();
+    done(&daemon.mount("/image", &fx.local_body(&image)).unwrap());
+    let mut fs = guest(&daemon);
+    let image = fs.resolve("/image").unwrap().nodeid;
+    let share = fs.resolve(SHARE).unwrap().nodeid;
+    for node in [image, share] {
+        let mut look_up = |len| fs.lookup(node, &vec![b'n'; len]).unwrap_err().errno();
+        assert_eq!(look_up(255), Some(Errno::NOENT));
+        assert_eq!(look_up(256), Some(Errno::NAMETOOLONG));
+        assert_eq!(look_up(4095), Some(Errno::NAMETOOLONG));
+    }
+    Ok(())
+}
+
 /// In RAFS v6 a file may have a time or not; in v5 0 is none.
 pub(super) fn of_1970(fx: &Fixture) -> Outcome {
     let source = fx.data_source(0, 0);

@@ -182,6 +182,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     both("image_keeps_extended_attributes", images::xattrs),
     both("image_is_read_only", images::read_only),
     ours(
+        "image_has_no_name_of_more_than_255_bytes",
+        "it looks for whatever it is asked for",
+        images::names_end,
+    ),
+    ours(
         "image_shows_the_time_of_a_file_of_1970",
         "it takes that for no time, and shows that of the mount",
         images::of_1970,
