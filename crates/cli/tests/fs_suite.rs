@@ -121,6 +121,7 @@ behaviours! {
         metrics_count_what_the_guest_asked
         metrics_show_what_is_held
         metrics_go_with_their_mount
+        image_switches_nothing_off_for_shares
         image_has_no_name_of_more_than_255_bytes
         image_shows_the_time_of_a_file_of_1970
         image_is_remounted_as_a_whole_or_not_at_all

@@ -76,7 +76,7 @@ pub(super) fn errno(error: &io::Error) -> Errno {
 }
 
 /// Answers with a body of fixed size.
-fn answer<T: ByteValued>(chain: &Chain<'_>, unique: u64, body: &T) -> Result<u32, Errno> {
+pub(super) fn answer<T: ByteValued>(chain: &Chain<'_>, unique: u64, body: &T) -> Result<u32, Errno> {
     // `fuse_entry_out` is the largest.
     let mut raw = [0; HEADER + size_of::<EntryOut>()];
     let len = HEADER + size_of::<T>();

@@ -1,22 +1,25 @@
 //! From a descriptor chain to a FUSE request and its answer.
 //!
 //! `direct.rs` answers what guests ask most, `unlisted.rs` what the library has no case for, `between.rs` what leads from
-//! one mount to another; fuse-backend-rs decodes and dispatches the rest. This module stands between them and a guest
+//! one mount to another, `absent.rs` what a mount has no answer to; fuse-backend-rs decodes and dispatches the rest. This module stands between them and a guest
 //! that may send anything. It reads a request once, so that what is looked at is what is done (`request.rs`), refuses
 //! what must not get further (`screen.rs`), makes sure that every request that expects an answer gets one (`reply.rs`),
 //! that a panic costs one request, and that a guest may start over with FUSE_INIT (`init.rs`). FUSE protocol: Linux's
 //! `include/uapi/linux/fuse.h`, 7.33.
 
+mod absent;
 mod between;
 mod buffers;
 mod direct;
 mod extensions;
 mod init;
 mod listing;
+mod open;
 mod outcome;
 mod reply;
 mod request;
 mod screen;
+mod seek;
 mod unlisted;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -179,7 +182,13 @@ impl FuseServer {
         match outcome {
             // Some of what the answer was made of may have been missing.
             Ok(Some(_)) if lost_pages() != lost => reply::error(chain, request.unique, Errno::IO),
-            Ok(Some(written)) => u32::try_from(written).unwrap_or(u32::MAX),
+            Ok(Some(written)) => {
+                let written = u32::try_from(written).unwrap_or(u32::MAX);
+                let is_absent =
+                    written == reply::HEADER_LEN && reply::errno(chain) == Errno::NOSYS.raw_os_error();
+                let instead = is_absent.then(|| absent::answer(&self.shares, request, chain));
+                instead.flatten().unwrap_or(written)
+            }
             Ok(None) if reply::is_answered(chain, request.unique) => reply::HEADER_LEN,
             Ok(None) => reply::error(chain, request.unique, Errno::IO),
             Err(_) => {
@@ -195,6 +204,15 @@ impl FuseServer {
 
     fn call(&self, request: &Request<'_>, chain: &Chain<'_>) -> Option<usize> {
         if let Some(written) = direct::serve(&*self.vfs, request, chain) {
+            return usize::try_from(written).ok();
+        }
+        let answered = match request.opcode {
+            opcode::OPEN => Some(open::open(&self.vfs, &self.shares, request, chain)),
+            opcode::LSEEK => Some(seek::seek(&self.vfs, &self.shares, request, chain)),
+            _ => None,
+        };
+        if let Some(answered) = answered {
+            let written = answered.unwrap_or_else(|errno| reply::error(chain, request.unique, errno));
             return usize::try_from(written).ok();
         }
         if let Some(written) = unlisted::serve(&self.shares, request, chain) {

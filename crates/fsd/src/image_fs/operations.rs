@@ -14,7 +14,7 @@ use fuse_backend_rs::api::filesystem::{
     ZeroCopyWriter,
 };
 use nydus_utils::metrics::{FopRecorder, StatsFop};
-use rustix::fs::Access;
+use rustix::fs::{Access, OFlags};
 use rustix::io::Errno;
 
 use super::{Image, ImageFs};
@@ -179,9 +179,13 @@ impl FileSystem for ImageFs {
         &self,
         _ctx: &Context,
         _inode: u64,
-        _flags: u32,
+        flags: u32,
         _fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        let changes = OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC;
+        if OFlags::from_bits_retain(flags).intersects(changes) {
+            return Err(Errno::ROFS.into());
+        }
         // What a guest has read of an image stays true.
         Ok((None, OpenOptions::KEEP_CACHE, None))
     }

@@ -285,8 +285,4 @@ impl FileSystem for MountedShare {
     fn access(&self, ctx: &Context, inode: u64, mask: u32) -> io::Result<()> {
         Ok(self.0.access(ctx, inode, mask)?)
     }
-
-    fn lseek(&self, _ctx: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
-        Ok(self.0.lseek(inode, handle, offset, whence)?)
-    }
 }

@@ -4,6 +4,7 @@
 //! it does not, the reason stands there; that table is the list of differences. Each behaviour is a
 //! function that panics if the daemon behaves otherwise. Next: [`fixture`].
 
+mod absent;
 mod api;
 mod cold;
 mod cold_faults;
@@ -181,6 +182,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     ),
     both("image_keeps_extended_attributes", images::xattrs),
     both("image_is_read_only", images::read_only),
+    ours(
+        "image_switches_nothing_off_for_shares",
+        "it answers ENOSYS, and FLUSH, FSYNC and the like end for all mounts",
+        absent::switches_nothing_off,
+    ),
     ours(
         "image_has_no_name_of_more_than_255_bytes",
         "it looks for whatever it is asked for",
