@@ -116,6 +116,7 @@ behaviours! {
         files_of_two_mounts_are_on_two_devices
         files_are_synced_when_the_guest_syncs
         files_without_a_name_get_one
+        files_without_a_name_are_made_at_the_root_too
         files_are_made_where_a_group_of_their_creator_may
         files_are_read_only_if_the_mount_says_so
         metrics_count_what_the_guest_asked

@@ -151,9 +151,7 @@ impl Namespace {
                 mount_point: at.clone(),
                 why: e.to_string(),
             })?;
-        if let Some(share) = share {
-            self.shares.put(index, share);
-        }
+        self.shares.put(index, share, at.is_root());
         counted.place = index;
         counted.before = Arc::new(self.tallies.totals(index));
         if at.is_root() {

@@ -3,8 +3,10 @@
 //! For requests that do not go through the VFS because the FUSE library does not know them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use arc_swap::ArcSwapOption;
+use fuse_backend_rs::abi::fuse_abi::ROOT_ID;
 
 use crate::passthrough::{Common, Share};
 
@@ -15,6 +17,8 @@ const INDEX_SHIFT: u32 = 56;
 #[derive(Debug)]
 pub(crate) struct Shares {
     by_index: Box<[ArcSwapOption<Share>]>,
+    /// The index of what is mounted at `/`, 0 for nothing.
+    at_root: AtomicU8,
     common: Arc<Common>,
 }
 
@@ -42,6 +46,7 @@ impl Default for Shares {
     fn default() -> Self {
         Self {
             by_index: (0..=u8::MAX).map(|_| ArcSwapOption::empty()).collect(),
+            at_root: AtomicU8::new(0),
             common: Arc::default(),
         }
     }
@@ -52,23 +57,39 @@ impl Shares {
         &self.common
     }
 
-    pub(super) fn put(&self, index: u8, share: Arc<Share>) {
-        self.by_index[usize::from(index)].store(Some(share));
+    /// Something was mounted, with its share if it is one.
+    pub(super) fn put(&self, index: u8, share: Option<Arc<Share>>, at_root: bool) {
+        self.by_index[usize::from(index)].store(share);
+        if at_root {
+            self.at_root.store(index, Ordering::Release);
+        }
     }
 
+    /// It is unmounted.
     pub(super) fn take(&self, index: u8) {
+        let _other = self
+            .at_root
+            .compare_exchange(index, 0, Ordering::AcqRel, Ordering::Acquire);
         self.by_index[usize::from(index)].store(None);
     }
 
     /// The share that an inode is in, if it is in one.
     pub(crate) fn node(&self, nodeid: u64) -> Option<ShareNode> {
-        let index = nodeid >> INDEX_SHIFT;
+        // What is mounted at `/` has two names there: FUSE's and its own.
+        let at_root = self.at_root.load(Ordering::Acquire);
+        let is_root = nodeid == ROOT_ID && at_root != 0;
+        let index = if is_root {
+            u64::from(at_root)
+        } else {
+            nodeid >> INDEX_SHIFT
+        };
         let share = self.by_index[usize::try_from(index).ok()?].load_full()?;
-        Some(ShareNode {
-            share,
-            inode: nodeid & ((1 << INDEX_SHIFT) - 1),
-            index,
-        })
+        let inode = if is_root {
+            share.root()
+        } else {
+            nodeid & ((1 << INDEX_SHIFT) - 1)
+        };
+        Some(ShareNode { share, inode, index })
     }
 
     /// Every share that is mounted.

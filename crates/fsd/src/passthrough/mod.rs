@@ -135,6 +135,11 @@ impl Share {
         })
     }
 
+    /// The number of the directory itself.
+    pub(crate) fn root(&self) -> u64 {
+        self.inodes.root().nodeid
+    }
+
     /// Closes and forgets everything the guest has open or knows.
     fn reset(&self) {
         self.files.clear();

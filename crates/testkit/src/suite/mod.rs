@@ -148,6 +148,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     ours("files_are_synced_when_the_guest_syncs", UNLISTED, shares::synced),
     ours("files_without_a_name_get_one", UNLISTED, shares::nameless),
     ours(
+        "files_without_a_name_are_made_at_the_root_too",
+        UNLISTED,
+        shares::nameless_at_the_root,
+    ),
+    ours(
         "files_are_made_where_a_group_of_their_creator_may",
         "it takes no supplementary groups from the guest",
         shares::supplementary_groups,

@@ -142,6 +142,24 @@ pub(super) fn nameless(fx: &Fixture) -> Outcome {
     Ok(())
 }
 
+/// What leads to a mount at `/` is the mount itself, also where a request goes past the tree of mounts.
+pub(super) fn nameless_at_the_root(fx: &Fixture) -> Outcome {
+    let daemon = fx.daemon(&[]);
+    done(&daemon.mount("/", &image::passthrough_body(&fx.share())).unwrap());
+    let mut fs = guest(&daemon);
+    let dir = fs.mkdir(ROOT, b"dir", 0o755).unwrap().nodeid;
+    let mut tmpfile = |node| {
+        let mut request = ops::create(node, b"#1", 0o600, 2);
+        request.opcode = op::TMPFILE;
+        answered(&mut fs, request).map(drop)
+    };
+    // EOPNOTSUPP where the host's file system has none.
+    let below = tmpfile(dir);
+    assert!(matches!(below, Ok(()) | Err(Errno::OPNOTSUPP)), "{below:?}");
+    assert_eq!(tmpfile(ROOT), below);
+    Ok(())
+}
+
 pub(super) fn supplementary_groups(fx: &Fixture) -> Outcome {
     const CREATE_SUPP_GROUP: u64 = 1 << 34;
     let daemon = fx.sharing_daemon();
