@@ -12,6 +12,7 @@ mod between;
 mod buffers;
 mod direct;
 mod extensions;
+mod forget;
 mod init;
 mod listing;
 mod open;
@@ -23,7 +24,7 @@ mod seek;
 mod unlisted;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fuse_backend_rs::abi::fuse_abi::FsOptions;
@@ -79,6 +80,8 @@ pub(crate) struct FuseServer {
     vfs: Arc<Vfs>,
     shares: Arc<Shares>,
     negotiated: Negotiated,
+    /// What this frontend's guest can do was said. A guest may begin anew as often as it likes.
+    introduced: AtomicBool,
 }
 
 impl std::fmt::Debug for FuseServer {
@@ -96,6 +99,7 @@ impl FuseServer {
             vfs,
             shares,
             negotiated: Negotiated::default(),
+            introduced: AtomicBool::new(false),
         }
     }
 
@@ -103,8 +107,14 @@ impl FuseServer {
         Arc::clone(&self.negotiated)
     }
 
-    /// Forgets the guest's session: open handles, looked-up inodes and what FUSE_INIT agreed on. Mounts stay.
+    /// The frontend is gone, and with it all that [`FuseServer::start_over`] forgets.
     pub(crate) fn reset(&self) {
+        self.start_over();
+        self.introduced.store(false, Ordering::Relaxed);
+    }
+
+    /// Forgets the guest's session: open handles, looked-up inodes and what FUSE_INIT agreed on. Mounts stay.
+    fn start_over(&self) {
         self.vfs.destroy();
         *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -138,7 +148,7 @@ impl FuseServer {
                 .unwrap_or_else(|errno| reply::error(chain, request.unique, errno));
         }
         if request.opcode == opcode::DESTROY {
-            self.reset();
+            self.start_over();
             return reply::ok(chain, request.unique);
         }
         self.handle(request, chain)
@@ -150,7 +160,7 @@ impl FuseServer {
             return Ok(offer.reply(None, request.unique, chain));
         }
         // A guest that reboots without DESTROY starts over on the same connection.
-        self.reset();
+        self.start_over();
         let ours = self.vfs.init(FsOptions::all()).map_err(|e| direct::errno(&e))?;
         let record = offer.agree(ours);
         let uses = |flag: u64| record.out_flags & flag != 0;
@@ -161,11 +171,13 @@ impl FuseServer {
         common
             .knows_submounts
             .store(uses(FsOptions::SUBMOUNTS.bits()), Ordering::Relaxed);
-        tracing::info!(
-            ?offer,
-            out_flags = format_args!("{:#x}", record.out_flags),
-            "FUSE_INIT"
-        );
+        if !self.introduced.swap(true, Ordering::Relaxed) {
+            tracing::info!(
+                ?offer,
+                out_flags = format_args!("{:#x}", record.out_flags),
+                "FUSE_INIT"
+            );
+        }
         *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = Some(record);
         Ok(offer.reply(Some(&record), request.unique, chain))
     }
@@ -203,6 +215,9 @@ impl FuseServer {
     }
 
     fn call(&self, request: &Request<'_>, chain: &Chain<'_>) -> Option<usize> {
+        if forget::forget(&self.vfs, &self.shares, request) {
+            return Some(0);
+        }
         if let Some(written) = direct::serve(&*self.vfs, request, chain) {
             return usize::try_from(written).ok();
         }

@@ -92,3 +92,30 @@ fn a_place_beyond_the_last_address_is_no_place() {
         assert_eq!(writer.write(b"content").unwrap_err().raw_os_error(), fault);
     });
 }
+
+#[test]
+fn what_is_forgotten_of_no_mount_is_dropped_and_the_rest_is_not() {
+    let one = |nodeid: u64, count: u64| [nodeid.to_le_bytes(), count.to_le_bytes()].concat();
+    let batch = |count: u32, list: &[Vec<u8>]| {
+        let argument = [[count, 0].map(u32::to_le_bytes).concat(), list.concat()].concat();
+        let raw = message(opcode::BATCH_FORGET, 0, &argument);
+        let memory = memory(&raw);
+        with_chain(&memory, &[buffer(REQUEST, raw.len(), false)], |chain| {
+            let mut scratch = Scratch::default();
+            let request = Request::read(chain, &mut scratch).unwrap();
+            forget::batch(&request).collect::<Vec<_>>()
+        })
+    };
+    let list = [one(7 << 56 | 3, 1), one(5, 2)];
+    assert_eq!(batch(2, &list), [(7 << 56 | 3, 1), (5, 2)]);
+    assert_eq!(batch(1, &list), [(7 << 56 | 3, 1)]);
+    for lie in [3, u32::MAX] {
+        assert_eq!(batch(lie, &list), []);
+    }
+    let shares = Shares::default();
+    assert!(shares.is_mounted(5) && !shares.is_mounted(7 << 56 | 3));
+    shares.put(7, None, false);
+    assert!(shares.is_mounted(7 << 56 | 3));
+    shares.take(7);
+    assert!(!shares.is_mounted(7 << 56 | 3));
+}
