@@ -1,7 +1,7 @@
 //! Accepts one frontend after the other and feeds its messages to the handler.
 //!
 //! A vhost-user connection is one VMM; when it leaves, the next may come. A peer that breaks the protocol loses
-//! its connection, nothing else.
+//! its connection, nothing else. What the host lacks for the moment, descriptors or memory, is waited for.
 
 use std::io;
 use std::net::Shutdown;
@@ -11,11 +11,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use nydusbox_protocol::log::{FRONTEND_CONNECTED, FRONTEND_LEFT};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::device::Device;
 use super::handler::Handler;
+
+/// Between two tries at what the host lacked something for.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 
 /// The thread that owns the vhost-user socket.
 #[derive(Debug)]
@@ -86,16 +93,48 @@ fn wait(fd: BorrowedFd<'_>, stop: &Stop) -> io::Result<Wait> {
         match poll(&mut fds, None) {
             Ok(_) if !fds[1].revents().is_empty() => return Ok(Wait::Stopped),
             Ok(_) if !fds[0].revents().is_empty() => return Ok(Wait::Ready),
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
     }
 }
 
+/// Whether something failed for want of what others may give back.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS)
+    )
+}
+
+/// Tries until the host has what it takes; `None` if the daemon stops first.
+fn patiently<T>(
+    stop: &Stop,
+    pause: &Timespec,
+    mut attempt: impl FnMut() -> io::Result<T>,
+) -> io::Result<Option<T>> {
+    let mut said = false;
+    loop {
+        match attempt() {
+            Err(e) if is_passing(&e) => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!(error = %e, "a frontend has to wait until the host can serve it");
+                }
+            }
+            done => return done.map(Some),
+        }
+        let mut fds = [PollFd::new(&stop.event, PollFlags::IN)];
+        if poll(&mut fds, Some(pause)).is_ok_and(|ready| ready > 0) {
+            return Ok(None);
+        }
+    }
+}
+
 fn serve(socket: &UnixListener, device: &Arc<Device>, stop: &Stop) -> io::Result<()> {
-    while let Wait::Ready = wait(socket.as_fd(), stop)? {
-        let stream = match socket.accept() {
-            Ok((stream, _)) => stream,
+    while let Some(Wait::Ready) = patiently(stop, &PAUSE, || wait(socket.as_fd(), stop))? {
+        let stream = match patiently(stop, &PAUSE, || socket.accept()) {
+            Ok(Some((stream, _))) => stream,
+            Ok(None) => break,
             // The peer may have gone before it was accepted.
             Err(e)
                 if matches!(
@@ -108,10 +147,15 @@ fn serve(socket: &UnixListener, device: &Arc<Device>, stop: &Stop) -> io::Result
             Err(e) => return Err(e),
         };
         stream.set_nonblocking(false)?;
-        *stop.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.try_clone()?);
+        let Some((current, watched)) =
+            patiently(stop, &PAUSE, || Ok((stream.try_clone()?, stream.try_clone()?)))?
+        else {
+            break;
+        };
+        *stop.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(current);
         device.set_attached(true);
         tracing::info!("{FRONTEND_CONNECTED}");
-        serve_frontend(stream, device, stop);
+        serve_frontend(stream, &watched, device, stop);
         device.set_attached(false);
         *stop.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
         device.reset_session();
@@ -120,8 +164,7 @@ fn serve(socket: &UnixListener, device: &Arc<Device>, stop: &Stop) -> io::Result
     Ok(())
 }
 
-fn serve_frontend(stream: UnixStream, device: &Arc<Device>, stop: &Stop) {
-    let Ok(watched) = stream.try_clone() else { return };
+fn serve_frontend(stream: UnixStream, watched: &UnixStream, device: &Arc<Device>, stop: &Stop) {
     let handler = Arc::new(Mutex::new(Handler::new(Arc::clone(device))));
     let mut requests = BackendReqHandler::from_stream(stream, handler);
     loop {
@@ -143,5 +186,48 @@ fn serve_frontend(stream: UnixStream, device: &Arc<Device>, stop: &Stop) {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    const AT_ONCE: Timespec = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+
+    fn stop() -> Stop {
+        Stop {
+            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap(),
+            current: Mutex::new(None),
+        }
+    }
+
+    #[test]
+    fn what_the_host_lacks_for_the_moment_is_waited_for() {
+        let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+        let mut results = lacks.map(|errno| Err(errno.into())).into_iter().chain([Ok(7)]);
+        let got = patiently(&stop(), &AT_ONCE, || results.next().unwrap());
+        assert_eq!(got.unwrap(), Some(7));
+        let other = patiently(&stop(), &AT_ONCE, || Err::<(), _>(Errno::INVAL.into()));
+        assert_eq!(
+            other.unwrap_err().raw_os_error(),
+            Some(Errno::INVAL.raw_os_error())
+        );
+    }
+
+    #[test]
+    fn who_waits_for_the_host_stops_with_the_daemon() {
+        let stop = stop();
+        rustix::io::write(&stop.event, &1u64.to_ne_bytes()).unwrap();
+        let never = Timespec {
+            tv_sec: i64::MAX,
+            tv_nsec: 0,
+        };
+        let got = patiently(&stop, &never, || Err::<(), _>(Errno::MFILE.into()));
+        assert!(got.unwrap().is_none());
     }
 }
