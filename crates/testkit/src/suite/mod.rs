@@ -276,7 +276,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "it allocates an answer of whatever size the guest names",
         hostile::huge_answers,
     ),
-    ours("guest_does_not_write_the_log", DIES, hostile::endless_names),
+    ours("guest_does_not_write_the_log", DIES, hostile::little_log),
     both("guest_reuses_closed_handles", hostile::stale_handles),
     both(
         "guest_cannot_close_descriptors_of_the_daemon",
