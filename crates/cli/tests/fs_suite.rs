@@ -162,6 +162,7 @@ behaviours! {
         cold_packed_blobs_without_room_fail_until_there_is_some
         cold_table_that_was_not_to_be_had_is_asked_for_again
         cold_table_damaged_in_the_cache_is_fetched_again
+        cold_table_of_another_image_in_the_cache_is_fetched_again
         cold_mount_that_needs_room_on_a_full_disk_is_refused_and_the_others_go_on
         prefetch_takes_the_files_that_the_mount_names
         prefetch_takes_the_files_that_the_image_names

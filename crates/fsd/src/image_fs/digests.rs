@@ -6,6 +6,7 @@
 //! Next: `origin.rs` asks.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use nydus_rafs::metadata::RafsSuperMeta;
@@ -60,19 +61,25 @@ struct Entry {
     /// Where its content is among the blob's, in bytes.
     offset: u64,
     size: u32,
+    /// Where it is in the blob, as it is there, in bytes.
+    blob_offset: u64,
+    blob_size: u32,
 }
 
 impl Entry {
     /// The fields of nydus' `RafsV5ChunkInfo` that are looked at; little endian.
     fn parse(bytes: &[u8; ENTRY]) -> Self {
         let part = |at: usize| bytes[at..at + 4].try_into().map_or(0, u32::from_le_bytes);
+        let long = |at: usize| u64::from(part(at)) | u64::from(part(at + 4)) << 32;
         let mut digest = [0; 32];
         digest.copy_from_slice(&bytes[..32]);
         Self {
             digest,
             blob: part(32),
+            blob_size: part(40),
             size: part(44),
-            offset: u64::from(part(56)) | u64::from(part(60)) << 32,
+            blob_offset: long(48),
+            offset: long(56),
             chunk: part(72),
         }
     }
@@ -107,6 +114,7 @@ impl Digests {
             all: Arc::clone(self),
             blob: u32::try_from(blob).unwrap_or(u32::MAX),
             algorithm,
+            misled: Arc::default(),
         }
     }
 
@@ -164,6 +172,8 @@ pub(super) struct BlobDigests {
     all: Arc<Digests>,
     blob: u32,
     algorithm: Algorithm,
+    /// The table that says where chunks are in the blob is not the image's.
+    misled: Arc<AtomicBool>,
 }
 
 impl BlobDigests {
@@ -179,6 +189,33 @@ impl BlobDigests {
         self.places()
             .binary_search_by_key(&chunk, |place| place.chunk)
             .is_ok()
+    }
+
+    /// Chunks were not to be had where they were said to be: whether the bootstrap says otherwise is noted.
+    /// `is_unpacked` if they are not in the blob one by one.
+    pub(super) fn suspect(&self, chunks: &[Chunk], is_unpacked: bool) {
+        let places = self.places();
+        let is_elsewhere = |chunk: &Chunk| {
+            let at = places.binary_search_by_key(&chunk.id, |place| place.chunk);
+            let entry = at.ok().and_then(|at| self.all.entry(places[at]).ok());
+            entry.is_some_and(|entry| {
+                let in_blob = (entry.blob_offset, entry.blob_size) == (chunk.blob_offset, chunk.blob_size);
+                (entry.offset, entry.size) != (chunk.offset, chunk.size) || !(is_unpacked || in_blob)
+            })
+        };
+        if chunks.iter().any(is_elsewhere) {
+            self.distrust();
+        }
+    }
+
+    /// The table that the chunks are taken from can't be the image's.
+    pub(super) fn distrust(&self) {
+        self.misled.store(true, Ordering::Release);
+    }
+
+    /// Whether the table that the chunks were taken from is another image's.
+    pub(super) fn are_misled(&self) -> bool {
+        self.misled.load(Ordering::Acquire)
     }
 
     /// Whether `content` is what the image was built with, and `chunk` says rightly where it belongs.
@@ -260,6 +297,32 @@ mod tests {
         assert!(!sha.agree(&content_of(7, 8192, b"the seventh"), b"the seventh"));
         let listed: Vec<u32> = (0..9).filter(|id| blob.lists(*id)).collect();
         assert_eq!(listed, [2, 7]);
+    }
+
+    #[test]
+    fn a_table_that_has_a_chunk_elsewhere_is_another_images() {
+        let (_file, digests) = digests(&[(0, 7, b"the seventh", 8192)]);
+        let here = Chunk {
+            blob_size: 0,
+            ..content_of(7, 8192, b"the seventh")
+        };
+        let elsewhere = content_of(7, 4096, b"the seventh");
+        let elsewhere_in_blob = Chunk {
+            blob_offset: 1,
+            ..here.clone()
+        };
+        let unlisted = content_of(8, 0, b"the eighth");
+        for (chunk, is_unpacked, misled) in [
+            (&here, false, false),
+            (&unlisted, false, false),
+            (&elsewhere_in_blob, true, false),
+            (&elsewhere_in_blob, false, true),
+            (&elsewhere, true, true),
+        ] {
+            let blob = digests.of_blob(0, Algorithm::Blake3);
+            blob.clone().suspect(&[here.clone(), chunk.clone()], is_unpacked);
+            assert_eq!(blob.are_misled(), misled, "{chunk:?} {is_unpacked}");
+        }
     }
 
     #[test]

@@ -43,6 +43,14 @@ pub(crate) enum FetchError {
 }
 
 impl FetchError {
+    /// Whether the backend gave something, and not what was asked for.
+    pub(super) fn is_about_content(&self) -> bool {
+        matches!(
+            self,
+            Self::Short { .. } | Self::Damaged { .. } | Self::Digest { .. }
+        )
+    }
+
     /// What a retry has to expect.
     pub(super) fn cause(&self) -> Cause {
         match self {

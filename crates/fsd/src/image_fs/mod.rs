@@ -324,6 +324,9 @@ impl Drop for ImageFs {
     }
 }
 
+/// What a renewed storage adds to the version: a remount meanwhile, which adds 1, has another.
+const RENEWAL: u64 = 1 << 32;
+
 impl Image {
     /// # Errors
     /// EIO if its metadata are no longer all there.
@@ -342,7 +345,7 @@ impl Image {
             sb: Arc::clone(&of.sb),
             bootstrap: Arc::clone(&of.bootstrap),
             storage,
-            version: of.version,
+            version: of.version + RENEWAL,
         };
         let _other_metadata_are_served_now = self.served.compare_and_swap(of, Arc::new(renewed));
     }

@@ -107,13 +107,20 @@ impl Origin for NydusOrigin {
             return Ok(Vec::new());
         };
         let mut raw = vec![0; to_usize(last.blob_end() - first.blob_offset)];
-        self.read(first.blob_offset, &mut raw)?;
-        let content = chunks.iter().map(|chunk| {
-            let from = to_usize(chunk.blob_offset - first.blob_offset);
-            let to = to_usize(chunk.blob_end() - first.blob_offset);
-            self.unpack(chunk, &raw[from..to])
+        let content = self.read(first.blob_offset, &mut raw).and_then(|()| {
+            let content = chunks.iter().map(|chunk| {
+                let from = to_usize(chunk.blob_offset - first.blob_offset);
+                let to = to_usize(chunk.blob_end() - first.blob_offset);
+                self.unpack(chunk, &raw[from..to])
+            });
+            content.collect()
         });
-        content.collect()
+        if content.as_ref().is_err_and(FetchError::is_about_content)
+            && let Some(digests) = &self.digests
+        {
+            digests.suspect(chunks, false);
+        }
+        content
     }
 }
 

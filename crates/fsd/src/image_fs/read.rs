@@ -69,10 +69,15 @@ impl Image {
                 fetched: 0,
                 missed: false,
             };
-            part.run(w)?;
+            let done = part.run(w);
             fetched += part.fetched;
             missed |= part.missed;
-            at = to;
+            at = part.at;
+            if done.is_err() && self.is_renewed(&mut served) {
+                segment = self.segment(&mut served, ino, at)?;
+                continue;
+            }
+            done?;
             if at >= end {
                 break;
             }

@@ -3,6 +3,9 @@
 //! nydus asks for a table when the image is mounted, five times within 13 s, and never again; without it no chunk of
 //! the blob can be found. The read that finds it missing, and each one after it, asks whether the backend answers
 //! again, as long as a fetch of content would, and then has nydus begin anew. Reads of other blobs go on meanwhile.
+//!
+//! A table may also be another image's: blobs go by names that an image chooses, and who was there first has left it
+//! in the cache. A read that fails because of it has it fetched anew, once.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,7 +38,23 @@ struct NoTable {
     blob: String,
 }
 
+/// A table in the cache that other images with a blob of that name may have, but not this one.
+#[derive(Debug, thiserror::Error)]
+#[error("table of chunks of blob {blob} in the cache is not the image's; it is removed and fetched anew")]
+struct AnothersTable {
+    blob: String,
+}
+
 impl Image {
+    /// After a read that failed: another storage, if that is what it takes; false if it is not.
+    pub(super) fn is_renewed(&self, served: &mut Guard<Arc<Served>>) -> bool {
+        let is_renewed = served.storage.is_misled() && self.renew(served).is_ok();
+        if is_renewed {
+            *served = self.served();
+        }
+        is_renewed
+    }
+
     /// The segment of a file that has `offset`; the storage is renewed if that is what it takes.
     ///
     /// # Errors
@@ -47,7 +66,7 @@ impl Image {
         offset: u64,
     ) -> io::Result<Found> {
         match self.layouts.segment(served, ino, offset) {
-            Err(_) if served.storage.blobs.iter().any(ImageBlob::lacks_table) => {
+            Err(_) if served.storage.needs_tables() => {
                 self.renew(served)?;
                 *served = self.served();
                 self.layouts.segment(served, ino, offset)
@@ -82,27 +101,28 @@ impl Image {
 
     fn begin_anew(&self, lame: &Arc<Served>, policy: RetryPolicy) -> io::Result<()> {
         let infos = lame.sb.superblock.get_blob_infos();
-        for (blob, info) in lame
-            .storage
-            .blobs
-            .iter()
-            .zip(&infos)
-            .filter(|(b, _)| b.lacks_table())
-        {
+        let is_misled = lame.storage.is_misled();
+        let is_lame = |blob: &ImageBlob| (is_misled && blob.is_misled()) || blob.lacks_table();
+        for (blob, info) in lame.storage.blobs.iter().zip(&infos).filter(|(b, _)| is_lame(b)) {
             await_backend(blob, info, policy).map_err(|error| {
                 report(&error);
                 io::Error::from(Errno::IO)
             })?;
+            if is_misled && blob.is_misled() {
+                report(&AnothersTable { blob: info.blob_id() });
+                blob.unshare_table()?;
+            }
         }
         // What earlier ones have left.
         factory::drop_unused();
-        let storage = Storage::open_apart(
+        let mut storage = Storage::open_apart(
             &lame.storage.config,
             &infos,
             lame.storage.digests.clone(),
             &self.gate,
             &self.fetches,
         )?;
+        storage.has_own_tables = is_misled || lame.storage.has_own_tables;
         let lacking = storage.blobs.iter().zip(&infos).find(|(b, _)| b.lacks_table());
         let lacking = lacking.map(|(_, info)| info.blob_id());
         self.renew_storage(lame, storage);

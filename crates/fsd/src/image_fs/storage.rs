@@ -37,6 +37,8 @@ pub(super) struct Storage {
     pub(super) blobs: Vec<ImageBlob>,
     /// What the bootstrap lists; `None` where it lists nothing, and where nydus sees to it.
     pub(super) digests: Option<Arc<Digests>>,
+    /// The tables of chunks were fetched anew, because one in the cache was another image's.
+    pub(super) has_own_tables: bool,
 }
 
 /// A blob with what nydus knows of it.
@@ -98,6 +100,7 @@ impl Storage {
                 device: factory::open_device(config, infos)?,
                 blobs: Vec::new(),
                 digests: None,
+                has_own_tables: false,
             });
         };
         // What nydus unpacks is given back in a way that two mounts must not share.
@@ -158,7 +161,18 @@ impl Storage {
             device,
             blobs,
             digests,
+            has_own_tables: false,
         })
+    }
+
+    /// Whether it takes other tables of chunks than it has; waits while nydus has not given up getting one.
+    pub(super) fn needs_tables(&self) -> bool {
+        self.is_misled() || self.blobs.iter().any(ImageBlob::lacks_table)
+    }
+
+    /// Whether a table is another image's, and has not been fetched anew for that.
+    pub(super) fn is_misled(&self) -> bool {
+        !self.has_own_tables && self.blobs.iter().any(ImageBlob::is_misled)
     }
 
     /// Whether everything is in the cache.
@@ -191,7 +205,13 @@ impl ImageBlob {
 
     /// A chunk as `info` describes it; `None` if there can be none like that in this blob.
     pub(super) fn copy(&self, info: &dyn BlobChunkInfo) -> Option<Chunk> {
-        Chunk::copy(info, self.digester).filter(|chunk| self.is_inside(chunk))
+        let chunk = Chunk::copy(info, self.digester).filter(|chunk| self.is_inside(chunk));
+        if chunk.is_none()
+            && let Some(digests) = &self.digests
+        {
+            digests.distrust();
+        }
+        chunk
     }
 
     /// Whether `content` is that of a chunk, as far as the image says.
@@ -202,6 +222,19 @@ impl ImageBlob {
     /// Whether nydus has given up getting the blob's table; waits while it has not.
     pub(super) fn lacks_table(&self) -> bool {
         self.table.get().is_none() && self.cache.get_blob_meta_info().is_err()
+    }
+
+    /// Whether its table is another image's.
+    pub(super) fn is_misled(&self) -> bool {
+        self.digests.as_ref().is_some_and(BlobDigests::are_misled)
+    }
+
+    /// Takes its table out of the cache.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn unshare_table(&self) -> io::Result<()> {
+        self.work.unshare_table(self.cache.blob_id())
     }
 
     /// Asks the backend for a byte of the blob's table.

@@ -115,7 +115,12 @@ impl UnpackedOrigin {
                 })
             }
         });
-        let contents = contents.collect();
+        let contents: Result<_, _> = contents.collect();
+        if contents.is_err()
+            && let Some(digests) = &self.digests
+        {
+            digests.suspect(chunks, true);
+        }
         // Also what was wrong: the next attempt must not find it again.
         let mut state = self.state();
         if Arc::ptr_eq(&state.nydus, nydus) {

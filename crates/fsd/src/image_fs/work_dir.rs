@@ -212,6 +212,14 @@ impl WorkDir {
         io::copy(&mut io::repeat(0).take(length), &mut file).map(drop)
     }
 
+    /// Takes a blob's table of chunks out of the cache directory; ours stays.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn unshare_table(&self, blob: &str) -> io::Result<()> {
+        cache_files::remove(&self.cache.join(format!("{blob}.{}", TABLES[0])))
+    }
+
     /// Shares what nydus has fetched of a blob's tables, if nobody has. What the cache does not take is not shared.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ type Outcome = Result<(), Skip>;
 const PATIENCE: Duration = Duration::from_secs(20);
 const MIB: usize = 1 << 20;
 /// Chunks of the file that most of this is about; each is 1 MiB.
-const CHUNKS: usize = 16;
+pub(super) const CHUNKS: usize = 16;
 
 /// An image with one large file `file-0` and one small `file-1`, behind a server that counts.
 pub(super) struct Cold {

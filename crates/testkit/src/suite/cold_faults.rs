@@ -9,7 +9,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use super::cold::{self, Cold};
+use nydus_utils::digest::{Algorithm, RafsDigest};
+
+use super::cold::{self, CHUNKS, Cold};
 use super::fixture::{Fixture, done, guest, refused};
 use super::small_disk::SmallDisk;
 use crate::blob_server::{BlobServer, Fault};
@@ -276,6 +278,39 @@ pub(super) fn table_damaged_in_the_cache_is_fetched_again(fx: &Fixture) -> Outco
     let before = cold.server.counters().gets;
     drop_after_reading(&cold, &home, &config);
     assert_eq!(cold.server.counters().gets, before);
+    Ok(())
+}
+
+/// Sealed as ours are: another image that calls its blob the same has left it, say.
+pub(super) fn table_of_another_image_is_fetched_again(fx: &Fixture) -> Outcome {
+    const HEADER: usize = 4096;
+    let cold = cold::cold(fx, RafsVersion::V6)?;
+    let cache = fx.path("cache");
+    let config = cold.config(fx, &cache);
+    drop_after_reading(&cold, fx, &config);
+    let path = cold::cache_path(&cache, ".blob.meta");
+    let right = fs::read(&path).unwrap();
+    let mut wrong = right.clone();
+    // The first two chunks in each other's place: an entry has 16 or 24 bytes, whichever it is, and the last is not 0.
+    let used = right[..right.len() - HEADER]
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .unwrap();
+    let entry = (used / (CHUNKS + 1)).next_multiple_of(8);
+    let (one, rest) = wrong.split_at_mut(entry);
+    one.swap_with_slice(&mut rest[..entry]);
+    let seal = wrong.len() - 36..wrong.len() - 4;
+    let digest = RafsDigest::from_buf(&wrong[..seal.start], Algorithm::Blake3);
+    wrong[seal].copy_from_slice(&digest.data);
+    fs::write(&path, &wrong).unwrap();
+    fs::remove_file(cold::cache_path(&cache, ".blob.data")).unwrap();
+    let home = Fixture::new(fx.program());
+    let daemon = cold.daemon(&home, &config);
+    cold.assert_reads_right(&mut cold.guest(&daemon).0);
+    let events = daemon.api("GET", "/api/v1/daemon/events", None).unwrap();
+    assert!(events.body.contains("is not the image's"), "{}", events.body);
+    // And whoever comes next finds the right one.
+    assert!(fs::read(&path).unwrap() == right);
     Ok(())
 }
 

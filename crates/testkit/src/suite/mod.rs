@@ -417,6 +417,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         cold_faults::table_damaged_in_the_cache_is_fetched_again,
     ),
     ours(
+        "cold_table_of_another_image_in_the_cache_is_fetched_again",
+        "it believes whatever has the right length",
+        cold_faults::table_of_another_image_is_fetched_again,
+    ),
+    ours(
         "cold_mount_that_needs_room_on_a_full_disk_is_refused_and_the_others_go_on",
         "it does not say that the disk is full",
         cold_faults::mount_that_needs_room_on_a_full_disk_is_refused_and_the_others_go_on,
