@@ -84,8 +84,7 @@ impl Process {
             Some(dir) => dir,
             None => {
                 let text = image.and_then(|c| c.working_dir().as_deref()).unwrap_or_default();
-                // A relative one is below the root; there is nothing else it could be relative to.
-                GuestPath::new(format!("/{text}")).map_err(ProcessError::Workdir)?
+                GuestPath::new(cleaned(text)).map_err(ProcessError::Workdir)?
             }
         };
         Ok(Self {
@@ -115,6 +114,20 @@ impl Process {
             .filter_map(|path| path.into_os_string().into_string().ok())
             .collect()
     }
+}
+
+/// A path of an image as runtimes take it: by its text, whatever is a link there. It is below the root, since there is
+/// nothing else that it could be relative to, and `..` leads no higher.
+fn cleaned(path: &str) -> String {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            _ => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
 }
 
 #[cfg(test)]
@@ -227,6 +240,22 @@ mod tests {
     }
 
     #[test]
+    fn an_images_directory_is_taken_by_its_text() {
+        for (said, meant) in [
+            ("", "/"),
+            ("/app/.", "/app"),
+            ("./app//sub/..", "/app"),
+            ("/app/../../srv/./www/", "/srv/www"),
+            ("/..", "/"),
+            ("/app/...", "/app/..."),
+        ] {
+            let config = json!({ "Cmd": ["x"], "WorkingDir": said });
+            let workdir = process(&config, Overrides::default()).workdir;
+            assert_eq!(workdir.as_str(), meant, "{said}");
+        }
+    }
+
+    #[test]
     fn a_program_is_looked_for_where_the_guest_looks() {
         let programs = |config: &Value| process(config, Overrides::default()).programs();
         assert_eq!(programs(&json!({ "Cmd": ["/bin/x"] })), ["/bin/x"]);
@@ -242,7 +271,7 @@ mod tests {
 
     #[test]
     fn what_an_image_says_wrongly_can_be_overridden() {
-        let config = json!({ "Cmd": ["x"], "User": "a:b:c", "WorkingDir": "/a/../b" });
+        let config = json!({ "Cmd": ["x"], "User": "a:b:c", "WorkingDir": "/a\nb" });
         let user = || Some("0".parse().unwrap());
         let error = |overrides| Process::new(&image(&config), overrides).unwrap_err();
         assert!(matches!(error(Overrides::default()), ProcessError::User(_)));
