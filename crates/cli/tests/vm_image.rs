@@ -22,8 +22,8 @@ use nydusbox_testkit::registry::{Registry, RegistryOptions};
 use nydusbox_testkit::skopeo::Skopeo;
 use original::{EXPECTED, GONE, Original};
 
-/// Lists the container's root. Bound elsewhere, it is without what is mounted on it.
-const SCRIPT: &str = "mkdir /run/root && mount --bind / /run/root && exec perl - /run/root";
+/// Lists the container's root. Bound elsewhere, it is without what is mounted on it; `mount` is to note nothing in `/run`.
+const SCRIPT: &str = "mkdir /dev/shm/root && mount -n --bind / /dev/shm/root && exec perl - /dev/shm/root";
 
 /// A registry with the image, and machines that run it.
 struct Site {

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nydusbox_testkit::machine::sink::{self, Sink};
@@ -111,7 +112,7 @@ async fn a_command_is_the_containers_own_program() {
     let Some(host) = Host::new() else { return };
     let own = host.dir("rootfs").join("bin/uname");
     fs::write(&own, "#!/bin/sh\necho \"$0\" of the container\n").unwrap();
-    fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
     let (outcome, stdout, stderr) = host.run(host.spec(&["uname", "-r"])).await;
     assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{stderr}");
     assert_eq!(stdout, "/bin/uname of the container\n");
@@ -165,7 +166,7 @@ async fn the_clock_is_the_hosts_and_not_only_to_the_second() {
     let spec = host.spec(&[
         "sh",
         "-c",
-        "sleep 1.2; echo; cat; echo >/run/now; busybox stat -c %y /run/now",
+        "sleep 1.2; echo; cat; echo >/dev/shm/now; busybox stat -c %y /dev/shm/now",
     ]);
     let (mut answer, stdin) = tokio::io::duplex(16);
     let stdout = Sink::default();
@@ -196,6 +197,27 @@ async fn the_clock_is_the_hosts_and_not_only_to_the_second() {
     let behind = (before - guest).rem_euclid(60.0);
     // It was asked later than `before`, and may be so by much on a busy host.
     assert!(!(0.3..59.0).contains(&behind), "{behind} s behind: {told}");
+}
+
+/// Nothing is mounted but what no image can have.
+#[tokio::test]
+async fn what_an_image_has_in_run_is_there_and_what_is_written_there_is_kept() {
+    let Some(host) = Host::new() else { return };
+    let run = host.dir("rootfs/run/app");
+    fs::create_dir_all(&run).unwrap();
+    fs::set_permissions(&run, fs::Permissions::from_mode(0o2750)).unwrap();
+    fs::create_dir(host.dir("rootfs/var")).unwrap();
+    std::os::unix::fs::symlink("/run", host.dir("rootfs/var/run")).unwrap();
+    let script = "busybox stat -c %a /var/run/app; echo kept >/var/run/app/new; \
+                  busybox cut -d ' ' -f 2 /proc/mounts | busybox sort -u";
+    let (outcome, stdout, stderr) = host.run(host.spec(&["sh", "-c", script])).await;
+    assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{stderr}");
+    assert_eq!(
+        stdout,
+        "2750\n/\n/dev\n/dev/pts\n/dev/shm\n/proc\n/sys\n"
+    );
+    let kept = host.dir("containers/c1/snapshotdir/fs/run/app/new");
+    assert_eq!(fs::read_to_string(kept).unwrap(), "kept\n");
 }
 
 #[tokio::test]
@@ -404,7 +426,7 @@ async fn a_vmm_that_refuses_to_start_is_quoted() {
     let Some(host) = Host::new() else { return };
     let vmm = host.dir("vm").join("vmm");
     fs::write(&vmm, "#!/bin/sh\necho no such machine >&2; exit 3\n").unwrap();
-    fs::set_permissions(&vmm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(&vmm, fs::Permissions::from_mode(0o755)).unwrap();
     let machine = MachineSpec {
         qemu: vmm,
         ..host.machine()

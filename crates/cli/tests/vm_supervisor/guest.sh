@@ -101,6 +101,9 @@ stopped() {
 }
 
 mount -t cgroup2 cgroup2 "$cgroups"
+# As on a host.
+mkdir -p /run
+mount -t tmpfs tmpfs /run
 mkdir /run/share
 for group in too_small swept stopped; do
     "$group" >"/run/$group" 2>&1 &

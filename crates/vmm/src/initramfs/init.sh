@@ -211,7 +211,7 @@ on /proc -t proc -o nosuid,noexec,nodev proc
 proc=$at
 on /sys -t sysfs -o nosuid,noexec,nodev sysfs
 on /dev -o rbind /dev
-on /run -t tmpfs -o mode=0755,nosuid,nodev tmpfs
+# What else a container has is the image's, /run too: nothing of it is hidden, and what is written there is kept.
 locate rootfs /tmp
 [ -e "$at" ] || try rootfs mkdir -p -m 1777 "$at"
 event rootfs-mounted
