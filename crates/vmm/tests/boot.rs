@@ -214,10 +214,48 @@ async fn what_an_image_has_in_run_is_there_and_what_is_written_there_is_kept() {
     assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{stderr}");
     assert_eq!(
         stdout,
-        "2750\n/\n/dev\n/dev/pts\n/dev/shm\n/proc\n/sys\n"
+        "2750\n/\n/dev\n/dev/pts\n/dev/shm\n/etc/hosts\n/proc\n/sys\n"
     );
     let kept = host.dir("containers/c1/snapshotdir/fs/run/app/new");
     assert_eq!(fs::read_to_string(kept).unwrap(), "kept\n");
+}
+
+/// Where the image's file is, links and all, and nowhere else.
+#[tokio::test]
+async fn the_names_of_the_machine_are_known_and_the_images_file_is_not_changed() {
+    for file in [None, Some("10.0.0.7 other\n")] {
+        let Some(host) = Host::new() else { return };
+        let root = host.dir("rootfs");
+        if let Some(text) = file {
+            fs::create_dir(root.join("usr")).unwrap();
+            fs::write(root.join("usr/hosts"), text).unwrap();
+            std::os::unix::fs::symlink("/../usr/hosts", root.join("etc/hosts")).unwrap();
+        }
+        let script = "echo $HOSTNAME; cat /etc/hosts; busybox ping -c 1 localhost >&2 && \
+                      busybox ping -c 1 $HOSTNAME >&2 && echo 10.0.0.8 new >>/etc/hosts";
+        let (outcome, stdout, stderr) = host.run(host.spec(&["sh", "-c", script])).await;
+        assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{stderr}");
+        assert_eq!(
+            stdout,
+            format!(
+                "nydusbox\n{}127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.0.1 nydusbox\n",
+                file.unwrap_or_default()
+            )
+        );
+        let upper = host.dir("containers/c1/snapshotdir/fs");
+        let kept = fs::read_to_string(upper.join("etc/hosts")).ok();
+        assert_eq!(kept.as_deref(), file.is_none().then_some(""), "only the place");
+        assert!(!upper.join("usr").exists());
+    }
+}
+
+/// As many as a runtime permits, and not more than programs expect who have not asked.
+#[tokio::test]
+async fn a_command_may_have_many_files_open() {
+    let Some(host) = Host::new() else { return };
+    let (outcome, stdout, stderr) = host.run(host.spec(&["sh", "-c", "ulimit -Sn; ulimit -Hn"])).await;
+    assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{stderr}");
+    assert_eq!(stdout, "1024\n1048576\n");
 }
 
 #[tokio::test]

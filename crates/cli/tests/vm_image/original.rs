@@ -125,9 +125,17 @@ impl Original {
 
 fn make_everything(root: &Path) {
     let all = root.join("opt/all");
-    for dir in ["opt/all/deep", "opt/all/tmp", "opt/opaque/below", "opt/replaced"] {
+    for dir in [
+        "opt/all/deep",
+        "opt/all/tmp",
+        "opt/opaque/below",
+        "opt/replaced",
+        "etc",
+    ] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
+    // Over which something is mounted; where there is none, its place is made.
+    fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n").unwrap();
     let file = |name: &OsStr, content: &[u8], mode: u32| {
         fs::write(all.join(name), content).unwrap();
         fs::set_permissions(all.join(name), Permissions::from_mode(mode)).unwrap();

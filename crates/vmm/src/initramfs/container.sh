@@ -50,6 +50,37 @@ is_named() {
     [ "$1" = "$2" ] || { are_numbers "$1" && [ "$1" -eq "$3" ]; } 2>/dev/null
 }
 
+# Prints what the container has for /etc/hosts: the lines of file $1, if it is one, and what they leave out of localhost
+# and the machine's name $2.
+hosts() {
+    four=
+    six=
+    own=
+    set -f
+    if [ -f "$1" ]; then
+        while IFS= read -r line || [ -n "$line" ]; do
+            printf '%s\n' "$line"
+            address=
+            for word in ${line%%#*}; do
+                case $word:$address in
+                localhost:*:*) six=$address ;;
+                localhost:?*) four=$address ;;
+                esac
+                [ "$word" != "$2" ] || own=$address
+                address=${address:-$word}
+            done
+        done <"$1"
+    fi
+    set +f
+    [ -n "$four" ] || echo "127.0.0.1 localhost"
+    [ -n "$six" ] || echo "::1 localhost ip6-localhost ip6-loopback"
+    case $own:$2 in
+    ?*:* | :localhost) ;;
+    *.*) echo "127.0.0.1 $2 ${2%%.*}" ;;
+    *) echo "127.0.0.1 $2" ;;
+    esac
+}
+
 # Finds user $1 and group $2 (which may be empty), names or numbers, as Docker does: sets uid, gid, groups (the
 # supplementary ones) and home. A number need not be known to the container; a group that is named is the only one.
 # Fails if there is no such user or group; missing is then the sentence that says so.

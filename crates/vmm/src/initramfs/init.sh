@@ -214,6 +214,13 @@ on /dev -o rbind /dev
 # What else a container has is the image's, /run too: nothing of it is hidden, and what is written there is kept.
 locate rootfs /tmp
 [ -e "$at" ] || try rootfs mkdir -p -m 1777 "$at"
+# In a file of ours, so that neither the image's nor what is kept has more of it than the place. What is there and is no
+# file, or cannot be made, stays as it is.
+if inside /etc/hosts; then
+    hosts "$at" "$NB_HOSTNAME" >/run/hosts
+    [ -e "$at" ] || { mkdir -p "${at%/*}" && touch "$at"; } 2>/dev/null
+    [ ! -f "$at" ] || try rootfs mount -o bind /run/hosts "$at"
+fi
 event rootfs-mounted
 
 # Shows the directory $1 of the share at $2 in the container; $3 is ro or rw.
@@ -253,7 +260,9 @@ cat </run/stderr >&5 &
 err=$!
 wait "$clock"
 event command-started
-(nb_command 3<&- 4>&- 5>&- 6>&-) </run/stdin >/run/stdout 2>/run/stderr
+# As many open files as a runtime permits; the kernel's own limit is 4096. As there, nobody has them unasked: what closes
+# all that it could have open would take a while.
+(ulimit -Hn 1048576; nb_command 3<&- 4>&- 5>&- 6>&-) </run/stdin >/run/stdout 2>/run/stderr
 code=$?
 
 # With the command, its namespace's process 1, whatever it left behind has ended: nobody holds the pipes any longer. The

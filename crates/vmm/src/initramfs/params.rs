@@ -64,9 +64,10 @@ pub(crate) fn write(spec: &VmSpec, marker: &str, now: Duration) -> Vec<u8> {
     // The command is process 1 of a namespace of its own, as in any container: what it signals are its own, not what
     // carries its output, or watches the host. When it ends, the kernel kills the others, and waits for them.
     // nsenter, not chroot: it enters the root and the working directory, whatever the image contains, and sets the
-    // user. It is named by path because the container's PATH is already in force for it. A HOME of ours comes first:
-    // of two the last counts.
+    // user. It is named by path because the container's PATH is already in force for it. HOME and HOSTNAME of ours
+    // come first: of two the last counts.
     out.raw(b"nb_command() {\nexec /bin/busybox su -m -s /bin/busybox -- nb env -i \"HOME=$home\"");
+    out.raw(b" \"HOSTNAME=$NB_HOSTNAME\"");
     for (name, value) in &spec.env {
         let mut pair = name.clone();
         pair.push("=");

@@ -103,6 +103,29 @@ fn the_containers_files_are_not_looked_for_outside() {
 }
 
 #[test]
+fn localhost_and_the_machines_name_are_added_where_the_containers_file_leaves_them_out() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("hosts");
+    let file = file.to_str().unwrap();
+    let hosts = |name| shell(root.path(), r#"hosts "$1" "$2""#, &[file, name]).1;
+    let ours = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback";
+    assert_eq!(hosts("db1"), format!("{ours}\n127.0.0.1 db1"));
+    assert_eq!(hosts("db1.example"), format!("{ours}\n127.0.0.1 db1.example db1"));
+    assert_eq!(hosts("localhost"), ours);
+    // Somebody's own, which stay; the last line has no end.
+    let own = "127.0.0.1\tlocalhost\t* # db1\n# ::1 localhost\n10.0.0.7 other db1.example";
+    fs::write(file, own).unwrap();
+    let [_, ipv6] = ours.split('\n').collect::<Vec<_>>()[..] else {
+        unreachable!()
+    };
+    assert_eq!(hosts("db1"), format!("{own}\n{ipv6}\n127.0.0.1 db1"));
+    assert_eq!(hosts("db1.example"), format!("{own}\n{ipv6}"));
+    let whole = format!("::1 localhost\n{own}");
+    fs::write(file, &whole).unwrap();
+    assert_eq!(hosts("other"), whole);
+}
+
+#[test]
 fn a_program_is_the_containers_own_by_its_search_path() {
     let root = tempfile::tempdir().unwrap();
     let file = |path: &str, mode| {

@@ -47,7 +47,8 @@ pub struct VmSpec {
     pub shares: Vec<SharedDir>,
     /// The command and its arguments; looked up in the container's `PATH`.
     pub command: Vec<OsString>,
-    /// The command's environment. Besides, `HOME` is what the container's `/etc/passwd` says, unless it is in here.
+    /// The command's environment. Besides, unless they are in here, `HOME` is what the container's `/etc/passwd` says and
+    /// `HOSTNAME` the guest's host name.
     pub env: Vec<(OsString, OsString)>,
     /// Who it runs as.
     pub user: ContainerUser,
