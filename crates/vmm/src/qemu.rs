@@ -16,6 +16,7 @@
 mod accel;
 mod arguments;
 mod config;
+mod console;
 mod driver;
 mod event;
 mod machine;

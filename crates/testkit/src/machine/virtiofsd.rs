@@ -185,7 +185,7 @@ impl Host {
     /// The VMM's process has been reaped: its number is free, or someone else's.
     pub fn assert_gone(&self, vm: &Vm) {
         let command_line = fs::read(format!("/proc/{}/cmdline", vm.pid())).unwrap_or_default();
-        // It is told where its console goes, by a path of this host's.
+        // It has a name, which is its directory.
         let ours = String::from_utf8_lossy(&command_line).contains(self.root.path().to_str().unwrap());
         assert!(!ours, "the VMM is still there");
     }

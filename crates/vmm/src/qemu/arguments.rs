@@ -21,6 +21,8 @@ pub(super) const INITRAMFS_FD: i32 = QMP_FD + 1;
 pub(super) const MEMORY_FD: i32 = INITRAMFS_FD + 1;
 /// Where it reads the state of a machine that goes on.
 pub(super) const STATE_FD: i32 = MEMORY_FD + 1;
+/// Where it finds the socket of the guest's console.
+pub(super) const CONSOLE_FD: i32 = STATE_FD + 1;
 
 /// The ports at which devices are plugged in once the guest waits for them: the share, and random numbers. Slots of
 /// the root bus itself take none later.
@@ -43,9 +45,10 @@ const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet panic=-1 no_timer_check cry
 /// of 24. What the guest doesn't use is switched off: less for firmware and drivers to probe.
 const MACHINE: &str = "q35,smm=off,vmport=off,sata=off,smbus=off";
 
-/// Everything after the program's name. The process must find at their numbers the sockets of [`PORTS`], the control
-/// socket, the initramfs, the memory, and, of a machine that goes on (`incoming`), its state.
-pub(super) fn arguments(spec: &MachineSpec, accel: Accel, console: &Path, incoming: bool) -> Vec<OsString> {
+/// Everything after the program's name; `name` is the machine's, for who lists processes. The process must find at their
+/// numbers the sockets of [`PORTS`], the control socket, the initramfs, the memory, of a machine that goes on
+/// (`incoming`) its state, and the console's socket.
+pub(super) fn arguments(spec: &MachineSpec, accel: Accel, name: &Path, incoming: bool) -> Vec<OsString> {
     let (accel, cpu) = match accel {
         Accel::Kvm => ("kvm", "host"),
         // Everything TCG can emulate: current distributions need more than the default's x86-64-v1.
@@ -62,6 +65,9 @@ pub(super) fn arguments(spec: &MachineSpec, accel: Accel, console: &Path, incomi
     .map(OsString::from)
     .to_vec();
     let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+    let mut guest = OsString::from("guest=");
+    guest.push(option_value(name.as_os_str()));
+    option("-name", guest);
     option(
         "-machine",
         format!("{MACHINE},accel={accel},memory-backend={MEMORY_ID}").into(),
@@ -71,9 +77,7 @@ pub(super) fn arguments(spec: &MachineSpec, accel: Accel, console: &Path, incomi
     option("-kernel", spec.assets.kernel().image().into());
     option("-initrd", in_process(INITRAMFS_FD).into());
     option("-append", KERNEL_PARAMETERS.into());
-    let mut console_file = OsString::from("file,id=console,path=");
-    console_file.push(option_value(console.as_os_str()));
-    option("-chardev", console_file);
+    option("-chardev", format!("socket,id=console,fd={CONSOLE_FD}").into());
     option("-serial", "chardev:console".into());
     option("-device", "virtio-serial-pci".into());
     for (fd, port) in (FIRST_PORT_FD..).zip(PORTS) {
@@ -118,7 +122,7 @@ mod tests {
     use super::*;
 
     fn shown(accel: Accel, incoming: bool) -> String {
-        arguments(&made_up_spec(), accel, Path::new("/vm/a,b/console"), incoming)
+        arguments(&made_up_spec(), accel, Path::new("/run/a,b/vm"), incoming)
             .join("\u{0}".as_ref())
             .to_string_lossy()
             .replace("\u{0}-", "\n-")
@@ -132,13 +136,14 @@ mod tests {
         -nodefaults
         -no-reboot
         -display none
+        -name guest=/run/a,,b/vm
         -machine q35,smm=off,vmport=off,sata=off,smbus=off,accel=tcg,memory-backend=mem
         -cpu max
         -smp 2
         -kernel /boot/vmlinuz-6.1.0-1-cloud-amd64
         -initrd /proc/self/fd/8
         -append console=ttyS0 quiet panic=-1 no_timer_check cryptomgr.notests random.trust_cpu=off random.trust_bootloader=off
-        -chardev file,id=console,path=/vm/a,,b/console
+        -chardev socket,id=console,fd=11
         -serial chardev:console
         -device virtio-serial-pci
         -chardev socket,id=stdin,fd=3

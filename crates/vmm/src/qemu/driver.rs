@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::config::VmConfig;
+use super::console::Console;
 use super::event::{GuestEvent, GuestStep, LineBuffer, WAITING};
 use super::machine::GuestStdio;
 use super::outcome::VmOutcome;
@@ -46,6 +47,8 @@ const TERM_GRACE: Duration = Duration::from_secs(1);
 const POWER_OFF_GRACE: Duration = Duration::from_secs(10);
 /// As many events are remembered. A guest has a handful of them to tell; but what has taken it over may go on for ever.
 const MAX_EVENTS: usize = 64;
+/// So often is it heard at once, before something else decides. Init has told all it has to tell by then.
+const HEARD_AT_ONCE: usize = 16;
 /// What the output's readers get to take the rest after the VMM ended. A reader may be slow, or stopped for good.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
@@ -88,6 +91,7 @@ enum Ended {
     },
     Input,
     VmmLog(Vec<String>),
+    Console,
 }
 
 /// Owns the process and everything connected to it.
@@ -102,7 +106,7 @@ pub(super) struct Driver {
     marker: String,
     errand: Option<Errand>,
     tasks: JoinSet<Ended>,
-    console: PathBuf,
+    console: Console,
     boot_deadline: Duration,
     deadline: Option<Instant>,
     events: watch::Sender<Vec<GuestEvent>>,
@@ -116,6 +120,7 @@ pub(super) struct Driver {
     /// Output streams that ended, with or without marker.
     outputs_ended: usize,
     vmm_log: Option<Vec<String>>,
+    console_ended: bool,
 }
 
 /// Why the loop ended while the process still runs.
@@ -137,7 +142,7 @@ impl Driver {
         spawned: Spawned,
         guest: Guest,
         marker: String,
-        console: PathBuf,
+        console_file: PathBuf,
         boot_deadline: Duration,
         events: watch::Sender<Vec<GuestEvent>>,
         stop_requests: mpsc::Receiver<()>,
@@ -148,12 +153,19 @@ impl Driver {
             ports: [stdin, stdout, stderr, control],
             qmp,
             memory,
+            console: console_out,
             state: _,
         } = spawned;
         let mut tasks = JoinSet::new();
         if let Some(log) = child.stderr.take() {
             tasks.spawn(async move { Ended::VmmLog(tail::of_stream(log).await) });
         }
+        let console = Console::default();
+        let followed = console.clone();
+        tasks.spawn(async move {
+            followed.follow(console_out, &console_file).await;
+            Ended::Console
+        });
         let (control, control_out) = control.into_split();
         let mut template = None;
         let (stage, deadline) = match guest {
@@ -196,6 +208,7 @@ impl Driver {
             complete: 0,
             outputs_ended: 0,
             vmm_log: None,
+            console_ended: false,
         }
     }
 
@@ -227,55 +240,42 @@ impl Driver {
         let mut stop_possible = true;
         let mut errand_possible = true;
         loop {
-            if let Some(status) = self.exit_status
-                && self.complete == 2
-            {
-                return Verdict::Leave(VmOutcome::CommandExited { status });
+            if let Some(verdict) = self.all_there() {
+                return verdict;
             }
             tokio::select! {
-                // In this order: an event that is already here is better news than the end of the process.
+                // In this order: the guest may go on talking for ever, and must not keep us from anything. But what it has
+                // said already is better news than the end of the process, a deadline or a reader that has left.
                 biased;
-                read = self.control.read(&mut buffer), if control_open => match read {
-                    Ok(read @ 1..) => {
-                        for line in self.lines.feed(&buffer[..read]) {
-                            if line == WAITING {
-                                self.guest_waits();
-                                continue;
-                            }
-                            let Some(event) = GuestEvent::parse(&line) else { continue };
-                            tracing::debug!(?event, "guest");
-                            remember(&self.events, &event);
-                            match event {
-                                GuestEvent::Ready | GuestEvent::ShareMounted | GuestEvent::RootfsMounted => {}
-                                GuestEvent::CommandStarted => {
-                                    self.deadline = None;
-                                    self.template = None;
-                                }
-                                // The first counts; init sends no second.
-                                GuestEvent::Exited { status } => {
-                                    self.exit_status = self.exit_status.or(Some(status));
-                                }
-                                GuestEvent::Failed { step, message } => {
-                                    return Verdict::Leave(VmOutcome::GuestFailed { step, message });
-                                }
-                            }
-                        }
-                    }
-                    // QEMU is ending; its exit status is about to come.
-                    Ok(_) | Err(_) => control_open = false,
-                },
-                status = self.child.wait() => match status {
-                    Ok(status) => return Verdict::Gone(status),
-                    // Nothing else may reap our child; if something did, stopping it is all that is left.
-                    Err(error) => {
-                        tracing::error!(%error, "cannot wait for the VMM");
-                        return Verdict::Stop(VmOutcome::Killed);
-                    }
-                },
                 request = self.stop_requests.recv(), if stop_possible => match request {
                     Some(()) => return Verdict::Stop(VmOutcome::Killed),
                     None => stop_possible = false,
                 },
+                status = self.child.wait() => {
+                    if let Some(verdict) = self.hear_what_is_said().or_else(|| self.all_there()) {
+                        return verdict;
+                    }
+                    match status {
+                        Ok(status) => return Verdict::Gone(status),
+                        // Nothing else may reap our child; if something did, stopping it is all that is left.
+                        Err(error) => {
+                            tracing::error!(%error, "cannot wait for the VMM");
+                            return Verdict::Stop(VmOutcome::Killed);
+                        }
+                    }
+                }
+                () = at(self.deadline) => {
+                    if let Some(verdict) = self.hear_what_is_said() {
+                        return verdict;
+                    }
+                    if self.deadline.is_some() {
+                        return Verdict::Stop(VmOutcome::BootDeadline {
+                            after: self.boot_deadline,
+                            reached: self.events.borrow().last().cloned(),
+                            console: self.console.last_lines(),
+                        });
+                    }
+                }
                 errand = &mut self.errands, if errand_possible => {
                     errand_possible = false;
                     // Without one, whoever would give it is gone, and stops the machine.
@@ -285,18 +285,69 @@ impl Driver {
                         self.provide();
                     }
                 },
-                Some(ended) = self.tasks.join_next() => if let Some(verdict) = self.task_ended(ended) {
-                    return verdict;
+                Some(ended) = self.tasks.join_next() => {
+                    if let Some(verdict) = self.hear_what_is_said().or_else(|| self.task_ended(ended)) {
+                        return verdict;
+                    }
+                }
+                read = self.control.read(&mut buffer), if control_open => match read {
+                    Ok(read @ 1..) => if let Some(verdict) = self.hear(&buffer[..read]) {
+                        return verdict;
+                    },
+                    // QEMU is ending; its exit status is about to come.
+                    Ok(_) | Err(_) => control_open = false,
                 },
-                () = at(self.deadline) => {
-                    return Verdict::Stop(VmOutcome::BootDeadline {
-                        after: self.boot_deadline,
-                        reached: self.events.borrow().last().cloned(),
-                        console: tail::of_file(&self.console),
-                    });
+            }
+        }
+    }
+
+    /// Whether the command has ended and all its output is here.
+    fn all_there(&self) -> Option<Verdict> {
+        let status = self.exit_status.filter(|_| self.complete == 2)?;
+        Some(Verdict::Leave(VmOutcome::CommandExited { status }))
+    }
+
+    /// Hears what the guest has said up to now, but not more of it than it has to say.
+    fn hear_what_is_said(&mut self) -> Option<Verdict> {
+        let mut buffer = [0; 4096];
+        for _ in 0..HEARD_AT_ONCE {
+            let Ok(read @ 1..) = self.control.try_read(&mut buffer) else {
+                break;
+            };
+            if let Some(verdict) = self.hear(&buffer[..read]) {
+                return Some(verdict);
+            }
+        }
+        None
+    }
+
+    fn hear(&mut self, said: &[u8]) -> Option<Verdict> {
+        for line in self.lines.feed(said) {
+            if line == WAITING {
+                self.guest_waits();
+                continue;
+            }
+            let Some(event) = GuestEvent::parse(&line) else {
+                continue;
+            };
+            tracing::debug!(?event, "guest");
+            remember(&self.events, &event);
+            match event {
+                GuestEvent::Ready | GuestEvent::ShareMounted | GuestEvent::RootfsMounted => {}
+                GuestEvent::CommandStarted => {
+                    self.deadline = None;
+                    self.template = None;
+                }
+                // The first counts; init sends no second.
+                GuestEvent::Exited { status } => {
+                    self.exit_status = self.exit_status.or(Some(status));
+                }
+                GuestEvent::Failed { step, message } => {
+                    return Some(Verdict::Leave(VmOutcome::GuestFailed { step, message }));
                 }
             }
         }
+        None
     }
 
     /// The guest says that it waits: what is to be done meanwhile can be done.
@@ -382,6 +433,7 @@ impl Driver {
             // A command that has ended has its own status.
             Ok(Ended::Input | Ended::Reader { .. }) => {}
             Ok(Ended::VmmLog(lines)) => self.vmm_log = Some(lines),
+            Ok(Ended::Console) => self.console_ended = true,
             Err(error) => tracing::error!(%error, "a task of the machine failed"),
         }
         None
@@ -394,7 +446,7 @@ impl Driver {
             None => 2,
         };
         let rest = async {
-            while (self.outputs_ended < outputs || self.vmm_log.is_none())
+            while (self.outputs_ended < outputs || self.vmm_log.is_none() || !self.console_ended)
                 && let Some(ended) = self.tasks.join_next().await
             {
                 // What it says now comes too late.
@@ -407,7 +459,7 @@ impl Driver {
         VmOutcome::VmmExited {
             status,
             vmm: self.vmm_log.take().unwrap_or_default(),
-            console: tail::of_file(&self.console),
+            console: self.console.last_lines(),
         }
     }
 
@@ -505,17 +557,5 @@ async fn at(deadline: Option<Instant>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_that_does_not_stop_talking_does_not_fill_us() {
-        let (events, mut told) = watch::channel(Vec::new());
-        for _ in 0..10 * MAX_EVENTS {
-            remember(&events, &GuestEvent::Ready);
-        }
-        assert_eq!(told.borrow_and_update().len(), MAX_EVENTS);
-        remember(&events, &GuestEvent::Ready);
-        assert!(told.has_changed().is_ok_and(|changed| !changed));
-    }
-}
+#[path = "driver/tests.rs"]
+mod tests;

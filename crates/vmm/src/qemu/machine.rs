@@ -112,7 +112,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts a machine. `dir` must exist and be this machine's alone; `console` is written into it. With a template
+    /// Starts a machine. `dir` must exist and be this machine's alone; what the guest's console says last is written into
+    /// `console` there. With a template
     /// this returns when the guest runs, without one as soon as the process is started. A template that is of no use
     /// is removed, and the machine boots.
     ///
@@ -129,7 +130,7 @@ impl Machine {
         let start = Start {
             spec,
             initramfs: initramfs_file(&archive)?,
-            console: dir.join("console"),
+            dir,
             accel,
             deadline: Instant::now() + spec.boot_deadline,
         };
@@ -189,8 +190,8 @@ impl Saved {
             (Templates::Never, _) | (Templates::WhenEmulated(_), Accel::Kvm) => return None,
             (Templates::WhenEmulated(dir), Accel::Tcg) | (Templates::Always(dir), _) => dir,
         };
-        // But for the console, which is each machine's own.
-        let arguments: Vec<String> = arguments(spec, accel, "console".as_ref(), false)
+        // But for the name, which is each machine's own.
+        let arguments: Vec<String> = arguments(spec, accel, "machine".as_ref(), false)
             .iter()
             .map(|argument| argument.to_string_lossy().into_owned())
             .collect();
@@ -213,7 +214,7 @@ impl Saved {
 struct Start<'a> {
     spec: &'a MachineSpec,
     initramfs: File,
-    console: PathBuf,
+    dir: &'a Path,
     accel: AccelChoice,
     deadline: Instant,
 }
@@ -264,13 +265,7 @@ impl Start<'_> {
     }
 
     fn spawn(&self, goes_on: Option<u8>) -> Result<Spawned, BootError> {
-        spawn(
-            self.spec,
-            self.accel.accel(),
-            &self.initramfs,
-            &self.console,
-            goes_on,
-        )
+        spawn(self.spec, self.accel.accel(), &self.initramfs, self.dir, goes_on)
     }
 
     fn machine(&self, spawned: Spawned, guest: Guest, origin: Origin) -> Result<Machine, BootError> {
@@ -290,7 +285,7 @@ impl Start<'_> {
             spawned,
             guest,
             marker,
-            self.console.clone(),
+            self.dir.join("console"),
             self.spec.boot_deadline,
             events_out,
             stop_requests,

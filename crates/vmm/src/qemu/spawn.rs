@@ -14,7 +14,9 @@ use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
 use super::accel::Accel;
-use super::arguments::{FIRST_PORT_FD, INITRAMFS_FD, MEMORY_FD, PORTS, QMP_FD, STATE_FD, arguments};
+use super::arguments::{
+    CONSOLE_FD, FIRST_PORT_FD, INITRAMFS_FD, MEMORY_FD, PORTS, QMP_FD, STATE_FD, arguments,
+};
 use super::machine::BootError;
 use super::machine_config::MachineSpec;
 use super::qmp::Qmp;
@@ -27,18 +29,19 @@ pub(super) struct Spawned {
     pub(super) qmp: Qmp,
     /// The guest's memory; nothing has been written to it yet.
     pub(super) memory: Arc<File>,
+    pub(super) console: UnixStream,
     /// Takes the state of a machine that goes on, from its second byte.
     pub(super) state: Option<pipe::Sender>,
 }
 
-/// Starts it. `goes_on` has the first byte of the state of a machine that goes on, which it then waits for. With that
+/// Starts it; `name` is the machine's. `goes_on` has the first byte of the state of a machine that goes on, which it then waits for. With that
 /// byte, QEMU reads on until the pipe's end, and gives up if that comes too soon because we are gone; before it, it would
 /// wait for ever.
 pub(super) fn spawn(
     spec: &MachineSpec,
     accel: Accel,
     initramfs: &File,
-    console: &Path,
+    name: &Path,
     goes_on: Option<u8>,
 ) -> Result<Spawned, BootError> {
     let failed = |what| move |source| BootError::Resource { what, source };
@@ -54,6 +57,11 @@ pub(super) fn spawn(
     theirs.push(FdMapping {
         parent_fd,
         child_fd: QMP_FD,
+    });
+    let (console, parent_fd) = socket_pair().map_err(failed("the console's sockets"))?;
+    theirs.push(FdMapping {
+        parent_fd,
+        child_fd: CONSOLE_FD,
     });
     theirs.push(FdMapping {
         parent_fd: initramfs.try_clone().map_err(failed("a descriptor"))?.into(),
@@ -81,7 +89,7 @@ pub(super) fn spawn(
 
     let mut command = Command::new(&spec.qemu);
     command
-        .args(arguments(spec, accel, console, goes_on.is_some()))
+        .args(arguments(spec, accel, name, goes_on.is_some()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -101,6 +109,7 @@ pub(super) fn spawn(
         ports,
         qmp: Qmp::new(qmp),
         memory: Arc::new(memory),
+        console,
         state,
     })
 }

@@ -1,8 +1,4 @@
-//! The last lines of a stream or a file, for an error that must show why a process ended.
-
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+//! The last lines of a stream, for an error that must show why a process ended.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -11,28 +7,29 @@ const KEPT_BYTES: usize = 16 << 10;
 /// Lines shown of what is kept.
 const SHOWN_LINES: usize = 25;
 
-/// Reads `stream` to its end and returns its last lines.
-pub(super) async fn of_stream(mut stream: impl AsyncRead + Unpin) -> Vec<String> {
-    let mut kept = Vec::new();
-    let mut buffer = [0; 4096];
-    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-        kept.extend_from_slice(&buffer[..read]);
-        kept.drain(..kept.len().saturating_sub(KEPT_BYTES));
+/// The end of a stream so far.
+#[derive(Debug, Default)]
+pub(super) struct Tail(Vec<u8>);
+
+impl Tail {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+        self.0.drain(..self.0.len().saturating_sub(KEPT_BYTES));
     }
-    lines(&kept)
+
+    pub(super) fn lines(&self) -> Vec<String> {
+        lines(&self.0)
+    }
 }
 
-/// The last lines of a file. A file that can't be read has none: this decorates an error and must not replace it.
-pub(super) fn of_file(path: &Path) -> Vec<String> {
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let start = file.metadata()?.len().saturating_sub(KEPT_BYTES as u64);
-        file.seek(SeekFrom::Start(start))?;
-        let mut kept = Vec::new();
-        file.take(KEPT_BYTES as u64).read_to_end(&mut kept)?;
-        Ok(kept)
-    };
-    lines(&read().unwrap_or_default())
+/// Reads `stream` to its end and returns its last lines.
+pub(super) async fn of_stream(mut stream: impl AsyncRead + Unpin) -> Vec<String> {
+    let mut tail = Tail::default();
+    let mut buffer = [0; 4096];
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        tail.push(&buffer[..read]);
+    }
+    tail.lines()
 }
 
 fn lines(bytes: &[u8]) -> Vec<String> {
@@ -55,7 +52,6 @@ fn lines(bytes: &[u8]) -> Vec<String> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -65,10 +61,6 @@ mod tests {
         let last = of_stream(many.as_bytes()).await;
         assert_eq!(last.len(), SHOWN_LINES);
         assert_eq!(last[SHOWN_LINES - 1], "line 4999");
-
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), &many).unwrap();
-        assert_eq!(of_file(file.path()), last);
     }
 
     #[test]
@@ -85,8 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn escape_sequences_are_disarmed_and_a_missing_file_has_no_lines() {
+    fn escape_sequences_are_disarmed() {
         assert_eq!(lines(b"\x1b[31mred\n\n"), ["[31mred"]);
-        assert!(of_file(Path::new("/nonexistent/console")).is_empty());
     }
 }
