@@ -9,7 +9,7 @@
 //! | 4 | the sandbox is there, its supervisor is not: `adopt` or `sweep` |
 //! | 5 | taken: the sandbox exists already, is starting or stopping, or something else is mounted there |
 //! | 125 | `run`: nydusbox failed before or after the guest's command |
-//! | 130 | interrupted by Ctrl-C or SIGTERM; what was begun is undone |
+//! | 130 | interrupted by Ctrl-C, SIGTERM or SIGHUP; what was begun is undone |
 //! | 141 | `run`: whoever read the command's output has left |
 //! | other | `run`: the exit status of the guest's command (126, 127 and 128+n as in a shell) |
 
@@ -45,7 +45,7 @@ pub(crate) const NO_SANDBOX: u8 = 3;
 pub(crate) const ABANDONED: u8 = 4;
 /// The name or the place is taken.
 pub(crate) const TAKEN: u8 = 5;
-/// Ctrl-C or SIGTERM: 128 + SIGINT, as a shell says it.
+/// Ctrl-C, SIGTERM or SIGHUP: 128 + SIGINT, as a shell says it.
 pub(crate) const INTERRUPTED: u8 = 130;
 
 impl Failure {

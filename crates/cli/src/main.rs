@@ -15,6 +15,7 @@ mod nydus_overlayfs;
 mod nydusd;
 #[cfg_attr(not(feature = "otlp"), path = "otlp/absent.rs")]
 mod otlp;
+mod signals;
 mod state_dir;
 mod supervise;
 

@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use common::host_mount::{Mounted, can_mount, image};
-use common::{Dir, told};
+use common::{Dir, told, with_hangup};
 use nydusbox_image::source::{AccessOptions, MediaType};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, lsetxattr, mknodat};
 use rustix::mount::{UnmountFlags, unmount};
@@ -165,6 +165,26 @@ fn the_files_under_the_mount_are_those_the_image_was_made_of() {
         assert_eq!(mounted.end(), Some(0));
         assert!(!mounted.is_there());
     }
+}
+
+/// As `nohup` starts it.
+#[test]
+fn a_mount_that_is_to_outlive_its_terminal_does() {
+    if !can_mount() {
+        return;
+    }
+    let dir = Dir::new();
+    let command = image(&dir, &["mount", &built(&dir)]);
+    let mut mounted = Mounted::start_by(&dir, with_hangup("--ignore-signal=HUP", &command));
+    let status = fs::read_to_string(format!("/proc/{}/status", mounted.pid())).unwrap();
+    let mask = |name: &str| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        u64::from_str_radix(mask.trim(), 16).unwrap()
+    };
+    assert_eq!((mask("SigIgn:") & 1, mask("SigCgt:") & 1), (1, 0), "{status}");
+    mounted.signal(Signal::HUP);
+    mounted.signal(Signal::INT);
+    assert_eq!(mounted.end(), Some(0));
 }
 
 #[test]

@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{peer, told};
+use common::{peer, told, with_hangup};
 use nydusbox_testkit::machine::run::{Machine, checksums, parse_checksums};
 
 fn machine() -> Option<Machine> {
@@ -137,6 +137,28 @@ fn vm_and_daemon_go_on_ctrl_c() {
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    machine.assert_clean();
+}
+
+/// Otherwise nothing would be written, and the directories stayed until the next run.
+#[test]
+fn vm_goes_in_order_when_its_terminal_does() {
+    let Some(machine) = machine() else { return };
+    let report = machine.path("report.json");
+    let mut run = machine.run();
+    run.arg("--report").arg(&report);
+    run.args(["--", "sh", "-c", "echo started; sleep 600"]);
+    let mut child = with_hangup("--default-signal=HUP", &run)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = [0; 8];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+    assert_eq!(&line, b"started\n");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(report.exists());
     machine.assert_clean();
 }
 

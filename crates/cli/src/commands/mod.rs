@@ -47,7 +47,7 @@ Exit codes:
   4    the sandbox has no supervisor any more: adopt or sweep
   5    the sandbox is in use, or what was asked for is taken
   125  run: nydusbox failed before or after the guest's command
-  130  interrupted by Ctrl-C or SIGTERM
+  130  interrupted by Ctrl-C, SIGTERM or SIGHUP
   141  run: whoever read the command's output has left";
 
 #[derive(Debug, Parser)]

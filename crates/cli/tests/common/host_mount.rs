@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Dir, nydusbox};
+use super::{Dir, nydusbox, with_hangup};
 
 /// Whether images can be mounted here; the reason is told if not, unless they have to be.
 pub fn can_mount() -> bool {
@@ -45,12 +45,14 @@ impl Mounted {
     }
 
     pub fn start_with(dir: &Dir, what: &str, more: &[&str]) -> Self {
+        let mut command = image(dir, &["mount", what]);
+        Self::start_by(dir, with_hangup("--default-signal=HUP", command.args(more)))
+    }
+
+    /// With `image mount` so far without a directory.
+    pub fn start_by(dir: &Dir, mut command: Command) -> Self {
         let at = dir.mkdir("mnt");
-        let mut command = image(dir, &["mount", what, at.to_str().unwrap()])
-            .args(more)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = command.arg(&at).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(command.stdout.take().unwrap())
             .read_line(&mut line)
@@ -58,6 +60,10 @@ impl Mounted {
         let mounted = Self { command, at };
         assert!(line.contains("is mounted on"), "{line:?}");
         mounted
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.command.id()
     }
 
     pub fn signal(&self, signal: Signal) {

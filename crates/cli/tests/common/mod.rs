@@ -17,6 +17,20 @@ pub fn nydusbox() -> Command {
     command
 }
 
+/// The same command, with what SIGHUP does to it by an option of env(1): who runs the tests may have it ignored.
+pub fn with_hangup(option: &str, command: &Command) -> Command {
+    let mut wrapped = Command::new("env");
+    wrapped.stdin(Stdio::null()).arg(option);
+    wrapped.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    wrapped
+}
+
 /// A directory with a name short enough for sockets, removed with the test.
 pub struct Dir(tempfile::TempDir);
 

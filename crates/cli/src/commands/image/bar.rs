@@ -7,11 +7,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nydusbox_image::{Note, Phase, Progress};
 
 use crate::error::{Failure, say};
+use crate::signals;
 
-/// A flag that Ctrl-C and SIGTERM set, so that a build ends in order and leaves nothing behind.
+/// A flag that Ctrl-C, SIGTERM and SIGHUP set, so that a build ends in order and leaves nothing behind.
 pub(in crate::commands) fn cancelled_by_signals() -> Result<Arc<AtomicBool>, Failure> {
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+    for signal in signals::ending() {
         signal_hook::flag::register(signal, Arc::clone(&flag))
             .map_err(|e| Failure::new("watch for signals", &e))?;
     }
@@ -20,7 +21,7 @@ pub(in crate::commands) fn cancelled_by_signals() -> Result<Arc<AtomicBool>, Fai
 
 /// After [`cancelled_by_signals`]: from now on signals do what they do by themselves.
 pub(in crate::commands) fn signals_end_it_again() -> Result<(), Failure> {
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+    for signal in signals::ending() {
         signal_hook::flag::register_conditional_default(signal, Arc::new(AtomicBool::new(true)))
             .map_err(|e| Failure::new("watch for signals", &e))?;
     }

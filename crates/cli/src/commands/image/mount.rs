@@ -13,7 +13,6 @@ use nydusbox_fsd::{HostMount, HostMountError, outlive_truncation};
 use nydusbox_image::StoredImage;
 use nydusbox_image::source::{AccessOptions, ImageRef, Platform};
 use nydusbox_protocol::{FsType, MountCommand};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::bar::{Bar, cancelled_by_signals};
@@ -23,6 +22,7 @@ use crate::commands::stored::{FirstUseArgs, ca_files, rafs_config};
 use crate::daemon_env;
 use crate::data_dir::DataDirArg;
 use crate::error::{Failure, INTERRUPTED, TAKEN};
+use crate::signals;
 
 /// Read-only, until Ctrl-C or `umount MOUNTPOINT`. What is read is fetched and kept in the cache that `run` uses.
 #[derive(Debug, Args)]
@@ -61,8 +61,7 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
     let image = result.map_err(|e| store::failure(&what, &e))?;
     let command = command(&image, &data_dir.cache(), &access)?;
     // Also when its terminal goes: nothing else would unmount it.
-    let mut signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|e| Failure::new("watch for signals", &e))?;
+    let mut signals = Signals::new(signals::ending()).map_err(|e| Failure::new("watch for signals", &e))?;
     if cancelled.load(Ordering::Relaxed) {
         return Err(Failure::plain("interrupted before anything was mounted").code(INTERRUPTED));
     }

@@ -1,6 +1,6 @@
 //! Does what was planned, and undoes it whatever happens: VMM first, then the daemon with its mounts, then the
-//! directories. Ctrl-C and SIGTERM go the same way. The machine is started first of all, since nothing about it depends on
-//! the image, and is given its command last.
+//! directories. Ctrl-C, SIGTERM and SIGHUP go the same way. The machine is started first of all, since nothing about it
+//! depends on the image, and is given its command last.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,6 +25,7 @@ use super::plan::{Draft, Plan};
 use super::timeline::{MountTime, Report, Timeline, ms};
 use crate::cache_quota;
 use crate::error::{Failure, INTERRUPTED};
+use crate::signals;
 
 /// Nobody reads the command's output any longer: 128 + SIGPIPE, as a shell says it.
 const READER_LEFT: u8 = 141;
@@ -82,7 +83,7 @@ impl Session {
         killed
     }
 
-    /// `cancelled` is what Ctrl-C, SIGTERM and a machine that was not started have set so far; from now on these are
+    /// `cancelled` is what signals and a machine that was not started have set so far; from now on these are
     /// watched for here.
     pub(super) fn run(self, plan: &Plan, cancelled: &AtomicBool) -> Result<u8, Failure> {
         let Self {
@@ -194,23 +195,22 @@ fn conclude(
     result
 }
 
-/// SIGINT or SIGTERM, as a fact that every step can wait for. Steps end in their own order; none is just dropped.
+/// SIGINT, SIGTERM or SIGHUP, as a fact that every step can wait for. Steps end in their own order; none is just dropped.
 struct Interrupt(watch::Receiver<bool>);
 
 impl Interrupt {
     fn watch() -> io::Result<Self> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
         let (tell, told) = watch::channel(false);
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            tell.send_replace(true);
-            // Kept, so that waiting for it never ends for another reason.
-            tell.closed().await;
-        });
+        for number in signals::ending() {
+            let mut signal = signal(SignalKind::from_raw(number))?;
+            let tell = tell.clone();
+            tokio::spawn(async move {
+                signal.recv().await;
+                tell.send_replace(true);
+                // Kept, so that waiting for it never ends for another reason.
+                tell.closed().await;
+            });
+        }
         Ok(Self(told))
     }
 
