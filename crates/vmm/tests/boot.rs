@@ -151,11 +151,11 @@ async fn a_status_that_is_not_the_commands_own_is_a_shells() {
 async fn a_command_has_its_processes_for_itself() {
     let Some(host) = Host::new() else { return };
     let script = "echo $$ /proc/[0-9]*; sleep 1000 & kill -TERM -1; wait $!; echo $?; sleep 1000 & kill -9 -1; \
-                  wait $!; echo $?; sleep 1000 & echo last >&2";
+                  wait $!; echo $?; sleep 1000 & kill -9 0; wait $!; echo $?; sleep 1000 & echo last >&2";
     let (outcome, stdout, stderr) = host.run(host.spec(&["sh", "-c", script])).await;
     assert_eq!(outcome, VmOutcome::CommandExited { status: 0 }, "{stderr}");
-    assert_eq!(stdout, "1 /proc/1\n143\n137\n");
-    // What the shell says of the two comes before.
+    assert_eq!(stdout, "1 /proc/1\n143\n137\n137\n");
+    // What the shell says of them comes before.
     assert!(stderr.ends_with("last\n"), "{stderr}");
 }
 
@@ -327,7 +327,8 @@ async fn a_command_runs_as_the_user_that_the_containers_files_know() {
     fs::write(root.join("users"), "app:x:1000:1001::/srv/my app:/bin/sh\n").unwrap();
     fs::write(root.join("etc/group"), "adm:x:4:app\nstaff:x:50:other,app\n").unwrap();
     let script = "busybox id; pwd; echo $HOME; cat /modules/in; echo; echo again >/dev/stderr; \
-                  busybox grep CapEff /proc/self/status; echo x >/new || exit 7";
+                  busybox grep CapEff /proc/self/status; busybox httpd -p 80; echo $?; \
+                  cat /proc/sys/net/ipv4/ping_group_range; echo x >/new || exit 7";
     let mut spec = host.spec(&["sh", "-c", script]);
     spec.user = "app".parse().unwrap();
     spec.workdir = path("/srv/data/new");
@@ -341,7 +342,7 @@ async fn a_command_runs_as_the_user_that_the_containers_files_know() {
     assert_eq!(
         stdout,
         "uid=1000(app) gid=1001 groups=4(adm),50(staff),1001\n/var/lib/data/new\n/srv/my app\nshared\n\
-         CapEff:\t0000000000000000\n"
+         CapEff:\t0000000000000000\n0\n0\t2147483647\n"
     );
     assert!(
         stderr.starts_with("again\n") && stderr.contains("/new"),

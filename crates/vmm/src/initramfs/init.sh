@@ -236,6 +236,9 @@ nb_share() {
 nb_shares
 
 echo "$NB_HOSTNAME" >/proc/sys/kernel/hostname
+# As under a runtime, users who are not root listen on any port, and ping.
+echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
+echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_range
 locate workdir "$NB_WORKDIR"
 [ -d "$at" ] || try workdir mkdir -p "$at"
 workdir=$at

@@ -63,6 +63,7 @@ pub(crate) fn write(spec: &VmSpec, marker: &str, now: Duration) -> Vec<u8> {
 
     // The command is process 1 of a namespace of its own, as in any container: what it signals are its own, not what
     // carries its output, or watches the host. When it ends, the kernel kills the others, and waits for them.
+    // So they are its process group, too, which it would otherwise have in common with ours.
     // nsenter, not chroot: it enters the root and the working directory, whatever the image contains, and sets the
     // user. It is named by path because the container's PATH is already in force for it. HOME and HOSTNAME of ours
     // come first: of two the last counts.
@@ -75,6 +76,7 @@ pub(crate) fn write(spec: &VmSpec, marker: &str, now: Duration) -> Vec<u8> {
         out.word(pair);
     }
     out.raw(b" /bin/busybox unshare -p -f \"--mount-proc=$proc\"");
+    out.raw(b" /bin/busybox setsid");
     out.raw(b" /bin/busybox nsenter -r\"$NB_ROOT\" -w\"$workdir\" -S \"$uid\" -- \"$program\"");
     for argument in arguments.unwrap_or_default() {
         out.word(argument);
