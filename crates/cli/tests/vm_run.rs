@@ -181,6 +181,25 @@ fn vm_of_a_command_whose_reader_has_left_ends() {
     machine.assert_clean();
 }
 
+/// A disk that is full, for one. Also where the command has ended when it shows.
+#[test]
+fn vm_of_a_command_whose_output_cannot_be_written_fails() {
+    let Some(machine) = machine() else { return };
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for script in ["echo lost", "while :; do echo again; done"] {
+        let output = machine
+            .run()
+            .args(["--", "sh", "-c", script])
+            .stdout(full.try_clone().unwrap())
+            .output()
+            .unwrap();
+        let (code, _, err) = told(&output);
+        assert_eq!(code, 125, "{err}");
+        assert!(err.contains("output cannot be written: No space left"), "{err}");
+        machine.assert_clean();
+    }
+}
+
 /// SIGKILL leaves no time for anything. The machine and the daemon end by themselves, `sweep` knows the sandbox, and the
 /// next run removes the directories.
 #[test]

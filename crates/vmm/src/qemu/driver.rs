@@ -5,7 +5,7 @@
 //!    | (or goes on from a template: Waiting)                          |  error STEP                |
 //!    |                                                                |                 exit N, both markers
 //!    +-- boot deadline, stop --> stopping (SIGTERM, SIGKILL)          +-------> Leaving <----------+
-//! running: its reader leaves --> stopping
+//! running: its reader leaves, its output cannot be written --> stopping
 //! any: the process ends by itself --> VmmExited
 //! ```
 //! What was learnt first is the outcome; how the process then ends never replaces it. Next: [`super::stream`].
@@ -85,10 +85,8 @@ enum Ended {
     Output {
         complete: bool,
     },
-    /// Whoever reads stdout has left, or nobody will any more.
-    Reader {
-        left: bool,
-    },
+    /// Why stdout can't be written any longer, or that nobody will any more.
+    Sink(Option<io::Error>),
     Input,
     VmmLog(Vec<String>),
     Console,
@@ -119,6 +117,8 @@ pub(super) struct Driver {
     complete: usize,
     /// Output streams that ended, with or without marker.
     outputs_ended: usize,
+    /// Whether it is known that all of stdout has been written, or not.
+    sink_ended: bool,
     vmm_log: Option<Vec<String>>,
     console_ended: bool,
 }
@@ -207,6 +207,7 @@ impl Driver {
             exit_status: None,
             complete: 0,
             outputs_ended: 0,
+            sink_ended: false,
             vmm_log: None,
             console_ended: false,
         }
@@ -301,9 +302,10 @@ impl Driver {
         }
     }
 
-    /// Whether the command has ended and all its output is here.
+    /// Whether the command has ended and all its output has been delivered.
     fn all_there(&self) -> Option<Verdict> {
-        let status = self.exit_status.filter(|_| self.complete == 2)?;
+        let delivered = self.complete == 2 && self.sink_ended;
+        let status = self.exit_status.filter(|_| delivered)?;
         Some(Verdict::Leave(VmOutcome::CommandExited { status }))
     }
 
@@ -377,24 +379,20 @@ impl Driver {
             Ended::Input
         });
         // A command goes on without somebody who reads its errors.
-        let (left, told) = oneshot::channel();
+        let (lost, told) = oneshot::channel();
         let (unheard, _) = oneshot::channel();
-        for (port, sink, name, left) in [
-            (stdout, stdio.stdout, "stdout", left),
+        for (port, sink, name, lost) in [
+            (stdout, stdio.stdout, "stdout", lost),
             (stderr, stdio.stderr, "stderr", unheard),
         ] {
             let marker = self.marker.clone();
             self.tasks.spawn(async move {
                 Ended::Output {
-                    complete: pump_output(port, sink, &marker, name, left).await,
+                    complete: pump_output(port, sink, &marker, name, lost).await,
                 }
             });
         }
-        self.tasks.spawn(async move {
-            Ended::Reader {
-                left: told.await.is_ok(),
-            }
-        });
+        self.tasks.spawn(async move { Ended::Sink(told.await.ok()) });
         let marker = self.marker.clone();
         self.tasks
             .spawn(async move { Ended::Provided(provide(waiting, &config, &marker).await) });
@@ -427,11 +425,21 @@ impl Driver {
                 self.complete += usize::from(complete);
                 self.outputs_ended += 1;
             }
-            Ok(Ended::Reader { left: true }) if self.exit_status.is_none() => {
-                return Some(Verdict::Stop(VmOutcome::ReaderLeft));
+            Ok(Ended::Sink(lost)) => {
+                self.sink_ended = true;
+                match lost {
+                    Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                        let message = error.to_string();
+                        return Some(Verdict::Stop(VmOutcome::OutputLost { message }));
+                    }
+                    // A command that has ended has its own status.
+                    Some(_) if self.exit_status.is_none() => {
+                        return Some(Verdict::Stop(VmOutcome::ReaderLeft));
+                    }
+                    Some(_) | None => {}
+                }
             }
-            // A command that has ended has its own status.
-            Ok(Ended::Input | Ended::Reader { .. }) => {}
+            Ok(Ended::Input) => {}
             Ok(Ended::VmmLog(lines)) => self.vmm_log = Some(lines),
             Ok(Ended::Console) => self.console_ended = true,
             Err(error) => tracing::error!(%error, "a task of the machine failed"),
@@ -534,6 +542,7 @@ fn is_the_templates_fault(outcome: &VmOutcome) -> bool {
         VmOutcome::GuestFailed { step, .. } => *step == GuestStep::Share,
         VmOutcome::CommandExited { .. }
         | VmOutcome::ReaderLeft
+        | VmOutcome::OutputLost { .. }
         | VmOutcome::ShareFailed { .. }
         | VmOutcome::Killed => false,
     }

@@ -30,6 +30,11 @@ pub enum VmOutcome {
     },
     /// Whoever read the command's output has left: the machine was stopped, as SIGPIPE ends a process.
     ReaderLeft,
+    /// The command's output could not be written, for another reason: the machine was stopped.
+    OutputLost {
+        /// Why.
+        message: String,
+    },
     /// The VMM ended before the command did: it refused its arguments, the guest panicked, or someone killed it.
     VmmExited {
         /// The VMM's exit status.
@@ -59,6 +64,7 @@ impl fmt::Display for VmOutcome {
             Self::GuestFailed { step, message } => write!(f, "the guest failed in {step}: {message}"),
             Self::ShareFailed { message } => write!(f, "the machine could not be given its share: {message}"),
             Self::ReaderLeft => write!(f, "nobody reads the command's output any longer"),
+            Self::OutputLost { message } => write!(f, "the command's output cannot be written: {message}"),
             Self::VmmExited { status, vmm, console } => {
                 write!(f, "the VMM ended early ({status})")?;
                 for line in vmm {

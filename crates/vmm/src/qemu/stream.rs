@@ -66,16 +66,16 @@ impl MarkerScan {
 }
 
 /// Copies output to `sink` until the marker or the port's end, whichever is first; returns whether the marker came.
-/// When the sink fails, output is read and dropped: the guest must not hang on a reader that left. That it has left is
-/// told to `left`, for whom it would be a reason to end.
+/// When the sink fails, output is read and dropped: the guest must not hang on a reader that left. How it failed is told
+/// to `lost`, for whom it would be a reason to end.
 pub(super) async fn pump_output(
     mut port: UnixStream,
     mut sink: impl AsyncWrite + Unpin,
     marker: &str,
     name: &'static str,
-    left: oneshot::Sender<()>,
+    lost: oneshot::Sender<io::Error>,
 ) -> bool {
-    let mut left = Some(left);
+    let mut lost = Some(lost);
     let mut scan = MarkerScan::new(marker);
     let mut buffer = vec![0; 64 << 10];
     let mut sink_works = true;
@@ -88,13 +88,11 @@ pub(super) async fn pump_output(
             scan.feed(&buffer[..read])
         };
         if sink_works && let Err(error) = write(&mut sink, &output).await {
-            tracing::debug!(stream = name, %error, "the reader of the command's output is gone; dropping the rest");
+            tracing::debug!(stream = name, %error, "the command's output cannot be written; dropping the rest");
             sink_works = false;
-            if error.kind() == io::ErrorKind::BrokenPipe
-                && let Some(left) = left.take()
-            {
+            if let Some(lost) = lost.take() {
                 // Nobody has to care.
-                let _ = left.send(());
+                let _ = lost.send(error);
             }
         }
         if read == 0 {
@@ -152,26 +150,26 @@ mod tests {
     async fn a_reader_that_left_is_told_once_and_the_rest_is_dropped() {
         let (mut guest, port) = UnixStream::pair().unwrap();
         let (sink, reader) = tokio::io::duplex(16);
-        let (left, told) = oneshot::channel();
+        let (lost, told) = oneshot::channel::<io::Error>();
         drop(reader);
         let talk = async {
             guest.write_all(b"first").await.unwrap();
-            told.await.unwrap();
+            assert_eq!(told.await.unwrap().kind(), io::ErrorKind::BrokenPipe);
             // More than a socket holds.
             guest.write_all(&vec![b'y'; 4 << 20]).await.unwrap();
             guest.write_all(b"xyz").await.unwrap();
         };
-        let (complete, ()) = tokio::join!(pump_output(port, sink, "xyz", "stdout", left), talk);
+        let (complete, ()) = tokio::join!(pump_output(port, sink, "xyz", "stdout", lost), talk);
         assert!(complete);
     }
 
     #[tokio::test]
     async fn a_reader_that_stays_is_not_told_to_have_left() {
         let (mut guest, port) = UnixStream::pair().unwrap();
-        let (left, told) = oneshot::channel();
+        let (lost, told) = oneshot::channel::<io::Error>();
         let mut sink = Vec::new();
         let talk = guest.write_all(b"outputxyz");
-        let (complete, _) = tokio::join!(pump_output(port, &mut sink, "xyz", "stdout", left), talk);
+        let (complete, _) = tokio::join!(pump_output(port, &mut sink, "xyz", "stdout", lost), talk);
         assert!(complete && sink == b"output");
         assert!(told.await.is_err());
     }

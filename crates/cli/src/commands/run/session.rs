@@ -405,6 +405,7 @@ fn status(outcome: VmOutcome) -> Result<u8, Failure> {
     match outcome {
         VmOutcome::CommandExited { status } => Ok(status),
         VmOutcome::ReaderLeft => Ok(READER_LEFT),
+        VmOutcome::OutputLost { .. } => Err(Failure::plain(outcome.to_string())),
         VmOutcome::VmmExited {
             ref console, ref vmm, ..
         } => {
