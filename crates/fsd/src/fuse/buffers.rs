@@ -81,16 +81,15 @@ impl<'r> Rest<'r> {
         })
     }
 
-    /// The next `count` bytes as memory.
-    fn slices(&self, count: usize) -> io::Result<Slices<'_>> {
-        let mut slices = Slices::new();
+    /// The next `count` bytes as memory, added to `slices`: to return them would copy all the room that they have.
+    fn collect<'s>(&'s self, count: usize, slices: &mut Slices<'s>) -> io::Result<()> {
         for piece in self.next(count) {
             let piece = piece?;
             let len = usize::try_from(piece.len).unwrap_or(0);
             let slice = self.chain.piece(piece.addr, len).ok_or_else(outside)?;
             slices.push(FileVolatileSlice::from_volatile_slice(&slice));
         }
-        Ok(slices)
+        Ok(())
     }
 }
 
@@ -141,7 +140,8 @@ impl io::Write for GuestWriter<'_> {
 impl ZeroCopyWriter for GuestWriter<'_> {
     fn write_from(&mut self, f: &mut dyn FileReadWriteVolatile, count: usize, off: u64) -> io::Result<usize> {
         self.check(count)?;
-        let buffers = self.0.slices(count)?;
+        let mut buffers = Slices::new();
+        self.0.collect(count, &mut buffers)?;
         let got = f.read_vectored_at_volatile(&buffers, off)?;
         // A file system that claims more than it was given room for would make the answer too long.
         let got = got.min(count);
@@ -189,7 +189,8 @@ impl ZeroCopyReader for GuestReader<'_> {
         if count == 0 {
             return Ok(0);
         }
-        let buffers = self.0.slices(count)?;
+        let mut buffers = Slices::new();
+        self.0.collect(count, &mut buffers)?;
         let taken = f.write_vectored_at_volatile(&buffers, off)?.min(count);
         drop(buffers);
         self.0.advance(taken);
