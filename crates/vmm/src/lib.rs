@@ -15,7 +15,8 @@
 //! let assets = GuestAssets::find("/".as_ref())?;
 //! let machine = MachineConfig::new(MachineSpec::new(assets))?;
 //! // It boots while the daemon is started and the image mounted.
-//! let machine = Machine::start(&machine, "/run/nydusbox/s1/vm".as_ref()).await?;
+//! std::fs::create_dir("/run/machine-of-s1")?;
+//! let machine = Machine::start(&machine, "/run/machine-of-s1".as_ref()).await?;
 //!
 //! let share = ShareDevice::on(ShareSocket::new("/run/nydusbox/s1/vhost.sock")?);
 //! let rootfs = OverlayPlan::for_container(&ContainerId::new("c1")?);
@@ -45,9 +46,9 @@ pub use hostname::{Hostname, HostnameError};
 pub use initramfs::InitramfsError;
 pub use initramfs::params::DEFAULT_PATH;
 pub use qemu::{
-    Accel, AccelChoice, AccelRequest, BootError, GuestEvent, GuestStdio, GuestStep, KvmFacts, KvmUnusable,
-    Machine, MachineConfig, MachineConfigError, MachineSpec, Origin, SharedDir, UpperDir, Vm, VmConfig,
-    VmConfigError, VmOutcome, VmSpec,
+    Accel, AccelChoice, AccelRequest, BootError, BootStage, GuestEvent, GuestStdio, GuestStep, KvmFacts,
+    KvmUnusable, Machine, MachineConfig, MachineConfigError, MachineSpec, Origin, SharedDir, UpperDir,
+    Virtualisation, Vm, VmConfig, VmConfigError, VmOutcome, VmSpec,
 };
 pub use template::Templates;
 pub use user::{ContainerUser, ContainerUserError};

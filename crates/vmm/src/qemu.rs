@@ -30,12 +30,12 @@ mod spawn;
 mod stream;
 mod tail;
 
-pub use accel::{Accel, AccelChoice, AccelRequest, KvmFacts, KvmUnusable};
+pub use accel::{Accel, AccelChoice, AccelRequest, KvmFacts, KvmUnusable, Virtualisation};
 pub use config::{SharedDir, UpperDir, VmConfig, VmConfigError, VmSpec};
 pub use event::{GuestEvent, GuestStep};
 pub use machine::{BootError, GuestStdio, Machine, Origin, Vm};
 pub use machine_config::{MachineConfig, MachineConfigError, MachineSpec};
-pub use outcome::VmOutcome;
+pub use outcome::{BootStage, VmOutcome};
 
 /// A spec on a made-up share, for tests of what is pure.
 #[cfg(test)]

@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nydusbox_testkit::machine::sink::{self, Sink};
 use nydusbox_testkit::machine::virtiofsd::{Host, path};
-use nydusbox_vmm::{GuestEvent, GuestStdio, GuestStep, MachineSpec, SharedDir, UpperDir, VmOutcome};
+use nydusbox_vmm::{
+    BootStage, GuestEvent, GuestStdio, GuestStep, MachineSpec, SharedDir, UpperDir, VmOutcome,
+};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// All byte values, in an order without period, so that a lost, doubled or translated byte shows.
@@ -455,7 +457,14 @@ async fn a_boot_that_takes_too_long_is_stopped() {
     let machine = host.start(machine).await;
     let (outcome, ..) = host.run_in(machine, host.spec(&["true"])).await;
     assert!(
-        matches!(outcome, VmOutcome::BootDeadline { reached: None, .. }),
+        matches!(
+            outcome,
+            VmOutcome::BootDeadline {
+                stage: BootStage::Booting,
+                reached: None,
+                ..
+            }
+        ),
         "{outcome}"
     );
 }

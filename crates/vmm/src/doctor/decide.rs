@@ -95,6 +95,10 @@ fn kvm(usable: Result<(), KvmUnusable>) -> CheckState {
             why: slower(&why),
             fix: None,
         },
+        Err(why @ KvmUnusable::NeedsItsKernel) => CheckState::Warn {
+            why: slower(&why),
+            fix: Some("nydusbox run --accel kvm --guest-root DIR …".to_owned()),
+        },
         Err(why @ KvmUnusable::Device { kind }) => CheckState::Warn {
             why: slower(&why),
             fix: Some(
@@ -135,7 +139,7 @@ fn open_files((soft, hard): (Option<u64>, Option<u64>)) -> CheckState {
         ok(limits)
     } else {
         CheckState::Warn {
-            why: format!("{limits}: a share with more than that many files in use will fail with EMFILE"),
+            why: format!("{limits}: a share with more than that many files in use may answer with ENFILE"),
             fix: Some(format!("ulimit -Hn {COMFORTABLE_OPEN_FILES}")),
         }
     }
@@ -144,7 +148,7 @@ fn open_files((soft, hard): (Option<u64>, Option<u64>)) -> CheckState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qemu::KvmFacts;
+    use crate::qemu::{KvmFacts, Virtualisation};
     use std::io::ErrorKind;
 
     fn good() -> Facts {
@@ -160,7 +164,7 @@ mod tests {
             busybox: Ok("/bin/busybox".to_owned()),
             memfd: Ok(()),
             kvm: KvmFacts {
-                processor: true,
+                by: Virtualisation::Processor,
                 device: Ok(()),
             },
             shm_free_bytes: Some(1 << 30),
@@ -184,7 +188,7 @@ mod tests {
         fn error() -> String {
             "x".to_owned()
         }
-        let spoil: [Spoilt; 9] = [
+        let spoil: [Spoilt; 10] = [
             ("qemu", true, INSTALL_QEMU, &|f| {
                 f.qemu = QemuFact::NotRun { error: error() }
             }),
@@ -204,7 +208,13 @@ mod tests {
                 "docker run --security-opt seccomp=unconfined …",
                 &|f| f.memfd = Err(error()),
             ),
-            ("kvm", false, "", &|f| f.kvm.processor = false),
+            ("kvm", false, "", &|f| f.kvm.by = Virtualisation::None),
+            (
+                "kvm",
+                false,
+                "nydusbox run --accel kvm --guest-root DIR …",
+                &|f| f.kvm.by = Virtualisation::Pvm,
+            ),
             ("kvm", false, "usermod -aG kvm \"$USER\"", &|f| {
                 f.kvm.device = Err(ErrorKind::PermissionDenied);
             }),

@@ -1,10 +1,13 @@
 //! Which accelerator runs the guest, and why.
 //!
 //! A `/dev/kvm` that opens proves nothing: where the processor has no virtualisation (a nested guest, mostly) KVM is
-//! there and fails on the first vCPU. So both are asked. The choice is pure; [`KvmFacts::probe`] does the asking.
+//! there and fails on the first vCPU. So both are asked. KVM that does without the processor (PVM) boots kernels made for
+//! it, and never ends booting others: it is used where it is asked for. The choice is pure; [`KvmFacts::probe`] does the
+//! asking.
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::path::Path;
 
 /// What the caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -12,7 +15,7 @@ pub enum AccelRequest {
     /// KVM where it is usable, else emulation.
     #[default]
     Auto,
-    /// KVM or nothing.
+    /// KVM or nothing; also KVM that needs a kernel made for it.
     Kvm,
     /// Emulation.
     Tcg,
@@ -34,6 +37,9 @@ pub enum KvmUnusable {
     /// Neither `vmx` nor `svm` among the processor's flags.
     #[error("/proc/cpuinfo shows neither vmx nor svm")]
     NoProcessorSupport,
+    /// Without the processor's help it boots only kernels made for that.
+    #[error("KVM is PVM here, which boots only kernels made for it")]
+    NeedsItsKernel,
     /// The device is missing or can't be opened.
     #[error("/dev/kvm cannot be opened: {kind}")]
     Device {
@@ -42,11 +48,22 @@ pub enum KvmUnusable {
     },
 }
 
+/// What KVM would run guests with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Virtualisation {
+    /// The processor: it has `vmx` or `svm`.
+    Processor,
+    /// Page tables alone (PVM, the module `kvm_pvm`), in virtual machines that have no other.
+    Pvm,
+    /// Nothing that is known.
+    None,
+}
+
 /// What this machine offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvmFacts {
-    /// Whether the processor has `vmx` or `svm`.
-    pub processor: bool,
+    /// What KVM would run guests with.
+    pub by: Virtualisation,
     /// Whether `/dev/kvm` opens for reading and writing.
     pub device: Result<(), io::ErrorKind>,
 }
@@ -57,7 +74,13 @@ impl KvmFacts {
     pub fn probe() -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         Self {
-            processor: has_virtualisation(&cpuinfo),
+            by: if has_virtualisation(&cpuinfo) {
+                Virtualisation::Processor
+            } else if Path::new("/sys/module/kvm_pvm").exists() {
+                Virtualisation::Pvm
+            } else {
+                Virtualisation::None
+            },
             device: OpenOptions::new()
                 .read(true)
                 .write(true)
@@ -67,15 +90,17 @@ impl KvmFacts {
         }
     }
 
-    /// Whether KVM can run a guest here.
+    /// Whether KVM can run any guest here.
     ///
     /// # Errors
     /// [`KvmUnusable`] says why not.
     pub fn usable(&self) -> Result<(), KvmUnusable> {
-        if !self.processor {
-            return Err(KvmUnusable::NoProcessorSupport);
+        let device = self.device.map_err(|kind| KvmUnusable::Device { kind });
+        match self.by {
+            Virtualisation::Processor => device,
+            Virtualisation::Pvm => device.and(Err(KvmUnusable::NeedsItsKernel)),
+            Virtualisation::None => Err(KvmUnusable::NoProcessorSupport),
         }
-        self.device.map_err(|kind| KvmUnusable::Device { kind })
     }
 }
 
@@ -107,7 +132,8 @@ impl AccelChoice {
     pub fn choose(request: AccelRequest, facts: &KvmFacts) -> Result<Self, KvmUnusable> {
         match (request, facts.usable()) {
             (AccelRequest::Tcg, _) => Ok(Self::TcgAsked),
-            (AccelRequest::Auto | AccelRequest::Kvm, Ok(())) => Ok(Self::Kvm),
+            (AccelRequest::Auto | AccelRequest::Kvm, Ok(()))
+            | (AccelRequest::Kvm, Err(KvmUnusable::NeedsItsKernel)) => Ok(Self::Kvm),
             (AccelRequest::Auto, Err(why)) => Ok(Self::TcgBecause(why)),
             (AccelRequest::Kvm, Err(why)) => Err(why),
         }
@@ -128,33 +154,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kvm_needs_the_processor_and_the_device() {
+    fn kvm_needs_the_processor_and_the_device_or_to_be_asked_for() {
+        use AccelRequest::{Auto, Kvm, Tcg};
+        use Virtualisation::{None, Processor, Pvm};
         let denied = io::ErrorKind::PermissionDenied;
-        let facts = |processor, device| KvmFacts { processor, device };
-        let no_processor = KvmUnusable::NoProcessorSupport;
         let no_device = KvmUnusable::Device { kind: denied };
-        for (request, facts, expected) in [
-            (AccelRequest::Auto, facts(true, Ok(())), Ok(AccelChoice::Kvm)),
-            (AccelRequest::Kvm, facts(true, Ok(())), Ok(AccelChoice::Kvm)),
-            (AccelRequest::Tcg, facts(true, Ok(())), Ok(AccelChoice::TcgAsked)),
-            (
-                AccelRequest::Auto,
-                facts(false, Ok(())),
-                Ok(AccelChoice::TcgBecause(no_processor.clone())),
-            ),
-            (
-                AccelRequest::Auto,
-                facts(true, Err(denied)),
-                Ok(AccelChoice::TcgBecause(no_device.clone())),
-            ),
-            (AccelRequest::Kvm, facts(false, Ok(())), Err(no_processor)),
-            (AccelRequest::Kvm, facts(true, Err(denied)), Err(no_device)),
+        let tcg = |why: &KvmUnusable| Ok(AccelChoice::TcgBecause(why.clone()));
+        let (no_processor, its_kernel) = (KvmUnusable::NoProcessorSupport, KvmUnusable::NeedsItsKernel);
+        for (request, by, device, expected) in [
+            (Auto, Processor, Ok(()), Ok(AccelChoice::Kvm)),
+            (Kvm, Processor, Ok(()), Ok(AccelChoice::Kvm)),
+            (Tcg, Processor, Ok(()), Ok(AccelChoice::TcgAsked)),
+            (Auto, None, Ok(()), tcg(&no_processor)),
+            (Auto, Processor, Err(denied), tcg(&no_device)),
+            (Kvm, None, Ok(()), Err(no_processor)),
+            (Kvm, Processor, Err(denied), Err(no_device.clone())),
+            (Auto, Pvm, Ok(()), tcg(&its_kernel)),
+            (Kvm, Pvm, Ok(()), Ok(AccelChoice::Kvm)),
+            (Kvm, Pvm, Err(denied), Err(no_device)),
         ] {
-            assert_eq!(
-                AccelChoice::choose(request, &facts),
-                expected,
-                "{request:?} {facts:?}"
-            );
+            let choice = AccelChoice::choose(request, &KvmFacts { by, device });
+            assert_eq!(choice, expected, "{request:?} {by:?} {device:?}");
         }
     }
 

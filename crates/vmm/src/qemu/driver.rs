@@ -31,7 +31,7 @@ use super::config::VmConfig;
 use super::console::Console;
 use super::event::{GuestEvent, GuestStep, LineBuffer, WAITING};
 use super::machine::GuestStdio;
-use super::outcome::VmOutcome;
+use super::outcome::{BootStage, VmOutcome};
 use super::provide::{ProvideError, Waiting, provide, reassure};
 use super::qmp::QmpError;
 use super::save::{SaveError, save};
@@ -76,6 +76,18 @@ enum Stage {
     Waiting(Waiting),
     /// It is being given what it needs, or has it, and the way to it is here.
     Provided(Option<OwnedWriteHalf>),
+}
+
+impl Stage {
+    fn shown(&self) -> BootStage {
+        match self {
+            Self::Booting { waits: Some(_) } => BootStage::Booting,
+            Self::Booting { waits: None } => BootStage::Saving,
+            Self::Waiting(_) => BootStage::Waiting,
+            Self::Provided(None) => BootStage::BeingProvided,
+            Self::Provided(Some(_)) => BootStage::Provided,
+        }
+    }
 }
 
 /// A task that ended.
@@ -272,6 +284,7 @@ impl Driver {
                     if self.deadline.is_some() {
                         return Verdict::Stop(VmOutcome::BootDeadline {
                             after: self.boot_deadline,
+                            stage: self.stage.shown(),
                             reached: self.events.borrow().last().cloned(),
                             console: self.console.last_lines(),
                         });

@@ -48,13 +48,43 @@ pub enum VmOutcome {
     BootDeadline {
         /// The time it was given.
         after: Duration,
-        /// How far the guest had come.
+        /// How far the machine was on its way to its command.
+        stage: BootStage,
+        /// What the guest had said last of what it did.
         reached: Option<GuestEvent>,
         /// The guest console's last lines.
         console: Vec<String>,
     },
     /// Stopped by [`super::Vm::kill`].
     Killed,
+}
+
+/// How far a machine is on its way to its command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BootStage {
+    /// The guest has not said that it waits for its share.
+    Booting,
+    /// The guest has said so, and the VMM has not answered, or is saving the machine as a template.
+    Saving,
+    /// It waits for what it is to do.
+    Waiting,
+    /// It is being given its share and its command.
+    BeingProvided,
+    /// It has its share and its command.
+    Provided,
+}
+
+impl fmt::Display for BootStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Booting => "the guest boots",
+            Self::Saving => "the guest waits for the VMM",
+            Self::Waiting => "the guest waits for its command",
+            Self::BeingProvided => "the guest is being given its share",
+            Self::Provided => "the guest has its share and its command",
+        })
+    }
 }
 
 impl fmt::Display for VmOutcome {
@@ -76,13 +106,15 @@ impl fmt::Display for VmOutcome {
             }
             Self::BootDeadline {
                 after,
+                stage,
                 reached,
                 console,
             } => {
-                write!(f, "the command had not started after {} s (", after.as_secs_f32())?;
+                let after = after.as_secs_f32();
+                write!(f, "the command had not started after {after} s ({stage}; ")?;
                 match reached {
-                    None => write!(f, "the guest said nothing)")?,
-                    Some(event) => write!(f, "the guest's last event: {event:?})")?,
+                    None => write!(f, "it said nothing of what it did)")?,
+                    Some(event) => write!(f, "its last event: {event:?})")?,
                 }
                 console
                     .iter()

@@ -99,7 +99,16 @@ async fn a_guest_that_does_not_stop_talking_keeps_nobody_from_ending_it() {
     tokio::time::pause();
     tokio::time::advance(2 * LONG).await;
     let late = late.driver.run().await;
-    assert!(matches!(late, VmOutcome::BootDeadline { .. }), "{late}");
+    assert!(
+        matches!(
+            late,
+            VmOutcome::BootDeadline {
+                stage: BootStage::Booting,
+                ..
+            }
+        ),
+        "{late}"
+    );
 }
 
 #[tokio::test]
