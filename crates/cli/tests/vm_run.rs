@@ -186,7 +186,7 @@ fn vm_of_a_command_whose_reader_has_left_ends() {
 fn vm_of_a_command_whose_output_cannot_be_written_fails() {
     let Some(machine) = machine() else { return };
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    for script in ["echo lost", "while :; do echo again; done"] {
+    for script in ["echo lost", "echo lost; exit 7", "while :; do echo again; done"] {
         let output = machine
             .run()
             .args(["--", "sh", "-c", script])

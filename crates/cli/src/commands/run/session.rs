@@ -255,13 +255,7 @@ async fn in_sandbox(
         "the sandbox could not be removed whole, left are: {}",
         left.join(", ")
     ));
-    match result {
-        Ok(_) => Err(failure),
-        Err(first) => {
-            let _ = failure.report(0);
-            Err(first)
-        }
-    }
+    conclude(result, [Err(failure)])
 }
 
 /// Mounts the image and the shares. Dropped, it leaves what it has mounted to the sandbox.
@@ -419,10 +413,10 @@ fn status(outcome: VmOutcome) -> Result<u8, Failure> {
         }
         VmOutcome::BootDeadline { ref console, .. } => {
             let failure = Failure::plain(format!("the command did not run: {outcome}"));
-            Err(failure.hint(format!(
-                "the guest's console said last:\n  {}",
-                console.join("\n  ")
-            )))
+            Err(failure.hint(match console.as_slice() {
+                [] => "the guest's console said nothing".to_owned(),
+                lines => format!("the guest's console said last:\n  {}", lines.join("\n  ")),
+            }))
         }
         other => Err(Failure::plain(format!("the command did not run: {other}"))),
     }
