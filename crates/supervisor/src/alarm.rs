@@ -1,7 +1,7 @@
 //! A time that is waited for by what is polled anew again and again.
 //!
 //! A timer made for each wait is entered into the runtime's books with the first poll, and taken out when the wait is
-//! dropped. This one stays there until it rings or is set to another time.
+//! dropped. This one stays there until it rings or is waited for at another time: to set it costs nothing.
 
 use std::pin::Pin;
 
@@ -9,27 +9,35 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// A timer. Must be made within a runtime.
 #[derive(Debug)]
-pub(crate) struct Alarm(Pin<Box<Sleep>>);
+pub(crate) struct Alarm {
+    sleep: Pin<Box<Sleep>>,
+    due: Instant,
+}
 
 impl Alarm {
     pub(crate) fn at(due: Instant) -> Self {
-        Self(Box::pin(sleep_until(due)))
+        Self {
+            sleep: Box::pin(sleep_until(due)),
+            due,
+        }
     }
 
     /// When it rings, or has rung.
+    #[cfg(test)]
     pub(crate) fn due(&self) -> Instant {
-        self.0.deadline()
+        self.due
     }
 
     pub(crate) fn set(&mut self, due: Instant) {
-        if due != self.due() {
-            self.0.as_mut().reset(due);
-        }
+        self.due = due;
     }
 
     /// Waits until it rings; at once if it has. Cancel safe.
     pub(crate) async fn rung(&mut self) {
-        self.0.as_mut().await;
+        if self.due != self.sleep.deadline() {
+            self.sleep.as_mut().reset(self.due);
+        }
+        self.sleep.as_mut().await;
     }
 }
 
