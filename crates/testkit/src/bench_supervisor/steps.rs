@@ -70,6 +70,10 @@ pub(super) async fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
                 "mount on the runtime",
                 "by hand on the library's runtime: mount of an image",
             ),
+            row(
+                "mount by a library for HTTP",
+                "by hyper on the library's runtime: mount of an image",
+            ),
             row("mount", "library: mount of an image").at_most(mount_limit),
             row("stop", "library: stop").at_most(STOP_MS),
             row("notice", "library: daemon killed, until the status says so").at_most(NOTICE_MS),
@@ -98,9 +102,10 @@ async fn one_round(
     sandbox.unmount(at.clone()).await?;
     let mut connection = by_hand::Connection::open(sandbox.api_socket().as_path())?;
     let mut waited = by_hand::AsyncConnection::open(sandbox.api_socket().as_path()).await?;
+    let mut http = by_hand::HttpConnection::open(sandbox.api_socket().as_path()).await?;
     let mut measured = Vec::new();
     for turn in round..round + MOUNTS {
-        for way in (turn..turn + 3).map(|way| way % 3) {
+        for way in (turn..turn + 4).map(|way| way % 4) {
             sleep(LEFTOVERS).await;
             let (what, took) = match way {
                 0 => {
@@ -110,6 +115,10 @@ async fn one_round(
                 1 => {
                     let mount = waited.mount(at.as_str(), &image.bootstrap, &image.config);
                     ("mount on the runtime", mount.await?)
+                }
+                2 => {
+                    let mount = http.mount(at.as_str(), &image.bootstrap, &image.config);
+                    ("mount by a library for HTTP", mount.await?)
                 }
                 _ => {
                     let request = request.clone();
@@ -121,12 +130,12 @@ async fn one_round(
             measured.push((what, took));
             sleep(LEFTOVERS).await;
             match way {
-                2 => drop(sandbox.unmount(at.clone()).await?),
+                3 => drop(sandbox.unmount(at.clone()).await?),
                 _ => drop(connection.unmount(at.as_str())?),
             }
         }
     }
-    drop((connection, waited));
+    drop((connection, waited, http));
     let begun = Instant::now();
     let _ = sandbox.stop().await;
     let stop = ms(begun);
