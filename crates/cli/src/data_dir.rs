@@ -17,7 +17,7 @@ use crate::error::Failure;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DataDirArg {
     /// Directory for images, the blob cache and the guest's writes
-    /// [default: /var/lib/nydusbox for root, else $XDG_DATA_HOME/nydusbox]
+    /// [default: /var/lib/nydusbox for root, else nydusbox in $XDG_DATA_HOME or ~/.local/share]
     #[arg(long, value_name = "DIR", env = "NYDUSBOX_DATA_DIR", hide_env_values = true)]
     pub(crate) data_dir: Option<PathBuf>,
 }

@@ -8,7 +8,7 @@
 //! ```
 //! The first line has the version of the format, the SHA-256 of the image's bootstrap, and whether everything is here.
 //! Each further one is a part of a file; without `offset` it begins with the file, without `length` it goes to its end
-//! (both in bytes), and `ms` is how long after the mount it was read. In paths `%XX` is a byte. Lines that are empty or
+//! (both in bytes), and `ms` is how long after recording began it was read. In paths `%XX` is a byte. Lines that are empty or
 //! begin with `#` count for nothing, and so do fields that are not known here.
 
 use std::ffi::OsString;
@@ -52,7 +52,7 @@ pub struct TraceRead {
     pub offset: u64,
     /// In bytes; to the end of the file if none.
     pub length: Option<u64>,
-    /// How long after the mount, in milliseconds.
+    /// How long after recording began, in milliseconds.
     pub ms: Option<u64>,
 }
 

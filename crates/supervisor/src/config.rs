@@ -100,7 +100,8 @@ impl SandboxConfig {
     /// A sandbox without a share, kept in `<state_dir>/<id>/`.
     ///
     /// # Errors
-    /// [`ConfigError::Socket`] when the sockets' paths would be longer than a unix socket's may be.
+    /// [`ConfigError::Socket`] when the sockets' paths would be longer than a unix socket's may be;
+    /// [`ConfigError::StateDir`] when the directory's path cannot be made absolute.
     pub fn new(id: SandboxId, state_dir: impl AsRef<Path>, program: Program) -> Result<Self, ConfigError> {
         let state_dir = state_dir.as_ref();
         let dir = std::path::absolute(state_dir)
@@ -211,7 +212,8 @@ impl SandboxConfig {
     /// Shares a host directory with the guest at `/containers`.
     ///
     /// # Errors
-    /// [`ConfigError::Share`] when it cannot be opened for reading as a directory.
+    /// [`ConfigError::Share`] when it cannot be opened for reading as a directory; [`ConfigError::ShareNotUtf8`] when its
+    /// path is no text.
     pub fn with_share(mut self, dir: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let path = dir.as_ref();
         let unusable = |source| ConfigError::Share {
@@ -261,7 +263,8 @@ impl SandboxConfig {
         self
     }
 
-    /// How long one call may take; [`DEFAULT_CALL_DEADLINE`] unless set.
+    /// How long one call to the daemon may take, how long a snapshot's directory is waited for, and how long a request
+    /// waits for a daemon that is being replaced; [`DEFAULT_CALL_DEADLINE`] unless set.
     #[must_use]
     pub fn with_call_deadline(mut self, deadline: Duration) -> Self {
         self.call_deadline = deadline;
@@ -310,7 +313,8 @@ impl SandboxConfig {
     }
 
     /// How often health is observed, `None` for never; [`DEFAULT_HEALTH_INTERVAL`] unless set. Each call of a round
-    /// may take a second.
+    /// may take a second. Where it never is, health stays unknown, and no event tells of our daemon's VMM, of slow
+    /// requests or of failed reads.
     #[must_use]
     pub fn with_health_interval(mut self, interval: Option<Duration>) -> Self {
         self.health_interval = interval;

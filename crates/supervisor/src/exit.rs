@@ -16,7 +16,8 @@ pub enum ExitCause {
     Signal(i32),
     /// The kernel killed it because its cgroup's memory was used up.
     Oom,
-    /// It is gone, but someone else took its status (this process ignores SIGCHLD, or waits for any child).
+    /// It is gone, and its status was not ours to have: it was adopted, or someone else took it (this process ignores
+    /// SIGCHLD, or waits for any child).
     Unknown,
 }
 

@@ -146,7 +146,7 @@ impl MountRequest {
     }
 
     /// Parts of files of the image to fetch ahead, after those of [`MountRequest::with_prefetch`]. A stock nydusd is
-    /// given the files they are of, as far as their names are plain text.
+    /// given the files they are of, as far as their names are plain text and no more than 32 KiB.
     #[must_use]
     pub fn with_prefetch_parts(mut self, parts: impl IntoIterator<Item = FilePart>) -> Self {
         let parts: Vec<FilePart> = parts.into_iter().collect();

@@ -13,7 +13,7 @@ use tracing::Instrument;
 
 use crate::binds;
 use crate::client::{ApiClient, CallError};
-use crate::config::{DEFAULT_CALL_DEADLINE, SandboxConfig};
+use crate::config::SandboxConfig;
 use crate::counters::{self, ImageCounters};
 use crate::driver::{Driver, Strings};
 use crate::error::{MountError, RemountError, StartError, UnmountError};
@@ -103,8 +103,8 @@ impl Sandbox {
     /// [`MountError`]; where the daemon refused, its `source` says why.
     ///
     /// # Cancel safety
-    /// A request whose future is dropped is carried out all the same, and entered in the books; one with a snapshot
-    /// directory not before that has been looked at.
+    /// A request whose future is dropped is carried out all the same, and entered in the books, unless it still waits
+    /// behind 16 others, or its snapshot's directory is being looked at: then it was never made.
     pub async fn mount(&self, request: MountRequest) -> Result<MountOutcome, MountError> {
         let at = request.at().clone();
         let span = tracing::info_span!("mount", sandbox = %self.id, %at, error = tracing::field::Empty);
@@ -213,7 +213,7 @@ impl Sandbox {
 
     /// A connection of its own: what changes no mount waits for none.
     fn client(&self) -> ApiClient {
-        ApiClient::new(self.api_socket.clone(), DEFAULT_CALL_DEADLINE).with_secrets(&self.secrets)
+        ApiClient::new(self.api_socket.clone(), self.call_deadline).with_secrets(&self.secrets)
     }
 
     /// The sandbox's state, now and whenever it changes.
@@ -229,7 +229,8 @@ impl Sandbox {
         self.events.restarted()
     }
 
-    /// Resolves when the daemon is gone for good, asked or not.
+    /// Resolves when the daemon is gone for good, asked or not, or when nobody can say any more: it was killed and would
+    /// not end, or the runtime has ended. Its cause is [`ExitCause::Unknown`] then.
     pub fn exited(&self) -> impl Future<Output = Exit> + Send + 'static {
         let mut status = self.strings.status.clone();
         async move {

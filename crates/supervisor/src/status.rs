@@ -46,7 +46,8 @@ pub enum StatusPhase {
     },
     /// The daemon ended without being asked to, and is not replaced.
     Exited(Exit),
-    /// Stopped; the directory is gone. `None` when the daemon was killed and would not end.
+    /// Stopped; the directory is gone, unless a mount or a process is left ([`crate::StopOutcome::leftovers`]). `None`
+    /// when the daemon was killed and would not end.
     Stopped(Option<Exit>),
 }
 

@@ -46,7 +46,8 @@ pub(crate) fn run(args: KataConfigArgs) -> Result<(), Failure> {
         None => std::env::current_exe().map_err(|e| Failure::new("find this executable's path", &e))?,
     };
     let daemon = executable(&daemon)?;
-    let queue_size = QueueSize::new(args.queue_size).map_err(|e| Failure::of(&e))?;
+    let queue_size =
+        QueueSize::new(args.queue_size).map_err(|e| Failure::new("use this --queue-size", &e))?;
     let section = hypervisor_section(hypervisor, &daemon, queue_size);
     output::line(section.trim_end_matches('\n')).map(drop)
 }

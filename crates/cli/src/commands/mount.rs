@@ -25,7 +25,7 @@ pub(crate) struct MountArgs {
     container: ContainerId,
     #[command(flatten)]
     image: ImageArgs,
-    /// Snapshot's directory with `fs` and `work`, shown in the share while the image is mounted (root only)
+    /// Snapshot's directory with `fs` and `work`, shown in the share while the image is mounted (takes CAP_SYS_ADMIN)
     #[arg(long, value_name = "DIR")]
     snapshotdir: Option<PathBuf>,
     #[command(flatten)]

@@ -50,14 +50,14 @@ pub(crate) struct StartArgs {
     /// Network namespace of the daemon, from which it reaches registries: host's, this command's, or one by path
     #[arg(long, value_name = "host|current|PATH", default_value = "current")]
     netns: String,
-    /// Memory the daemon may use, its page cache included (cgroup v2; root only)
+    /// Memory the daemon may use, its page cache included (in a cgroup v2 that you may write to)
     #[arg(long, value_name = "SIZE")]
     memory_max: Option<Size>,
-    /// Processes and threads the daemon may have (cgroup v2; root only)
+    /// Processes and threads the daemon may have (in a cgroup v2 that you may write to)
     #[arg(long, value_name = "NUMBER")]
     pids_max: Option<u64>,
     /// Cgroup (v2, a directory) in which the daemon's own is made, instead of beside this command's; one is made then
-    /// even without a limit (root only)
+    /// even without a limit
     #[arg(long, value_name = "DIR")]
     cgroup_parent: Option<PathBuf>,
     /// Fail where a limit cannot be applied; otherwise that is an event, and the sandbox runs without it

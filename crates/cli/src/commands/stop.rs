@@ -14,7 +14,8 @@ use crate::control::wire::{self, Stopped};
 use crate::error::Failure;
 use crate::state_dir::StateDir;
 
-/// Stop the VMM first: a stock nydusd does not end while its VMM is connected, and is killed after 5 s.
+/// Stop the VMM first: a stock nydusd does not end while its VMM is connected, and is killed
+/// after the --stop-grace that it was started with (5 s).
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("which").required(true).args(["id", "all"])))]
 pub(crate) struct StopArgs {

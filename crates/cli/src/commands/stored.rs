@@ -27,7 +27,7 @@ const MOST_PARTS: usize = 4096;
 /// How an image is had and served.
 #[derive(Debug, Args)]
 pub(super) struct StoredArgs {
-    /// When the place of an image that is here is asked for another one; one on this machine always is
+    /// When the place of an image that is here is asked for another one. One on this machine is each time, but with `never`
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Pull::Missing)]
     pull: Pull,
     /// Which of several images: OS/ARCH[/VARIANT]; this machine's unless given

@@ -38,8 +38,9 @@ fn used_by(daemon: &DaemonProcess, cache: &Path) -> (Vec<String>, Vec<(u64, Stri
     (open, mapped.collect())
 }
 
-/// Whether files on this file system are mapped at all.
-fn may_be_mapped(dir: &Path) -> bool {
+/// Whether our daemon maps cache files on this file system at all.
+#[must_use]
+pub fn may_be_mapped(dir: &Path) -> bool {
     let found = rustix::fs::statfs(dir).unwrap().f_type;
     cfg!(target_arch = "x86_64") && [0xef53, 0x9123_683e].contains(&found)
 }

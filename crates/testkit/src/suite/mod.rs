@@ -14,7 +14,7 @@ mod gate;
 mod hostile;
 mod hostile_images;
 mod images;
-mod mapped;
+pub mod mapped;
 mod metrics;
 mod names;
 mod prefetch;

@@ -57,8 +57,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
     accel: Accel,
     /// Go on from a machine that was booted before, instead of booting each. The first one is kept below the data
-    /// directory (about 100 MB) until the host starts anew. All that go on from it have the kernel at the same random
-    /// address
+    /// directory (about 100 MB) as long as it is used, until the host starts anew. All that go on from it have the kernel
+    /// at the same random address
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Template::Auto)]
     template: Template,
     /// Program to run instead of the image's entrypoint; an empty one is none
@@ -105,9 +105,9 @@ pub(crate) struct RunArgs {
 /// `--accel`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Accel {
-    /// KVM where it works, else TCG
+    /// KVM where the processor has it, else TCG
     Auto,
-    /// KVM or nothing
+    /// KVM or nothing; also KVM that boots only kernels made for it (PVM)
     Kvm,
     /// Emulation
     Tcg,
