@@ -122,9 +122,11 @@ pub(crate) fn with_package_lists<T>(act: impl Fn() -> Result<T, TaskError>) -> R
     }
 }
 
-/// apt-get, asking no questions.
+/// apt-get, asking no questions. A machine that has just been made often updates itself: that is waited for.
 pub(crate) fn apt_get() -> Cmd {
-    Cmd::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive")
+    Cmd::new("apt-get")
+        .args(["--option", "DPkg::Lock::Timeout=300"])
+        .env("DEBIAN_FRONTEND", "noninteractive")
 }
 
 /// The machine's Debian repositories, as lines of a sources.list: what apt's own configuration says, and
