@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
+use super::memory::MemoryTable;
 use super::pool::{Pool, PoolConfig};
 use super::ring::Ring;
 use super::session::Session;
@@ -73,6 +74,15 @@ impl Device {
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.pool.stop();
+    }
+
+    /// Changes the guest's memory, whatever lies there meanwhile.
+    pub(crate) fn change_memory<T>(&self, change: impl FnOnce(&mut MemoryTable) -> T) -> T {
+        let changed = change(&mut self.session().memory);
+        // A kick that came while a ring lay in no memory was consumed without effect, and what was done there has not
+        // been shown.
+        self.pool.wake_one();
+        changed
     }
 
     pub(crate) fn enable_ring(&self, index: usize, enabled: bool) {

@@ -98,7 +98,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_mem_table(&mut self, regions: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<()> {
-        self.device.session().memory.replace(regions, files)
+        self.device.change_memory(|memory| memory.replace(regions, files))
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
@@ -229,11 +229,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn add_mem_region(&mut self, region: &VhostUserSingleMemoryRegion, fd: File) -> Result<()> {
-        self.device.session().memory.add(region, fd)
+        self.device.change_memory(|memory| memory.add(region, fd))
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        self.device.session().memory.remove(region)
+        self.device.change_memory(|memory| memory.remove(region))
     }
 
     fn set_device_state_fd(

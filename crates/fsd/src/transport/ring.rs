@@ -79,6 +79,9 @@ struct Inner {
     shown_used: u16,
     /// Requests taken and not yet returned.
     in_flight: u32,
+    /// Done while the ring lay in no memory: it is removed and added again when the guest's memory changes. Never more
+    /// than were in flight.
+    kept: Vec<Done>,
     /// A broken ring is reported once: a guest cannot fill the log with it.
     reported: bool,
 }
@@ -123,6 +126,10 @@ impl Inner {
 
     /// Shows the guest what is done, and interrupts it if it wants that.
     fn show(&mut self, view: &View<'_>) {
+        // The order of what is done means nothing.
+        while let Some(done) = self.kept.pop() {
+            self.enter(view, done);
+        }
         let (old, new) = (self.shown_used, self.next_used);
         if old == new {
             return;
@@ -139,8 +146,13 @@ impl Inner {
         } else {
             !view.interrupts_off()
         };
-        if wanted
-            && let Some(call) = &self.call
+        if wanted {
+            self.interrupt();
+        }
+    }
+
+    fn interrupt(&self) {
+        if let Some(call) = &self.call
             && let Err(e) = rustix::io::write(call, &1u64.to_ne_bytes())
             && e != rustix::io::Errno::AGAIN
         {
@@ -170,6 +182,14 @@ impl Inner {
         }
     }
 
+    fn show_where_it_lies(&mut self) {
+        if let Some(snapshot) = self.snapshot()
+            && let Some(view) = snapshot.layout.view(&snapshot.memory)
+        {
+            self.show(&view);
+        }
+    }
+
     fn snapshot(&self) -> Option<Snapshot> {
         let memory = self.memory.as_ref()?;
         // The number first: should the table be replaced in between, the snapshot is newer than it claims and is
@@ -190,9 +210,10 @@ impl Ring {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The ring as it is now; `None` if it was never set up.
+    /// The ring as it is now; `None` if it does not run: where it was is the guest's, for anything.
     pub(super) fn snapshot(&self) -> Option<Snapshot> {
-        self.lock().snapshot()
+        let inner = self.lock();
+        inner.started.then(|| inner.snapshot())?
     }
 
     /// Returns the request that is done, if there is one, and takes the next. With `at_once` the guest is shown what
@@ -218,7 +239,8 @@ impl Ring {
         }
         let waiting = inner.started && inner.enabled && inner.seen_avail != inner.next_avail;
         let found = waiting || inner.look(view);
-        if !found || at_once || inner.next_used.wrapping_sub(inner.shown_used) >= BATCH {
+        let shows = !found || at_once || inner.next_used.wrapping_sub(inner.shown_used) >= BATCH;
+        if shows || !inner.kept.is_empty() {
             inner.show(view);
         }
         if !found {
@@ -254,23 +276,16 @@ impl Ring {
     pub(super) fn complete(&self, done: Done) {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        if let Some(snapshot) = inner.snapshot()
-            && let Some(view) = snapshot.layout.view(&snapshot.memory)
-        {
-            inner.enter(&view, done);
-            inner.show(&view);
-        }
+        inner.kept.push(done);
+        inner.show_where_it_lies();
         self.leave(inner);
     }
 
     /// Shows the guest everything that is done.
     pub(super) fn show(&self) {
         let mut inner = self.lock();
-        if inner.next_used != inner.shown_used
-            && let Some(snapshot) = inner.snapshot()
-            && let Some(view) = snapshot.layout.view(&snapshot.memory)
-        {
-            inner.show(&view);
+        if inner.next_used != inner.shown_used || !inner.kept.is_empty() {
+            inner.show_where_it_lies();
         }
     }
 
@@ -355,8 +370,12 @@ impl Ring {
         self.change(|inner| inner.memory = Some(memory));
     }
 
+    /// SET_VRING_CALL. The new descriptor is written to at once: a frontend that masks an interrupt puts another one in
+    /// its place, and what came there after its last look would be lost.
     pub(crate) fn set_call(&self, call: Option<OwnedFd>) {
-        self.lock().call = call;
+        let mut inner = self.lock();
+        inner.call = call;
+        inner.interrupt();
     }
 
     pub(crate) fn set_enabled(&self, enabled: bool) {
@@ -369,9 +388,12 @@ impl Ring {
         self.taken.store(base, Ordering::Relaxed);
     }
 
-    /// Begins serving. The used index is taken from the ring, which is what the guest has seen.
+    /// Begins serving. The used index is taken from the ring, which is what the guest has seen. One that runs goes on.
     pub(crate) fn start(&self, event_idx: bool) {
         self.change(|inner| {
+            if inner.started {
+                return;
+            }
             let Some(snapshot) = inner.snapshot() else { return };
             let Some(view) = snapshot.layout.view(&snapshot.memory) else {
                 return;
@@ -382,8 +404,9 @@ impl Ring {
             inner.event_idx = event_idx;
             inner.started = true;
             inner.reported = false;
+            inner.kept.clear();
+            self.quiet.store(false, Ordering::Relaxed);
         });
-        self.quiet.store(false, Ordering::Relaxed);
     }
 
     /// Stops taking requests, waits until those taken are returned, and says where the next session goes on.
@@ -391,6 +414,8 @@ impl Ring {
     pub(crate) fn stop(&self, interrupted: &dyn Fn() -> bool) -> u16 {
         let mut inner = self.lock();
         inner.started = false;
+        // Nor must whoever serves it ask there for kicks.
+        inner.epoch += 1;
         // A request must not write into guest memory after the guest was told that the ring has stopped, so a
         // slow one is waited for. Its backend has its own deadline.
         while inner.in_flight > 0 && !interrupted() {
@@ -400,11 +425,7 @@ impl Ring {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        if let Some(snapshot) = inner.snapshot()
-            && let Some(view) = snapshot.layout.view(&snapshot.memory)
-        {
-            inner.show(&view);
-        }
+        inner.show_where_it_lies();
         inner.next_avail
     }
 
@@ -420,3 +441,8 @@ impl Ring {
         self.quiet.store(false, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#[path = "ring_tests.rs"]
+mod tests;
