@@ -1,6 +1,7 @@
 //! Keeps prefetching out of the way of what a guest waits for.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 #[derive(Debug, Default)]
 struct State {
@@ -37,6 +38,13 @@ impl Gate {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         !state.closed
+    }
+
+    /// Waits for this long; false if there is no more prefetching to be done, as soon as that is so.
+    pub(super) fn pause(&self, span: Duration) -> bool {
+        let open = |state: &mut State| !state.closed;
+        let waited = self.changed.wait_timeout_while(self.state(), span, open);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.closed
     }
 
     /// Ends prefetching.
@@ -84,7 +92,12 @@ mod tests {
             assert_eq!(told.recv(), Ok(true));
         });
         let _busy = gate.pass();
+        assert!(gate.pause(Duration::ZERO));
         gate.close();
+        assert!(
+            !gate.pause(Duration::MAX),
+            "it would be longer than anybody waits"
+        );
         assert!(!gate.wait_until_calm() && gate.is_closed());
     }
 }

@@ -251,30 +251,36 @@ impl Image {
             if !self.gate.wait_until_calm() {
                 return;
             }
-            self.prefetch_chunks(&served.storage, blob, &chunks, bytes_a_second);
+            let bytes = prefetch_chunks(&served.storage, blob, &chunks);
+            // Whoever pauses keeps no blob from being closed.
+            drop(served);
+            // Each thread has its share of the limit, and pauses for as long as its data may take. 0 is no limit.
+            if let Some(pause_ms) = bytes.saturating_mul(1000).checked_div(bytes_a_second)
+                && !self.gate.pause(Duration::from_millis(pause_ms))
+            {
+                return;
+            }
         }
     }
+}
 
-    fn prefetch_chunks(&self, storage: &Storage, index: usize, chunks: &[Chunk], bytes_a_second: u64) {
-        let Some(blob) = storage.blobs.get(index) else {
-            return;
-        };
-        let counters = blob.blob.counters();
-        counters.prefetch_requests_count.inc();
-        counters.prefetch_unmerged_chunks.add(chunks.len() as u64);
-        // A prefetch that fails is a read that fetches for itself.
-        let fetched = blob
-            .blob
-            .ensure(chunks, Urgency::Prefetch)
-            .map_or(0, |s| s.fetched);
-        if fetched == 0 {
-            return;
-        }
-        let bytes: u64 = chunks.iter().map(|c| u64::from(c.blob_size)).sum();
-        counters.prefetch_data_amount.add(bytes);
-        // Each thread has its share of the limit, and pauses for as long as its data may take. 0 is no limit.
-        if let Some(pause_ms) = bytes.saturating_mul(1000).checked_div(bytes_a_second) {
-            thread::sleep(Duration::from_millis(pause_ms));
-        }
+/// Fetches chunks of a blob; how many bytes of it came.
+fn prefetch_chunks(storage: &Storage, index: usize, chunks: &[Chunk]) -> u64 {
+    let Some(blob) = storage.blobs.get(index) else {
+        return 0;
+    };
+    let counters = blob.blob.counters();
+    counters.prefetch_requests_count.inc();
+    counters.prefetch_unmerged_chunks.add(chunks.len() as u64);
+    // A prefetch that fails is a read that fetches for itself.
+    let fetched = blob
+        .blob
+        .ensure(chunks, Urgency::Prefetch)
+        .map_or(0, |s| s.fetched);
+    if fetched == 0 {
+        return 0;
     }
+    let bytes: u64 = chunks.iter().map(|c| u64::from(c.blob_size)).sum();
+    counters.prefetch_data_amount.add(bytes);
+    bytes
 }

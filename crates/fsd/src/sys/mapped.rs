@@ -18,7 +18,7 @@ static PAGE: AtomicUsize = AtomicUsize::new(4096);
 
 /// How many pages of mapped files were missing so far; never less than before.
 pub(crate) fn lost_pages() -> u64 {
-    LOST.load(Ordering::Relaxed)
+    LOST.load(Ordering::SeqCst)
 }
 
 /// From now on, a page that its file no longer has is a page of zeros of this process' own. For a process that serves
@@ -38,11 +38,12 @@ pub fn outlive_truncation() -> io::Result<()> {
 
 /// Puts a page of zeros where a file has none, if this process wants that. For the handler.
 pub(super) fn replace(address: *mut c_void) -> bool {
-    let replaced = OUTLIVES.load(Ordering::Relaxed) && put_zeros(address);
-    if replaced {
-        LOST.fetch_add(1, Ordering::Relaxed);
+    if !OUTLIVES.load(Ordering::Relaxed) {
+        return false;
     }
-    replaced
+    // Before the page is there: whoever reads its zeros finds them counted. If it cannot be, the process ends.
+    LOST.fetch_add(1, Ordering::SeqCst);
+    put_zeros(address)
 }
 
 fn put_zeros(address: *mut c_void) -> bool {
