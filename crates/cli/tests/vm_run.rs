@@ -7,6 +7,10 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::process::Stdio;
+
 use common::{peer, told, with_hangup};
 use nydusbox_testkit::machine::run::{Machine, checksums, parse_checksums};
 
@@ -178,6 +182,66 @@ fn vm_of_a_command_whose_reader_has_left_ends() {
     assert_eq!(&line, b"again\n");
     let (code, _, err) = told(&child.wait_with_output().unwrap());
     assert_eq!((code, &*err), (141, ""));
+    machine.assert_clean();
+}
+
+/// The flag belongs to all who have the same open file: whoever set it may not know of us.
+#[test]
+fn vm_streams_that_would_block_are_waited_for() {
+    let Some(machine) = machine() else { return };
+    let (input, mut late) = std::io::pipe().unwrap();
+    let (mut slow, output) = std::io::pipe().unwrap();
+    for flags in [input.as_fd(), output.as_fd()] {
+        rustix::fs::fcntl_setfl(flags, rustix::fs::OFlags::NONBLOCK).unwrap();
+    }
+    let mut child = machine
+        .run()
+        .args(["--", "sh", "-c", "echo ready; cat; seq 1 30000"])
+        .stdin(input)
+        .stdout(output)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    slow.read_exact(&mut ready).unwrap();
+    late.write_all(b"late\n").unwrap();
+    drop(late);
+    while rustix::io::ioctl_fionread(&slow).unwrap() < 65536 {
+        std::thread::yield_now();
+    }
+    let mut rest = String::new();
+    slow.read_to_string(&mut rest).unwrap();
+    let numbers: String = (1..=30000).map(|n| format!("{n}\n")).collect();
+    assert!(rest == format!("late\n{numbers}"), "{} bytes", rest.len());
+    let (code, _, err) = told(&child.wait_with_output().unwrap());
+    assert_eq!((code, &*err), (0, ""));
+    machine.assert_clean();
+}
+
+#[test]
+fn vm_whose_input_cannot_be_read_or_errors_not_be_written_fails() {
+    let Some(machine) = machine() else { return };
+    let output = machine
+        .run()
+        .args(["--", "cat"])
+        .stdin(std::fs::File::open("/").unwrap())
+        .output()
+        .unwrap();
+    let (code, _, err) = told(&output);
+    assert_eq!(code, 125, "{err}");
+    assert!(err.contains("read the command's input: Is a directory"), "{err}");
+    let report = machine.path("report.json");
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = machine
+        .run()
+        .arg("--report")
+        .arg(&report)
+        .args(["--", "sh", "-c", "echo lost >&2; sleep 1000"])
+        .stderr(full)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(125));
+    assert!(report.exists(), "it got as far");
     machine.assert_clean();
 }
 

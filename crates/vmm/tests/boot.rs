@@ -312,6 +312,37 @@ async fn a_step_that_fails_in_the_guest_is_named() {
     );
 }
 
+/// In whatever order they are given; and what is in the container in any case is over what a share has there.
+#[tokio::test]
+async fn a_share_is_not_hidden_by_another_nor_hides_the_hosts() {
+    let Some(host) = Host::new() else { return };
+    let at = |name: &str| host.dir("share0").join(name);
+    for dir in ["one", "two/sub", "etc"] {
+        fs::create_dir_all(at(dir)).unwrap();
+    }
+    for file in ["one/inner", "two/outer", "etc/hosts"] {
+        fs::write(at(file), "").unwrap();
+    }
+    let mut spec = host.spec(&[
+        "sh",
+        "-c",
+        "ls /data /data/sub; grep -q localhost /etc/hosts && echo known",
+    ]);
+    spec.shares = vec![
+        share("/share0/one", "/data/sub", false),
+        share("/share0/two", "/data", false),
+        share("/share0/etc", "/etc", false),
+    ];
+    let (outcome, stdout, stderr) = host.run(spec).await;
+    assert_eq!(
+        outcome,
+        VmOutcome::CommandExited { status: 0 },
+        "{outcome} {stderr}"
+    );
+    assert_eq!(stdout, "/data:\nouter\nsub\n\n/data/sub:\ninner\nknown\n");
+    assert_eq!(fs::read(at("etc/hosts")).unwrap(), b"", "the host's is as it was");
+}
+
 /// A share's target, a working directory and the users' file that are links out of the image are what they would be
 /// for the container.
 #[tokio::test]

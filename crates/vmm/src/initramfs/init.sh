@@ -219,7 +219,6 @@ locate rootfs /tmp
 if inside /etc/hosts; then
     hosts "$at" "$NB_HOSTNAME" >/run/hosts
     [ -e "$at" ] || { mkdir -p "${at%/*}" && touch "$at"; } 2>/dev/null
-    [ ! -f "$at" ] || try rootfs mount -o bind /run/hosts "$at"
 fi
 event rootfs-mounted
 
@@ -234,6 +233,10 @@ nb_share() {
     fi
 }
 nb_shares
+# Over what a share may have put there; nothing is made in one.
+if inside /etc/hosts && [ -f "$at" ]; then
+    try rootfs mount -o bind /run/hosts "$at"
+fi
 
 echo "$NB_HOSTNAME" >/proc/sys/kernel/hostname
 # As under a runtime, users who are not root listen on any port, and ping.

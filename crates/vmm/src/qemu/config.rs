@@ -159,7 +159,9 @@ impl VmConfig {
         }
         for (at, share) in spec.shares.iter().enumerate() {
             let target = &share.target;
-            if target.is_root() || ["/proc", "/sys", "/dev"].contains(&target.as_str()) {
+            // What is below /proc would be hidden by that of the command's own processes.
+            let is_hidden = target.as_str().starts_with("/proc/");
+            if is_hidden || target.is_root() || ["/proc", "/sys", "/dev"].contains(&target.as_str()) {
                 return Err(VmConfigError::ShareTarget {
                     target: target.clone(),
                 });
@@ -170,6 +172,9 @@ impl VmConfig {
                 });
             }
         }
+        // One that is mounted below another's place comes after it, or the other would hide it.
+        let depth = |share: &SharedDir| share.target.as_str().matches('/').count();
+        spec.shares.sort_by_key(depth);
         if spec.upper == UpperDir::GuestMemory {
             let path = |text| GuestPath::new(text).expect("constants are valid guest paths");
             spec.rootfs = spec

@@ -36,7 +36,7 @@ use super::provide::{ProvideError, Waiting, provide, reassure};
 use super::qmp::QmpError;
 use super::save::{SaveError, save};
 use super::spawn::Spawned;
-use super::stream::{pump_input, pump_output};
+use super::stream::{Output, pump_input, pump_output};
 use super::tail;
 use crate::template::{Slot, Template};
 
@@ -97,8 +97,8 @@ enum Ended {
     Output {
         complete: bool,
     },
-    /// Why stdout can't be written any longer, or that nobody will any more.
-    Sink(Option<io::Error>),
+    /// Why one of the outputs can't be written any longer, or that nobody will any more.
+    Sink(Output, Option<io::Error>),
     Input,
     VmmLog(Vec<String>),
     Console,
@@ -123,14 +123,15 @@ pub(super) struct Driver {
     stop_requests: mpsc::Receiver<()>,
     errands: oneshot::Receiver<Errand>,
     lines: LineBuffer,
+    command_started: bool,
     /// The command's, once it has ended.
     exit_status: Option<u8>,
     /// Output streams whose marker has come.
     complete: usize,
     /// Output streams that ended, with or without marker.
     outputs_ended: usize,
-    /// Whether it is known that all of stdout has been written, or not.
-    sink_ended: bool,
+    /// Of how many outputs it is known that nobody writes any longer.
+    sinks_ended: u8,
     vmm_log: Option<Vec<String>>,
     console_ended: bool,
 }
@@ -216,10 +217,11 @@ impl Driver {
             stop_requests,
             errands,
             lines: LineBuffer::default(),
+            command_started: false,
             exit_status: None,
             complete: 0,
             outputs_ended: 0,
-            sink_ended: false,
+            sinks_ended: 0,
             vmm_log: None,
             console_ended: false,
         }
@@ -317,7 +319,7 @@ impl Driver {
 
     /// Whether the command has ended and all its output has been delivered.
     fn all_there(&self) -> Option<Verdict> {
-        let delivered = self.complete == 2 && self.sink_ended;
+        let delivered = self.complete == 2 && self.sinks_ended == 2;
         let status = self.exit_status.filter(|_| delivered)?;
         Some(Verdict::Leave(VmOutcome::CommandExited { status }))
     }
@@ -350,6 +352,7 @@ impl Driver {
             match event {
                 GuestEvent::Ready | GuestEvent::ShareMounted | GuestEvent::RootfsMounted => {}
                 GuestEvent::CommandStarted => {
+                    self.command_started = true;
                     self.deadline = None;
                     self.template = None;
                 }
@@ -391,21 +394,20 @@ impl Driver {
             pump_input(stdio.stdin, stdin).await;
             Ended::Input
         });
-        // A command goes on without somebody who reads its errors.
-        let (lost, told) = oneshot::channel();
-        let (unheard, _) = oneshot::channel();
-        for (port, sink, name, lost) in [
-            (stdout, stdio.stdout, "stdout", lost),
-            (stderr, stdio.stderr, "stderr", unheard),
+        for (port, sink, name) in [
+            (stdout, stdio.stdout, Output::Stdout),
+            (stderr, stdio.stderr, Output::Stderr),
         ] {
             let marker = self.marker.clone();
+            let (lost, told) = oneshot::channel();
             self.tasks.spawn(async move {
                 Ended::Output {
                     complete: pump_output(port, sink, &marker, name, lost).await,
                 }
             });
+            self.tasks
+                .spawn(async move { Ended::Sink(name, told.await.ok()) });
         }
-        self.tasks.spawn(async move { Ended::Sink(told.await.ok()) });
         let marker = self.marker.clone();
         self.tasks
             .spawn(async move { Ended::Provided(provide(waiting, &config, &marker).await) });
@@ -438,15 +440,15 @@ impl Driver {
                 self.complete += usize::from(complete);
                 self.outputs_ended += 1;
             }
-            Ok(Ended::Sink(lost)) => {
-                self.sink_ended = true;
+            Ok(Ended::Sink(of, lost)) => {
+                self.sinks_ended += 1;
                 match lost {
                     Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                         let message = error.to_string();
                         return Some(Verdict::Stop(VmOutcome::OutputLost { message }));
                     }
-                    // A command that has ended has its own status.
-                    Some(_) if self.exit_status.is_none() => {
+                    // A command that has ended has its own status, and one goes on whose errors nobody reads.
+                    Some(_) if self.exit_status.is_none() && of == Output::Stdout => {
                         return Some(Verdict::Stop(VmOutcome::ReaderLeft));
                     }
                     Some(_) | None => {}
@@ -479,6 +481,7 @@ impl Driver {
         }
         VmOutcome::VmmExited {
             status,
+            command_started: self.command_started,
             vmm: self.vmm_log.take().unwrap_or_default(),
             console: self.console.last_lines(),
         }

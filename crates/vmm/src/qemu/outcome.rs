@@ -39,6 +39,8 @@ pub enum VmOutcome {
     VmmExited {
         /// The VMM's exit status.
         status: ExitStatus,
+        /// Whether the guest had said that the command runs.
+        command_started: bool,
         /// The VMM's last lines.
         vmm: Vec<String>,
         /// The guest console's last lines.
@@ -87,40 +89,62 @@ impl fmt::Display for BootStage {
     }
 }
 
-impl fmt::Display for VmOutcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl VmOutcome {
+    /// What happened, without the lines that VMM and console said last. `Display` adds them.
+    #[must_use]
+    pub fn sentence(&self) -> String {
         match self {
-            Self::CommandExited { status } => write!(f, "the command exited with status {status}"),
-            Self::GuestFailed { step, message } => write!(f, "the guest failed in {step}: {message}"),
-            Self::ShareFailed { message } => write!(f, "the machine could not be given its share: {message}"),
-            Self::ReaderLeft => write!(f, "nobody reads the command's output any longer"),
-            Self::OutputLost { message } => write!(f, "the command's output cannot be written: {message}"),
-            Self::VmmExited { status, vmm, console } => {
-                write!(f, "the VMM ended early ({status})")?;
-                for line in vmm {
-                    write!(f, "\n  vmm: {line}")?;
-                }
-                console
-                    .iter()
-                    .try_for_each(|line| write!(f, "\n  console: {line}"))
-            }
+            Self::CommandExited { status } => format!("the command exited with status {status}"),
+            Self::GuestFailed { step, message } => format!("the guest failed in {step}: {message}"),
+            Self::ShareFailed { message } => format!("the machine could not be given its share: {message}"),
+            Self::ReaderLeft => "nobody reads the command's output any longer".to_owned(),
+            Self::OutputLost { message } => format!("the command's output cannot be written: {message}"),
+            Self::VmmExited {
+                status,
+                command_started,
+                ..
+            } => match command_started {
+                true => format!("the VMM ended before the command did ({status})"),
+                false => format!("the VMM ended early ({status})"),
+            },
             Self::BootDeadline {
                 after,
                 stage,
                 reached,
-                console,
+                ..
             } => {
                 let after = after.as_secs_f32();
-                write!(f, "the command had not started after {after} s ({stage}; ")?;
-                match reached {
-                    None => write!(f, "it said nothing of what it did)")?,
-                    Some(event) => write!(f, "its last event: {event:?})")?,
-                }
-                console
-                    .iter()
-                    .try_for_each(|line| write!(f, "\n  console: {line}"))
+                let said = reached.as_ref().map_or_else(
+                    || "it said nothing of what it did".to_owned(),
+                    |event| format!("its last event: {event:?}"),
+                );
+                format!("the command had not started after {after} s ({stage}; {said})")
             }
-            Self::Killed => write!(f, "the machine was stopped"),
+            Self::Killed => "the machine was stopped".to_owned(),
         }
+    }
+
+    /// The lines that VMM and console said last.
+    fn lines(&self) -> (&[String], &[String]) {
+        match self {
+            Self::VmmExited { vmm, console, .. } => (vmm, console),
+            Self::BootDeadline { console, .. } => (&[], console),
+            _ => (&[], &[]),
+        }
+    }
+}
+
+impl fmt::Display for VmOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence())?;
+        let (vmm, console) = self.lines();
+        for (who, line) in vmm
+            .iter()
+            .map(|line| ("vmm", line))
+            .chain(console.iter().map(|line| ("console", line)))
+        {
+            write!(f, "\n  {who}: {line}")?;
+        }
+        Ok(())
     }
 }

@@ -65,6 +65,13 @@ impl MarkerScan {
     }
 }
 
+/// Which of the command's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Output {
+    Stdout,
+    Stderr,
+}
+
 /// Copies output to `sink` until the marker or the port's end, whichever is first; returns whether the marker came.
 /// When the sink fails, output is read and dropped: the guest must not hang on a reader that left. How it failed is told
 /// to `lost`, for whom it would be a reason to end.
@@ -72,7 +79,7 @@ pub(super) async fn pump_output(
     mut port: UnixStream,
     mut sink: impl AsyncWrite + Unpin,
     marker: &str,
-    name: &'static str,
+    name: Output,
     lost: oneshot::Sender<io::Error>,
 ) -> bool {
     let mut lost = Some(lost);
@@ -88,7 +95,7 @@ pub(super) async fn pump_output(
             scan.feed(&buffer[..read])
         };
         if sink_works && let Err(error) = write(&mut sink, &output).await {
-            tracing::debug!(stream = name, %error, "the command's output cannot be written; dropping the rest");
+            tracing::debug!(stream = ?name, %error, "the command's output cannot be written; dropping the rest");
             sink_works = false;
             if let Some(lost) = lost.take() {
                 // Nobody has to care.
@@ -159,7 +166,7 @@ mod tests {
             guest.write_all(&vec![b'y'; 4 << 20]).await.unwrap();
             guest.write_all(b"xyz").await.unwrap();
         };
-        let (complete, ()) = tokio::join!(pump_output(port, sink, "xyz", "stdout", lost), talk);
+        let (complete, ()) = tokio::join!(pump_output(port, sink, "xyz", Output::Stdout, lost), talk);
         assert!(complete);
     }
 
@@ -169,7 +176,7 @@ mod tests {
         let (lost, told) = oneshot::channel::<io::Error>();
         let mut sink = Vec::new();
         let talk = guest.write_all(b"outputxyz");
-        let (complete, _) = tokio::join!(pump_output(port, &mut sink, "xyz", "stdout", lost), talk);
+        let (complete, _) = tokio::join!(pump_output(port, &mut sink, "xyz", Output::Stdout, lost), talk);
         assert!(complete && sink == b"output");
         assert!(told.await.is_err());
     }

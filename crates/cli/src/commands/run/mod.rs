@@ -11,6 +11,7 @@ mod places;
 mod plan;
 mod process;
 mod session;
+mod stdio;
 mod timeline;
 mod trace;
 

@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use super::complaints::Complaints;
 use super::places::Places;
 use super::plan::{Draft, Plan};
+use super::stdio;
 use super::timeline::{MountTime, Report, Timeline, ms};
 use crate::cache_quota;
 use crate::error::{Failure, INTERRUPTED};
@@ -309,10 +310,11 @@ async fn in_vm(
         record.begin(sandbox, &plan.image_at).await?;
     }
     let booting = Instant::now();
+    let (input, input_end) = stdio::input();
     let stdio = GuestStdio {
-        stdin: Box::new(tokio::io::stdin()),
-        stdout: Box::new(tokio::io::stdout()),
-        stderr: Box::new(tokio::io::stderr()),
+        stdin: Box::new(input),
+        stdout: Box::new(stdio::output()),
+        stderr: Box::new(stdio::errors()),
     };
     let machine = tokio::select! {
         started = &mut starting.task => started,
@@ -347,7 +349,7 @@ async fn in_vm(
     let _ = vm.kill().await;
     report.stop_ms += timeline.step("VMM gone", since);
     match end {
-        End::Outcome(outcome) => conclude(status(outcome), [recorded]),
+        End::Outcome(outcome) => conclude(status(outcome), [recorded, input_end.complete()]),
         End::DaemonDied(exit) => Err(daemon_died(&exit)),
         End::Interrupted => conclude(Ok(INTERRUPTED), [recorded]),
     }
@@ -401,10 +403,17 @@ fn status(outcome: VmOutcome) -> Result<u8, Failure> {
         VmOutcome::ReaderLeft => Ok(READER_LEFT),
         VmOutcome::OutputLost { .. } => Err(Failure::plain(outcome.to_string())),
         VmOutcome::VmmExited {
-            ref console, ref vmm, ..
+            ref console,
+            ref vmm,
+            command_started,
+            ..
         } => {
             let lines: Vec<&str> = vmm.iter().chain(console).map(String::as_str).collect();
-            let failure = Failure::plain(format!("the command did not run: {outcome}"));
+            let what = match command_started {
+                true => "the command ran, and how it ended is not known",
+                false => "the command did not run",
+            };
+            let failure = Failure::plain(format!("{what}: {}", outcome.sentence()));
             Err(if lines.is_empty() {
                 failure
             } else {
@@ -412,7 +421,7 @@ fn status(outcome: VmOutcome) -> Result<u8, Failure> {
             })
         }
         VmOutcome::BootDeadline { ref console, .. } => {
-            let failure = Failure::plain(format!("the command did not run: {outcome}"));
+            let failure = Failure::plain(format!("the command did not run: {}", outcome.sentence()));
             Err(failure.hint(match console.as_slice() {
                 [] => "the guest's console said nothing".to_owned(),
                 lines => format!("the guest's console said last:\n  {}", lines.join("\n  ")),

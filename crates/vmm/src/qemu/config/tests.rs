@@ -60,6 +60,10 @@ fn each_limit_has_its_error() {
         VmConfigError::ShareTarget { .. }
     ));
     assert!(matches!(
+        refused(|s| s.shares = vec![share("/proc/sys")]),
+        VmConfigError::ShareTarget { .. }
+    ));
+    assert!(matches!(
         refused(|s| s.shares = vec![share("/a"), share("/a/")]),
         VmConfigError::ShareTwice { .. }
     ));

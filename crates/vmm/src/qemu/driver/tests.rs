@@ -94,7 +94,16 @@ async fn a_guest_that_does_not_stop_talking_keeps_nobody_from_ending_it() {
     let mut gone = played("exit 3", &said, true, LONG).await;
     gone.ends.clear();
     let gone = gone.driver.run().await;
-    assert!(matches!(gone, VmOutcome::VmmExited { .. }), "{gone}");
+    let not_started = |outcome: &VmOutcome| {
+        matches!(
+            outcome,
+            VmOutcome::VmmExited {
+                command_started: false,
+                ..
+            }
+        )
+    };
+    assert!(not_started(&gone), "{gone}");
     let late = played("exec sleep 1000", &said, false, LONG).await;
     tokio::time::pause();
     tokio::time::advance(2 * LONG).await;
@@ -108,6 +117,18 @@ async fn a_guest_that_does_not_stop_talking_keeps_nobody_from_ending_it() {
             }
         ),
         "{late}"
+    );
+}
+
+/// Whoever takes it for one that did not run runs it again.
+#[tokio::test]
+async fn a_machine_that_ends_while_its_command_runs_is_told_apart() {
+    let mut gone = played("exit 3", b"ready\ncommand-started\n", true, LONG).await;
+    gone.ends.clear();
+    let gone = gone.driver.run().await;
+    assert_eq!(
+        gone.sentence(),
+        "the VMM ended before the command did (exit status: 3)"
     );
 }
 
