@@ -16,9 +16,8 @@ use std::time::Duration;
 use nydusbox_protocol::ContainerId;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
-use tokio::time::timeout;
 
+use crate::apart::apart;
 use crate::dir::Leftover;
 use crate::state::boot_id;
 
@@ -33,30 +32,17 @@ const SNAPSHOTDIR: &str = "snapshotdir";
 /// Where the guest mounts the container's overlay.
 const ROOTFS: &str = "rootfs";
 
-/// Waits until a snapshot's directory can be opened or not, which are for [`Bind::plan`] to tell apart. On a thread of its
-/// own, because a file system may never answer, and not on one of the runtime's, which would be waited for at its end.
+/// Waits until a snapshot's directory can be opened or not, which are for [`Bind::plan`] to tell apart: a file system
+/// may never answer.
 pub(crate) async fn answers(source: &Path, within: Duration) -> Result<(), BindError> {
-    let timed_out = || BindError::Io {
-        action: "open",
-        path: source.to_owned(),
-        source: io::ErrorKind::TimedOut.into(),
-    };
-    let (tell, told) = oneshot::channel::<()>();
     let path = source.to_owned();
-    let look = move || {
-        drop(steps::open_source(&path));
-        let _ = tell.send(());
-    };
-    let looking = std::thread::Builder::new()
-        .name("nydusbox-look".to_owned())
-        .spawn(look);
-    looking.map_err(|error| BindError::Io {
-        action: "open",
-        path: source.to_owned(),
-        source: error,
-    })?;
-    let _ = timeout(within, told).await.map_err(|_| timed_out())?;
-    Ok(())
+    apart(source, within, move || drop(steps::open_source(&path)))
+        .await
+        .map_err(|error| BindError::Io {
+            action: "open",
+            path: source.to_owned(),
+            source: error,
+        })
 }
 
 /// Why a snapshot's directory could not be bound.

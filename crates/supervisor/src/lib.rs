@@ -32,6 +32,7 @@
 
 mod adopt;
 mod alarm;
+mod apart;
 mod binds;
 mod client;
 mod command;
@@ -75,6 +76,8 @@ mod sweep;
 mod trace;
 
 pub use adopt::{AdoptError, Adoption, adopt_all};
+#[doc(hidden)]
+pub use apart::apart;
 pub use binds::BindError;
 pub use client::CallError;
 pub use config::{

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(unreachable_pub, dead_code, reason = "each test binary uses its part")]
 
+pub mod dead_fs;
 pub mod host_mount;
 pub mod sandboxes;
 

@@ -1,0 +1,83 @@
+//! File systems and supervisors that do not answer: nothing waits for them that need not.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use common::dead_fs::DeadFs;
+use common::sandboxes::{Sandboxes, kill, pid, text, until};
+use common::told;
+use rustix::process::Signal;
+
+/// Longer than anything takes here.
+const LONG: Duration = Duration::from_secs(30);
+
+fn begin(s: &Sandboxes, args: &[&str]) -> Child {
+    let mut command = s.command(args);
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// What came of it, in time.
+fn ended(mut child: Child, what: &str) -> (i32, String, String) {
+    until(&format!("{what} ends"), || child.try_wait().unwrap().is_some());
+    told(&child.wait_with_output().unwrap())
+}
+
+fn in_time(s: &Sandboxes, args: &[&str]) -> (i32, String, String) {
+    ended(begin(s, args), &format!("{args:?}"))
+}
+
+/// Whether a process has ended but for threads that are not let go.
+fn has_ended(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
+}
+
+#[test]
+fn a_supervisor_killed_while_a_snapshot_does_not_answer_keeps_nothing_of_its_sandbox() {
+    let s = Sandboxes::new();
+    let (bootstrap, config) = s.image();
+    let away = s.dir.mkdir("away");
+    let Some(dead) = DeadFs::on(&away) else {
+        return;
+    };
+    let is_taken = dead.take_a_request();
+    let info = s.start("s1", None);
+    let snapshot = text(&away.join("7"));
+    let mount = [
+        "mount",
+        "s1",
+        "c1",
+        "--bootstrap",
+        &bootstrap,
+        "--config",
+        &config,
+        "--snapshotdir",
+        &snapshot,
+    ];
+    let mount = begin(&s, &mount);
+    is_taken.recv_timeout(LONG).unwrap();
+    let supervisor = pid(&info, "supervisor");
+    kill(supervisor, Signal::KILL);
+    assert_ne!(ended(mount, "the mount").0, 0);
+    until("the supervisor is killed", || has_ended(supervisor));
+    let (mut code, mut err) = (0, String::new());
+    until(&format!("it is adopted: {err}"), || {
+        (code, _, err) = in_time(&s, &["adopt", "s1"]);
+        code == 0
+    });
+    let adopted = s.json(&["status", "s1"]);
+    assert_eq!(pid(&adopted, "daemon"), pid(&info, "daemon"));
+    // It is not dead for as long as it is waited for.
+    assert!(std::path::Path::new(&format!("/proc/{supervisor}")).exists());
+    assert_eq!(in_time(&s, &["stop", "s1"]).0, 0);
+    drop(dead);
+    s.assert_nothing_left();
+}
