@@ -1,5 +1,7 @@
 //! Keeps blob caches within their quotas while something that may have them grow is at work.
 //!
+//! A cache may be on a file system that does not answer: whoever keeps it does not wait for that longer than they can.
+//!
 //! What is in use is never removed. So there is something to do when an image has been unmounted, and when one that is
 //! mounted has grown; the one is told by who does it, the other is looked for now and then.
 
@@ -8,8 +10,9 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nydusbox::apart;
 use nydusbox_image::{BlobCache, Phase, Progress};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// How often it is looked what the caches take.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -17,6 +20,10 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const INTERVAL_ABOVE: Duration = Duration::from_secs(5);
 /// How long others may be at a cache before it is left for the next time.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one is waited for in all.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
+/// How long all are waited for the last time.
+const LAST_WITHIN: Duration = Duration::from_secs(5);
 
 /// Whether caches take what they may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,22 +56,23 @@ pub(crate) async fn keep(dirs: &BTreeSet<PathBuf>) -> Kept {
     let mut kept = Kept::Within;
     for dir in dirs {
         let cache = BlobCache::new(dir);
-        // Without one no thread is begun for it.
-        if matches!(cache.quota(), Ok(None)) {
-            continue;
-        }
-        let until = Until(Instant::now() + PATIENCE);
-        match tokio::task::spawn_blocking(move || cache.keep_quota(&until)).await {
+        let keep = move || cache.keep_quota(&Until(Instant::now() + PATIENCE));
+        let not_kept = |error: &(dyn std::error::Error + 'static)| {
+            tracing::warn!(dir = %dir.display(), error, "the blob cache is not kept within its quota");
+        };
+        match apart(dir, ENDS_WITHIN, keep).await {
             Ok(Ok(Some(report))) if report.after_bytes > report.quota_bytes => kept = Kept::Above,
-            Ok(Ok(_)) | Err(_) => {}
-            Ok(Err(error)) => tracing::warn!(
-                dir = %dir.display(),
-                error = &error as &dyn std::error::Error,
-                "the blob cache is not kept within its quota"
-            ),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => not_kept(&error),
+            Err(error) => not_kept(&error),
         }
     }
     kept
+}
+
+/// The same for the last time. Nothing is left that waits for it: caches that take long are left as they are.
+pub(crate) async fn keep_finally(dirs: &BTreeSet<PathBuf>) {
+    let _ = timeout(LAST_WITHIN, keep(dirs)).await;
 }
 
 /// Gives up at a time.

@@ -11,6 +11,7 @@ use common::dead_fs::DeadFs;
 use common::sandboxes::{Sandboxes, kill, pid, text, until};
 use common::told;
 use rustix::process::Signal;
+use serde_json::{Value, json};
 
 /// Longer than anything takes here.
 const LONG: Duration = Duration::from_secs(30);
@@ -38,6 +39,34 @@ fn in_time(s: &Sandboxes, args: &[&str]) -> (i32, String, String) {
 fn has_ended(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
     stat.is_ok_and(|stat| stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
+}
+
+#[test]
+fn a_cache_that_does_not_answer_keeps_no_sandbox_from_its_commands_nor_from_its_end() {
+    let s = Sandboxes::new();
+    let image = s.image();
+    let Some(dead) = DeadFs::on(&s.dir.mkdir("away")) else {
+        return;
+    };
+    let cache = s.dir.join("cache");
+    let supervisor = pid(&s.start("s1", None), "supervisor");
+    s.mount("s1", "c1", &image);
+    // The directory that the supervisor knows goes away.
+    let is_taken = dead.take_a_request();
+    std::os::unix::fs::symlink(s.dir.join("away"), s.dir.join("link")).unwrap();
+    std::fs::rename(&cache, s.dir.join("was")).unwrap();
+    std::fs::rename(s.dir.join("link"), &cache).unwrap();
+    // Something has changed.
+    assert_eq!(in_time(&s, &["umount", "s1", "c2"]).0, 0);
+    is_taken.recv_timeout(LONG).unwrap();
+
+    let (code, out, _) = in_time(&s, &["status", "s1", "--json"]);
+    let info: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &info["state"]), (0, &json!("serving")));
+    assert_eq!(in_time(&s, &["stop", "s1"]).0, 0);
+    until("the supervisor ends", || has_ended(supervisor));
+    drop(dead);
+    s.assert_nothing_left();
 }
 
 #[test]

@@ -244,7 +244,7 @@ async fn supervise(
         never = keeper.run(&api, &mut caches) => match never {},
     };
     // Once more, now that nothing is mounted any longer.
-    cache_quota::keep(&caches).await;
+    cache_quota::keep_finally(&caches).await;
     match outcome.leftovers.is_empty() {
         true => Ok(()),
         false => Err(Failure::plain("the sandbox could not be removed whole")),

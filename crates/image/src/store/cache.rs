@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -103,7 +103,7 @@ impl BlobCache {
     /// See [`StoreError`].
     pub fn quota(&self) -> Result<Option<u64>, StoreError> {
         let path = self.path.join(QUOTA);
-        match fs::read_to_string(&path) {
+        match read_regular(&path) {
             Ok(text) => text.trim().parse().map(Some).map_err(|_| {
                 let what = io::Error::new(io::ErrorKind::InvalidData, "it is not a number of bytes");
                 StoreError::io(&path, what)
@@ -264,6 +264,21 @@ impl BlobCache {
     }
 }
 
+/// What else has the name, a FIFO for one, is not waited for.
+fn read_regular(path: &Path) -> io::Result<String> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    match file.metadata()?.is_file() {
+        true => io::read_to_string(file),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is not a regular file",
+        )),
+    }
+}
+
 /// Whether a blob's lock was to be had alone.
 enum Alone {
     Locked(File),
@@ -344,5 +359,30 @@ fn list(dir: &Path) -> Result<impl Iterator<Item = DirEntry>, NoDescriptors> {
     match fs::read_dir(dir) {
         Err(error) if lacks_descriptors(&error) => Err(NoDescriptors),
         listed => Ok(listed.into_iter().flatten().flatten()),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_that_is_no_file_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = BlobCache::new(dir.path());
+        assert_eq!(cache.quota().unwrap(), None);
+        fs::write(dir.path().join(QUOTA), "4711\n").unwrap();
+        assert_eq!(cache.quota().unwrap(), Some(4711));
+        fs::remove_file(dir.path().join(QUOTA)).unwrap();
+        nix::sys::stat::mknod(
+            &dir.path().join(QUOTA),
+            nix::sys::stat::SFlag::S_IFIFO,
+            nix::sys::stat::Mode::S_IRWXU,
+            0,
+        )
+        .unwrap();
+        let error = cache.quota().unwrap_err();
+        assert!(format!("{error:?}").contains("not a regular file"), "{error:?}");
     }
 }
