@@ -70,6 +70,44 @@ fn a_cache_that_does_not_answer_keeps_no_sandbox_from_its_commands_nor_from_its_
 }
 
 #[test]
+fn a_start_whose_share_does_not_answer_ends_in_its_time_and_when_it_is_interrupted() {
+    let s = Sandboxes::new();
+    let Some(_dead) = DeadFs::on(&s.share()) else {
+        return;
+    };
+    let share = text(&s.share());
+    let (code, _, err) = in_time(&s, &["start", "s1", "--share", &share, "--timeout", "1"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(
+        err.contains(&format!("open the directory {share}: timed out")),
+        "{err}"
+    );
+    assert!(err.contains("hint: its file system does not answer"), "{err}");
+    s.assert_nothing_left();
+
+    let start = begin(&s, &["start", "s1", "--share", &share, "--timeout", "600"]);
+    until("the share is looked at", || {
+        s.processes()
+            .iter()
+            .any(|pid| threads(*pid).contains("nydusbox-look"))
+    });
+    kill(start.id(), Signal::INT);
+    let (code, _, err) = ended(start, "the start");
+    assert_eq!((code, err.contains("hint:")), (130, false), "{err}");
+    s.assert_nothing_left();
+}
+
+fn threads(pid: u32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    tasks
+        .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
+        .collect()
+}
+
+#[test]
 fn a_supervisor_killed_while_a_snapshot_does_not_answer_keeps_nothing_of_its_sandbox() {
     let s = Sandboxes::new();
     let (bootstrap, config) = s.image();

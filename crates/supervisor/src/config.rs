@@ -209,7 +209,8 @@ impl SandboxConfig {
         }
     }
 
-    /// Shares a host directory with the guest at `/containers`.
+    /// Shares a host directory with the guest at `/containers`. It is opened here and now, which takes as long as its file
+    /// system takes to answer: the start's deadline begins later.
     ///
     /// # Errors
     /// [`ConfigError::Share`] when it cannot be opened for reading as a directory; [`ConfigError::ShareNotUtf8`] when its

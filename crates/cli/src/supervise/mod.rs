@@ -25,13 +25,13 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use nydusbox::{
     AdoptError, Adoption, BoundedLog, CONTROL_SOCKET, DirError, Health, Netns, OnExit, OnSupervisorDeath,
     Program, SUPERVISOR_LOG, SUPERVISOR_LOG_OLD, Sandbox, SandboxConfig, StartCause, StartError, Status,
-    StatusPhase,
+    StatusPhase, apart,
 };
 use nydusbox_protocol::{SandboxId, SocketPath};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -341,45 +341,71 @@ impl Served {
     }
 
     async fn start(order: &Order, log: &SupervisorLog) -> Result<Self, ControlError> {
-        let refused = |failure| ControlError::of(Code::StartFailed, failure);
-        let program = match &order.daemon {
-            DaemonChoice::Builtin => {
-                let exe =
-                    std::env::current_exe().map_err(|e| refused(Failure::new("find this executable", &e)))?;
-                Program::embedded(exe)
-            }
-            DaemonChoice::Stock(path) => Program::stock(path),
-        };
-        let program = program
-            .map_err(|e| refused(Failure::of(&e)))?
-            .with_args(&order.extra_args);
-        let exe = program.exe().to_owned();
-        let trust = Trust::in_sandbox(&order.state_dir.join(order.id.as_str()));
-        let program = daemon_env::trusting(daemon_env::beside_proxies(program), trust.file());
-        let config = SandboxConfig::new(order.id.clone(), &order.state_dir, program)
-            .and_then(|config| config.with_share(&order.share))
-            .and_then(|config| config.with_share_config(order.share_config.clone()))
-            .map_err(|e| refused(Failure::of(&e)))?
-            .with_log_level(order.log_level)
-            .with_on_exit(order.on_exit)
-            .with_netns(match &order.netns {
-                NetnsChoice::Host => Netns::Host,
-                NetnsChoice::Current => Netns::Current,
-                NetnsChoice::Path(path) => Netns::Path(path.clone()),
-            })
-            .with_limits(order.limits.limits())
-            // To be adopted.
-            .with_on_supervisor_death(OnSupervisorDeath::Spare)
-            .with_start_deadline(order.start_deadline)
-            .with_health_interval(order.health_interval)
-            .with_stop_grace(order.stop_grace);
+        let begun = Instant::now();
+        let looking = order.clone();
+        let (config, exe) = apart(&order.share, order.start_deadline, move || configured(&looking))
+            .await
+            .unwrap_or_else(|error| Err(not_looked_at(order, &error)))?;
+        // In whole seconds, because it is told.
+        let taken = Duration::from_secs(begun.elapsed().as_secs());
+        let config = config.with_start_deadline(order.start_deadline.saturating_sub(taken));
         let dir = config.dir().to_owned();
-        // Checked before anything runs: its name is longer than the other sockets'.
-        SocketPath::new(dir.join(CONTROL_SOCKET)).map_err(|e| refused(Failure::of(&e)))?;
         let sandbox = Sandbox::start(config).await.map_err(|e| start_error(&e))?;
         let reins = Reins::make(&dir).map_err(|e| refused(Failure::of(&e)))?;
         Self::ruled(sandbox, exe, reins, log)
     }
+}
+
+/// What is to be started, with the daemon's program. It looks at that and at the directory to share, and may wait for
+/// their file systems.
+fn configured(order: &Order) -> Result<(SandboxConfig, PathBuf), ControlError> {
+    let program = match &order.daemon {
+        DaemonChoice::Builtin => {
+            let exe =
+                std::env::current_exe().map_err(|e| refused(Failure::new("find this executable", &e)))?;
+            Program::embedded(exe)
+        }
+        DaemonChoice::Stock(path) => Program::stock(path),
+    };
+    let program = program
+        .map_err(|e| refused(Failure::of(&e)))?
+        .with_args(&order.extra_args);
+    let exe = program.exe().to_owned();
+    let trust = Trust::in_sandbox(&order.state_dir.join(order.id.as_str()));
+    let program = daemon_env::trusting(daemon_env::beside_proxies(program), trust.file());
+    let config = SandboxConfig::new(order.id.clone(), &order.state_dir, program)
+        .and_then(|config| config.with_share(&order.share))
+        .and_then(|config| config.with_share_config(order.share_config.clone()))
+        .map_err(|e| refused(Failure::of(&e)))?
+        .with_log_level(order.log_level)
+        .with_on_exit(order.on_exit)
+        .with_netns(match &order.netns {
+            NetnsChoice::Host => Netns::Host,
+            NetnsChoice::Current => Netns::Current,
+            NetnsChoice::Path(path) => Netns::Path(path.clone()),
+        })
+        .with_limits(order.limits.limits())
+        // To be adopted.
+        .with_on_supervisor_death(OnSupervisorDeath::Spare)
+        .with_health_interval(order.health_interval)
+        .with_stop_grace(order.stop_grace);
+    // Checked before anything runs: its name is longer than the other sockets'.
+    SocketPath::new(config.dir().join(CONTROL_SOCKET)).map_err(|e| refused(Failure::of(&e)))?;
+    Ok((config, exe))
+}
+
+fn refused(failure: Failure) -> ControlError {
+    ControlError::of(Code::StartFailed, failure)
+}
+
+fn not_looked_at(order: &Order, error: &io::Error) -> ControlError {
+    let failure = Failure::new(&format!("open the directory {}", order.share.display()), error);
+    refused(match error.kind() {
+        io::ErrorKind::TimedOut => {
+            failure.hint("its file system does not answer, or that of the daemon's program does not")
+        }
+        _ => failure,
+    })
 }
 
 /// By what a sandbox is ruled: the control socket, the log, and the certificates its daemon trusts.

@@ -4,15 +4,23 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
 
 use super::handover::{ARRIVED, Reply, Task};
 use crate::control::wire::SandboxInfo;
 use crate::error::{Failure, INTERRUPTED};
+
+/// How long a supervisor may take to undo what it has begun, unless it is asked for the second time.
+const UNDOES_WITHIN: Duration = Duration::from_secs(10);
+/// How long the end of a supervisor may take that has closed its socket.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a supervisor has become.
 #[derive(Debug)]
@@ -45,21 +53,34 @@ pub(crate) async fn begin(task: &Task) -> Result<Begun, Failure> {
     };
     if interrupted {
         let _ = writing.shutdown().await;
-        // What there still is to be read is the reply of a supervisor that has done its work already.
-        let _ = reading.read_line(&mut answer).await;
-        hung_up(reading).await;
-        let id = task.id();
-        return match (task, serde_json::from_str(&answer)) {
-            (Task::Adopt { .. }, Ok(Reply::Serving(info))) => Ok(Begun::Serving(info)),
-            (Task::Adopt { .. }, _) => {
-                let said = format!("adopting sandbox {id} was interrupted; it is as it was");
-                Err(Failure::plain(said).code(INTERRUPTED))
-            }
-            (Task::Start(_), _) => {
-                let said = format!("the start of sandbox {id} was interrupted");
-                Err(Failure::plain(said).code(INTERRUPTED))
-            }
+        let undone = async {
+            // What there still is to be read is the reply of a supervisor that has done its work already.
+            let _ = reading.read_line(&mut answer).await;
+            hung_up(reading).await;
         };
+        let is_undone = tokio::select! {
+            () = undone => true,
+            _ = interrupt.recv() => false,
+            _ = terminate.recv() => false,
+            () = sleep(UNDOES_WITHIN) => false,
+        };
+        let id = task.id();
+        let (task, what) = match (task, serde_json::from_str(&answer)) {
+            (Task::Adopt { .. }, Ok(Reply::Serving(info))) => return Ok(Begun::Serving(info)),
+            (Task::Adopt { .. }, _) => (
+                format!("adopting sandbox {id} was interrupted"),
+                "; it is as it was",
+            ),
+            (Task::Start(_), _) => (format!("the start of sandbox {id} was interrupted"), ""),
+        };
+        return Err(match is_undone {
+            true => Failure::plain(task + what),
+            false => Failure::plain(task).hint(format!(
+                "its supervisor (process {}) does not end yet; it undoes what it has begun",
+                child.id()
+            )),
+        }
+        .code(INTERRUPTED));
     }
     match serde_json::from_str(&answer) {
         Ok(Reply::Serving(info)) => {
@@ -112,9 +133,9 @@ async fn hung_up(mut reading: BufReader<OwnedReadHalf>) {
 
 /// Waits for the end of a supervisor that has closed its socket, and says how it ended unless that was in order.
 async fn ended(mut child: Child) -> Option<String> {
-    let status = tokio::task::spawn_blocking(move || child.wait())
-        .await
-        .ok()?
-        .ok()?;
+    let (tell, told) = oneshot::channel();
+    // A runtime waits for its own threads at its end, and a process that a file system does not let go may never end.
+    std::thread::spawn(move || drop(tell.send(child.wait())));
+    let status = timeout(ENDS_WITHIN, told).await.ok()?.ok()?.ok()?;
     Some(format!(" ({status})"))
 }
