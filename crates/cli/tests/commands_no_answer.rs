@@ -148,3 +148,59 @@ fn a_supervisor_killed_while_a_snapshot_does_not_answer_keeps_nothing_of_its_san
     drop(dead);
     s.assert_nothing_left();
 }
+
+#[test]
+fn a_supervisor_that_does_not_answer_is_named_and_keeps_no_command_waiting() {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    let s = Sandboxes::new();
+    let supervisor = pid(&s.start("s1", None), "supervisor");
+    let mut stream = UnixStream::connect(s.state_dir().join("s1/control.sock")).unwrap();
+    stream
+        .write_all(b"GET /v1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(r#"{"id":"s1"}"#),
+        "{answer}"
+    );
+    s.start("s2", None);
+    kill(supervisor, Signal::STOP);
+    let commands: [&[&str]; 4] = [
+        &["status", "s1", "--json"],
+        &["status", "--json"],
+        &["umount", "s1", "c1"],
+        &["stop", "--all", "--json"],
+    ];
+    let [one, all, umount, stop] = commands.map(|args| begin(&s, args));
+    let names_it = format!("the supervisor of sandbox s1 (process {supervisor}) does not answer");
+    let (code, out, err) = ended(one, "the status");
+    let info: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (code, &info["state"], &info["supervisor"]["pid"]),
+        (1, &json!("unknown"), &json!(supervisor)),
+        "{err}"
+    );
+    assert!(err.contains(&names_it), "{err}");
+    let (code, out, _) = ended(all, "the status of all");
+    assert_eq!(
+        (
+            code,
+            serde_json::from_str::<Value>(&out).unwrap()[0]["state"].clone()
+        ),
+        (0, json!("unknown"))
+    );
+    let (code, _, err) = ended(umount, "the unmount");
+    assert!(code == 1 && err.contains(&names_it), "{err}");
+    let (code, out, err) = ended(stop, "the stop");
+    let stopped: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (code, stopped.as_array().unwrap().len(), &stopped[0]["id"]),
+        (1, 1, &json!("s2"))
+    );
+    assert!(err.contains(&names_it), "{err}");
+    kill(supervisor, Signal::CONT);
+    s.ok(&["stop", "s1"]);
+    s.assert_nothing_left();
+}

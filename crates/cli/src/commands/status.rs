@@ -1,22 +1,19 @@
 //! `nydusbox status`: how a sandbox is, once or whenever that changes.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use clap::Args;
 use nydusbox::{Health, recorded_mounts};
 use nydusbox_protocol::{FsType, SandboxId};
+use tokio::time::timeout;
 
 use super::block_on;
 use super::output::{self, OutputArgs, Reader};
 use crate::args::StateDirArg;
 use crate::control::wire::{self, DaemonInfo, MountInfo, SandboxInfo, State, SupervisorInfo, VmmInfo};
-use crate::control::{Client, Presence};
+use crate::control::{ANSWERS_WITHIN, Client, Presence, no_answer, owner_of};
 use crate::error::Failure;
 use crate::state_dir::StateDir;
-
-/// How long a supervisor may take to answer when all are asked.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// With --json one object for the sandbox, or an array of them without ID.
 #[derive(Debug, Args)]
@@ -51,10 +48,14 @@ pub(crate) fn run(args: &StatusArgs, state_dir: &StateDir) -> Result<(), Failure
 async fn one(args: &StatusArgs, state_dir: &StateDir, id: &SandboxId) -> Result<(), Failure> {
     match Presence::of(state_dir, id).await {
         Presence::Live(stream) => {
-            let info: SandboxInfo = Client::on(stream, state_dir, id)
-                .await?
-                .get(wire::SANDBOX)
-                .await?;
+            let owner = owner_of(&stream);
+            let asked = async { Client::on(stream, state_dir, id).await?.get(wire::SANDBOX).await };
+            let Ok(answer) = timeout(ANSWERS_WITHIN, asked).await else {
+                let info = bare(id, State::Unknown, owner);
+                args.output.print(&info, || text(&info))?;
+                return Err(no_answer(id, owner));
+            };
+            let info: SandboxInfo = answer?;
             args.output.print(&info, || text(&info))
         }
         other => {
@@ -92,12 +93,13 @@ pub(super) async fn all(state_dir: &StateDir) -> Result<Vec<SandboxInfo>, Failur
     for id in state_dir.list()? {
         let found = match Presence::of(state_dir, &id).await {
             Presence::Live(stream) => {
+                let owner = owner_of(&stream);
                 let asked = async { Client::on(stream, state_dir, &id).await?.get(wire::SANDBOX).await };
-                match tokio::time::timeout(ANSWERS_WITHIN, asked).await {
+                match timeout(ANSWERS_WITHIN, asked).await {
                     Ok(Ok(info)) => Some(info),
                     // It ended, or was killed, since the directory was read.
                     Ok(Err(_)) => without_supervisor(state_dir, &id, &Presence::of(state_dir, &id).await),
-                    Err(_) => Some(bare(&id, State::Unknown, None)),
+                    Err(_) => Some(bare(&id, State::Unknown, owner)),
                 }
             }
             other => without_supervisor(state_dir, &id, &other),

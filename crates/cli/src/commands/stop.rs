@@ -56,7 +56,9 @@ async fn all(output: OutputArgs, state_dir: &StateDir) -> Result<(), Failure> {
             match Presence::of(&state_dir, &id).await {
                 // Another command was quicker.
                 Presence::Absent => Ok(None),
-                Presence::Live(stream) => stop(Client::on(stream, &state_dir, &id).await?).await.map(Some),
+                Presence::Live(stream) => stop(Client::greeted(stream, &state_dir, &id).await?)
+                    .await
+                    .map(Some),
                 other => Err(other.failure(&state_dir, &id)),
             }
         });

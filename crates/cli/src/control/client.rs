@@ -1,6 +1,7 @@
 //! The commands' end of `control.sock`: one request, and its answer whole or line by line.
 
 use std::path::Path;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -12,11 +13,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
-use super::presence::Presence;
-use super::wire::ControlError;
+use super::presence::{Presence, no_answer, owner_of};
+use super::wire::{self, ControlError};
 use crate::error::Failure;
 use crate::state_dir::StateDir;
+
+/// How long a supervisor may take to answer anything at all.
+pub(crate) const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// A connection to one supervisor.
 #[derive(Debug)]
@@ -32,8 +37,28 @@ impl Client {
     /// Connects to a sandbox's supervisor; says what is the matter if there is none.
     pub(crate) async fn of(state_dir: &StateDir, id: &SandboxId) -> Result<Self, Failure> {
         match Presence::of(state_dir, id).await {
-            Presence::Live(stream) => Self::on(stream, state_dir, id).await,
+            Presence::Live(stream) => Self::greeted(stream, state_dir, id).await,
             other => Err(other.failure(state_dir, id)),
+        }
+    }
+
+    /// Speaks HTTP on a connection that is there, once whoever owns the sandbox has shown that it answers: what is asked
+    /// then may take as long as a mount, and a supervisor that is stopped, or waits for a dead file system, for ever.
+    pub(crate) async fn greeted(
+        stream: UnixStream,
+        state_dir: &StateDir,
+        id: &SandboxId,
+    ) -> Result<Self, Failure> {
+        let owner = owner_of(&stream);
+        let mut client = Self::on(stream, state_dir, id).await?;
+        let greeting = async {
+            let response = client.exchange(Method::GET, wire::GREETING, Bytes::new()).await?;
+            // Whatever it is.
+            client.whole(response.into_body()).await
+        };
+        match timeout(ANSWERS_WITHIN, greeting).await {
+            Ok(answer) => answer.map(|_| client),
+            Err(_) => Err(no_answer(id, owner)),
         }
     }
 
@@ -127,7 +152,11 @@ impl Client {
             .header("host", "localhost")
             .body(Full::new(body))
             .map_err(|e| Failure::new("write the request", &e))?;
-        match self.sender.send_request(request).await {
+        let answer = match self.sender.ready().await {
+            Ok(()) => self.sender.send_request(request).await,
+            Err(error) => Err(error),
+        };
+        match answer {
             Ok(response) => Ok(response),
             Err(error) => Err(self.broken(&error).await),
         }

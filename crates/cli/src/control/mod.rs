@@ -10,6 +10,6 @@ mod server;
 pub(crate) mod wire;
 
 pub(crate) use body::{Answer, Lines};
-pub(crate) use client::{Client, ask_daemon, ask_daemon_for_text};
-pub(crate) use presence::Presence;
+pub(crate) use client::{ANSWERS_WITHIN, Client, ask_daemon, ask_daemon_for_text};
+pub(crate) use presence::{Presence, no_answer, owner_of};
 pub(crate) use server::{Handler, serve};

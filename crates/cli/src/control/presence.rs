@@ -79,9 +79,21 @@ impl Presence {
             .hint("it is starting or stopping, or belongs to another program"),
             Self::Closed(e) => Failure::new(&format!("reach the supervisor of sandbox {id}"), e)
                 .hint("only the user who started it can use it"),
-            Self::Live(_) => Failure::plain(format!("the supervisor of sandbox {id} does not answer")),
+            Self::Live(stream) => no_answer(id, owner_of(stream)),
         }
     }
+}
+
+/// Who listens at the other end.
+pub(crate) fn owner_of(stream: &UnixStream) -> Option<u32> {
+    stream.peer_cred().ok()?.pid()?.try_into().ok()
+}
+
+/// What there is to say of a supervisor that takes connections and no more.
+pub(crate) fn no_answer(id: &SandboxId, owner: Option<u32>) -> Failure {
+    let who = was(owner);
+    Failure::plain(format!("the supervisor of sandbox {id}{who} does not answer"))
+        .hint("it is stopped, or waits for a file system; until it ends or goes on nobody else can take the sandbox over")
 }
 
 fn by(owner: Option<u32>) -> String {

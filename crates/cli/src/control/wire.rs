@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{FAILED, Failure, NO_SANDBOX, TAKEN};
 
+/// Answered at once, whatever is under way: GET.
+pub(crate) const GREETING: &str = "/v1";
 /// The sandbox as a whole: GET.
 pub(crate) const SANDBOX: &str = "/v1/sandbox";
 /// Its mounts: POST, PUT, DELETE.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use hyper::Method;
 use hyper::body::Bytes;
 use nydusbox::{EventItem, Events, MountRequest, Status, StopOutcome, UnmountOutcome};
-use nydusbox_protocol::{ContainerId, Endpoint, MountPoint};
+use nydusbox_protocol::{ContainerId, Endpoint, MountPoint, SandboxId};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -22,6 +23,12 @@ use crate::error::Failure;
 
 /// How long the daemon may take to say how it is. It takes less than a millisecond.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+
+/// That somebody is there.
+#[derive(Debug, Serialize)]
+struct Greeting<'a> {
+    id: &'a SandboxId,
+}
 
 /// What is known of the sandbox, and how to have it changed.
 #[derive(Debug)]
@@ -164,6 +171,7 @@ impl Handler for Requests {
             }
         };
         match (method, path) {
+            (&Method::GET, wire::GREETING) => Answer::json(&Greeting { id: &self.subject.id }),
             (&Method::GET, wire::SANDBOX) if query == "watch" => Answer::Lines(self.watch()),
             (&Method::GET, wire::SANDBOX) => Answer::json(&self.info().await),
             (&Method::GET, wire::EVENTS) if query == "follow" => {
