@@ -204,3 +204,39 @@ fn a_supervisor_that_does_not_answer_is_named_and_keeps_no_command_waiting() {
     s.ok(&["stop", "s1"]);
     s.assert_nothing_left();
 }
+
+/// At whatever instant the stop comes.
+#[test]
+fn a_start_that_loses_to_a_stop_says_so() {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    let s = Sandboxes::new();
+    let args = s.start_args("s1", None);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    for _ in 0..20 {
+        let start = begin(&s, &args);
+        let control = s.state_dir().join("s1/control.sock");
+        let mut stream = None;
+        until("the sandbox takes commands", || {
+            stream = UnixStream::connect(&control).ok();
+            stream.is_some()
+        });
+        let mut stream = stream.unwrap();
+        stream
+            .write_all(b"POST /v1/stop HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let (code, _, err) = ended(start, "the start");
+        match code {
+            0 => {}
+            5 => assert!(
+                err.contains("sandbox s1 was stopped as soon as it served"),
+                "{err}"
+            ),
+            _ => panic!("{code}: {err}"),
+        }
+        s.assert_nothing_left();
+    }
+}

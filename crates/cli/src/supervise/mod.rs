@@ -156,7 +156,7 @@ impl Starter {
     }
 
     /// Tells a starter that waits for it that nothing more is done for it.
-    async fn hang_up(mut self) {
+    async fn hang_up(&mut self) {
         let _ = self.0.get_mut().shutdown().await;
     }
 
@@ -221,12 +221,15 @@ async fn supervise(
         keeper.changed();
     }
     let requests = Arc::new(Requests::new(subject, status, events, desk, Arc::clone(&keeper)));
+    let mut has_told = false;
     let asked = {
         let requests = Arc::clone(&requests);
+        let (starter, has_told) = (&mut starter, &mut has_told);
         async move {
             starter
                 .reply(&Reply::Serving(Box::new(requests.info().await)))
                 .await;
+            *has_told = true;
             // A daemon that was there before outlives a command that is interrupted.
             if starter.arrived().await || adopted {
                 starter.hang_up().await;
@@ -243,6 +246,15 @@ async fn supervise(
         outcome = control::serve(listener, requests, owner.run(asked)) => outcome,
         never = keeper.run(&api, &mut caches) => match never {},
     };
+    if !has_told {
+        // Another command was quicker than the answer.
+        let said = format!("sandbox {} was stopped as soon as it served", task.id());
+        starter
+            .reply(&Reply::Failed(ControlError::new(Code::Stopping, said)))
+            .await;
+    }
+    // Whoever waits for the end does not wait for more.
+    starter.hang_up().await;
     // Once more, now that nothing is mounted any longer.
     cache_quota::keep_finally(&caches).await;
     match outcome.leftovers.is_empty() {
