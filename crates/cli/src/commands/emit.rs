@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use nydusbox_protocol::{ContainerId, SandboxId};
+use nydusbox_protocol::{ContainerId, MountPoint, SandboxId};
 use nydusbox_rootfs::{
     AgentStorage, OverlayPlan, QueueSize, ShareDevice, ShareSocket, ShareTag, check, qemu,
 };
@@ -146,8 +146,12 @@ fn judge(args: &EmitArgs, file: &Path) -> Result<(), Failure> {
 
 /// The overlay of a container that is mounted.
 fn overlay(info: &SandboxInfo, container: &ContainerId) -> Result<OverlayPlan, Failure> {
-    let layers = info.mounts.iter().filter(|m| m.at.is_layer_of(container)).count();
-    let layers = NonZeroUsize::new(layers).ok_or_else(|| {
+    let mounted: Vec<_> = info
+        .mounts
+        .iter()
+        .filter(|m| m.at.is_layer_of(container))
+        .collect();
+    let layers = NonZeroUsize::new(mounted.len()).ok_or_else(|| {
         Failure::plain(format!(
             "sandbox {} has no image for container {container}",
             info.id
@@ -157,11 +161,23 @@ fn overlay(info: &SandboxInfo, container: &ContainerId) -> Result<OverlayPlan, F
             info.id
         ))
     })?;
-    if !info
-        .mounts
-        .iter()
-        .any(|m| m.at.is_layer_of(container) && m.snapshotdir.is_some())
-    {
+    // A recovery, or an unmount that was interrupted, may have lost any of them.
+    let lost = (0..layers.get())
+        .map(|layer| MountPoint::rafs_layer(container, layer))
+        .find(|at| !mounted.iter().any(|mount| mount.at == *at));
+    if let Some(lost) = lost {
+        return Err(
+            Failure::plain(format!("container {container} lacks the layer at {lost}"))
+                .hint("unmount it and mount it again"),
+        );
+    }
+    if let Some(doubtful) = mounted.iter().find(|mount| !mount.confirmed) {
+        say(format_args!(
+            "warning: it is not confirmed that {} is mounted",
+            doubtful.at
+        ));
+    }
+    if !mounted.iter().any(|mount| mount.snapshotdir.is_some()) {
         say(format_args!(
             "warning: {container} was mounted without --snapshotdir: the agent finds no directory for its writes \
              unless you have put one into the share"
@@ -192,8 +208,43 @@ fn quoted(argument: &str) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    /// The middle one of three, and the lowest of what is left of three.
+    #[test]
+    fn a_layer_that_is_not_mounted_is_named() {
+        let container = ContainerId::new("c1").unwrap();
+        let of = |places: &[&str]| {
+            let mounts: Vec<_> = places
+                .iter()
+                .map(|at| json!({"at": at, "fs_type": "rafs", "source": "/b", "snapshotdir": "/s", "confirmed": true}))
+                .collect();
+            let info = json!({"id": "s1", "state": "serving", "supervisor": {"pid": 1}, "mounts": mounts,
+                "daemon": {"pid": 2, "program": "/p", "version": "1"}, "vmm": {"attached": false},
+                "health": null, "sockets": null, "exit": null});
+            let info: SandboxInfo = serde_json::from_value(info).unwrap();
+            overlay(&info, &container).map_err(|failure| failure.into_parts().0)
+        };
+        let (top, second, third) = ("/rafs/c1/lowerdir", "/rafs/c1/lowerdir1", "/rafs/c1/lowerdir2");
+        for (places, lost) in [
+            (vec![top, third], second),
+            (vec![third], top),
+            (vec![second, third], top),
+        ] {
+            assert!(of(&places).unwrap_err().ends_with(lost), "{places:?}");
+        }
+        assert_eq!(
+            of(&[third, second, top, "/rafs/c2/lowerdir"])
+                .unwrap()
+                .lowers()
+                .len(),
+            3
+        );
+    }
 
     #[test]
     fn arguments_are_quoted_where_a_shell_would_change_them() {
