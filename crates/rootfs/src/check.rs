@@ -2,12 +2,12 @@
 //!
 //! What this crate writes is right by construction. Runtimes and people write their own, and then a VM starts and the
 //! guest hangs in its first mount: the daemon can't map memory that isn't shared, its rings end at
-//! [`MAX_QUEUE_SIZE`](crate::MAX_QUEUE_SIZE), it has one request queue under nydusd, and maps nothing for DAX. These
-//! functions read such a configuration and say all that is wrong with it.
+//! [`MAX_QUEUE_SIZE`](crate::MAX_QUEUE_SIZE), it has as many request queues as it was started with (a nydusd one), and
+//! maps nothing for DAX. These functions read such a configuration and say all that is wrong with it.
 
 use std::collections::HashMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{QueueSize, QueueSizeError};
 
@@ -18,6 +18,9 @@ pub enum Unfit {
     /// No virtio-fs device on a vhost-user socket.
     #[error("there is no vhost-user-fs device")]
     NoShare,
+    /// Nothing mounts the share in the guest.
+    #[error("there is no storage of type virtiofs")]
+    NoStorage,
     /// The daemon could not map the guest's memory.
     #[error("the guest's memory is not shared: {found}")]
     MemoryNotShared {
@@ -38,13 +41,15 @@ pub enum Unfit {
         /// The device, by its tag or place.
         device: String,
     },
-    /// nydusd serves one request queue.
-    #[error("device {device} has {queues} request queues, nydusd serves one")]
+    /// None, or more than the daemon serves; a nydusd serves one.
+    #[error("device {device} has {queues} request queues, and the daemon serves {served}")]
     Queues {
         /// The device, by its tag or place.
         device: String,
         /// How many.
         queues: u64,
+        /// How many there can be.
+        served: u64,
     },
     /// A DAX window, or a mount that asks for one.
     #[error("{place} asks for DAX ({word}), and the daemon maps nothing into the guest")]
@@ -56,9 +61,9 @@ pub enum Unfit {
     },
 }
 
-/// Checks QEMU's command line, without the program's name.
+/// Checks QEMU's command line, without the program's name, for a daemon that serves so many request queues.
 #[must_use]
-pub fn qemu<S: AsRef<str>>(arguments: &[S]) -> Vec<Unfit> {
+pub fn qemu<S: AsRef<str>>(arguments: &[S], served: u64) -> Vec<Unfit> {
     let mut unfit = Vec::new();
     let mut devices = 0;
     let mut backends: HashMap<String, String> = HashMap::new();
@@ -73,13 +78,8 @@ pub fn qemu<S: AsRef<str>>(arguments: &[S]) -> Vec<Unfit> {
                 if let Some(size) = option.get("queue-size") {
                     unfit.extend(queue_size(&device, size.parse().ok()));
                 }
-                if let Some(size) = option.get("num-request-queues").and_then(|n| n.parse().ok())
-                    && size != 1
-                {
-                    unfit.push(Unfit::Queues {
-                        device: device.clone(),
-                        queues: size,
-                    });
+                if let Some(queues) = option.get("num-request-queues").and_then(|n| n.parse().ok()) {
+                    unfit.extend(request_queues(&device, queues, served));
                 }
                 if option
                     .get("cache-size")
@@ -133,7 +133,7 @@ fn is_shared(object: &QemuOption) -> bool {
     }
 }
 
-/// `head,key=value,…`, a comma in a value being written twice.
+/// `head,key=value,…`, a comma in a value being written twice, or an object of JSON, as libvirt writes it.
 struct QemuOption {
     head: String,
     pairs: Vec<(String, String)>,
@@ -141,6 +141,9 @@ struct QemuOption {
 
 impl QemuOption {
     fn of(text: &str) -> Self {
+        if text.starts_with('{') {
+            return Self::of_json(text);
+        }
         let mut parts = vec![String::new()];
         let mut chars = text.chars().peekable();
         while let Some(c) = chars.next() {
@@ -159,6 +162,24 @@ impl QemuOption {
         Self { head, pairs }
     }
 
+    fn of_json(text: &str) -> Self {
+        let word = |value: Value| match value {
+            Value::String(word) => word,
+            other => other.to_string(),
+        };
+        // QEMU itself does not start with what is none.
+        let object: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
+        let pairs: Vec<_> = object
+            .into_iter()
+            .map(|(key, value)| (key, word(value)))
+            .collect();
+        let head = pairs
+            .iter()
+            .find(|(key, _)| ["driver", "qom-type", "type"].contains(&key.as_str()));
+        let head = head.map_or_else(String::new, |(_, name)| name.clone());
+        Self { head, pairs }
+    }
+
     fn get(&self, key: &str) -> Option<&str> {
         self.pairs
             .iter()
@@ -168,9 +189,10 @@ impl QemuOption {
     }
 }
 
-/// Checks Cloud Hypervisor's `VmConfig`, as `vm.create` takes and `vm.info` shows it.
+/// Checks Cloud Hypervisor's `VmConfig`, as `vm.create` takes and `vm.info` shows it, for a daemon that serves so many
+/// request queues.
 #[must_use]
-pub fn cloud_hypervisor(config: &Value) -> Vec<Unfit> {
+pub fn cloud_hypervisor(config: &Value, served: u64) -> Vec<Unfit> {
     let mut unfit = Vec::new();
     let memory = &config["memory"];
     let zones = memory["zones"].as_array().filter(|zones| !zones.is_empty());
@@ -200,11 +222,8 @@ pub fn cloud_hypervisor(config: &Value) -> Vec<Unfit> {
         if let Some(size) = fs.get("queue_size") {
             unfit.extend(queue_size(&device, size.as_u64().and_then(|n| n.try_into().ok())));
         }
-        if let Some(queues) = fs["num_queues"].as_u64().filter(|&queues| queues != 1) {
-            unfit.push(Unfit::Queues {
-                device: device.clone(),
-                queues,
-            });
+        if let Some(queues) = fs["num_queues"].as_u64() {
+            unfit.extend(request_queues(&device, queues, served));
         }
         // Gone since version 22; an older one has them.
         for key in ["dax", "cache_size"] {
@@ -222,24 +241,36 @@ pub fn cloud_hypervisor(config: &Value) -> Vec<Unfit> {
     unfit
 }
 
-/// Checks the agent's `Storage` list for a mount that asks for DAX.
+/// Checks the agent's `Storage` list, or the request that has it as `storages`: the share is mounted, without DAX.
 #[must_use]
 pub fn agent_storages(storages: &Value) -> Vec<Unfit> {
-    let list = storages.as_array().map_or([].as_slice(), Vec::as_slice);
+    let list = storages.as_array().or_else(|| storages["storages"].as_array());
     let options = |storage: &Value| storage["options"].as_array().cloned().unwrap_or_default();
-    list.iter()
-        .filter(|storage| storage["fstype"] == "virtiofs")
-        .flat_map(|storage| {
-            let place = format!("storage {}", storage["source"].as_str().unwrap_or_default());
-            options(storage).into_iter().filter_map(move |option| {
-                let word = option.as_str()?;
-                (word.starts_with("dax") && word != "dax=never").then(|| Unfit::Dax {
-                    place: place.clone(),
-                    word: word.to_owned(),
-                })
+    let is_share = |storage: &&Value| storage["fstype"] == "virtiofs";
+    let shares: Vec<&Value> = list.into_iter().flatten().filter(is_share).collect();
+    if shares.is_empty() {
+        return vec![Unfit::NoStorage];
+    }
+    let asking = shares.into_iter().flat_map(|storage| {
+        let place = format!("storage {}", storage["source"].as_str().unwrap_or_default());
+        options(storage).into_iter().filter_map(move |option| {
+            let word = option.as_str()?;
+            (word.starts_with("dax") && word != "dax=never").then(|| Unfit::Dax {
+                place: place.clone(),
+                word: word.to_owned(),
             })
         })
-        .collect()
+    });
+    asking.collect()
+}
+
+/// QEMU and Cloud Hypervisor refuse a daemon that has fewer.
+fn request_queues(device: &str, queues: u64, served: u64) -> Option<Unfit> {
+    (!(1..=served).contains(&queues)).then(|| Unfit::Queues {
+        device: device.to_owned(),
+        queues,
+        served,
+    })
 }
 
 fn queue_size(device: &str, size: Option<u16>) -> Option<Unfit> {
@@ -273,9 +304,9 @@ mod tests {
         arguments.extend(memory_arguments(1 << 30));
         arguments.extend(share_arguments(&share()));
         let arguments: Vec<String> = arguments.into_iter().map(|a| a.into_string().unwrap()).collect();
-        assert_eq!(qemu(&arguments), []);
+        assert_eq!(qemu(&arguments, 1), []);
         let config = serde_json::to_value(share().cloud_hypervisor_config(1 << 30).unwrap()).unwrap();
-        assert_eq!(cloud_hypervisor(&config), []);
+        assert_eq!(cloud_hypervisor(&config, 1), []);
         let rootfs = AgentStorage::rootfs(&OverlayPlan::for_container(&ContainerId::new("c1").unwrap()));
         assert_eq!(
             agent_storages(&json!([AgentStorage::share(&ShareTag::default()), rootfs])),
@@ -292,7 +323,7 @@ mod tests {
         let check = |from: &str, to: &str| {
             let line = line.replace(from, to);
             assert!(from.is_empty() || line.contains(to));
-            said(&qemu(&line.split_whitespace().collect::<Vec<_>>()))
+            said(&qemu(&line.split_whitespace().collect::<Vec<_>>(), 1))
         };
         assert!(check("", "").is_empty());
         let private =
@@ -327,7 +358,7 @@ mod tests {
             let mut config = good();
             let (parent, key) = pointer.rsplit_once('/').unwrap();
             config.pointer_mut(parent).unwrap()[key] = value;
-            said(&cloud_hypervisor(&config))
+            said(&cloud_hypervisor(&config, 1))
         };
         assert_eq!(
             with("/memory/shared", json!(false)),
@@ -344,11 +375,83 @@ mod tests {
         );
         assert_eq!(
             with("/fs/0/num_queues", json!(2)),
-            ["device kataShared has 2 request queues, nydusd serves one"]
+            ["device kataShared has 2 request queues, and the daemon serves 1"]
         );
         assert_eq!(with("/fs/0/dax", json!(true)).len(), 1);
         assert_eq!(with("/fs", json!(null)), ["there is no vhost-user-fs device"]);
-        assert_eq!(said(&cloud_hypervisor(&json!(null))).len(), 2);
+        assert_eq!(said(&cloud_hypervisor(&json!(null), 1)).len(), 2);
+    }
+
+    /// What libvirt 10 starts: `-object` and `-device` are JSON.
+    #[test]
+    fn libvirts_qemu_is_fit_until_something_is_changed() {
+        let memory = r#"{"qom-type":"memory-backend-memfd","id":"pc.ram","share":true,"x-use-canonical-path-for-ramblock-id":false,"size":1073741824}"#;
+        let device = r#"{"driver":"vhost-user-fs-pci","id":"fs0","chardev":"chr-vu-fs0","queue-size":1024,"tag":"kataShared","bus":"pci.1","addr":"0x0"}"#;
+        let check = |from: &str, to: &str| {
+            let machine = "pc-q35-8.2,usb=off,memory-backend=pc.ram";
+            let arguments = ["-machine", machine, "-object", memory, "-device", device];
+            said(&qemu(&arguments.map(|argument| argument.replace(from, to)), 1))
+        };
+        assert!(check("nothing", "").is_empty());
+        assert!(check("\"share\":true", "\"share\":false")[0].contains("memory is not shared: {"));
+        assert!(check("memory-backend-memfd", "memory-backend-ram")[0].contains("memory-backend-ram"));
+        assert_eq!(
+            check("\"queue-size\":1024", "\"queue-size\":2048"),
+            ["device kataShared: queue size 2048 is not a power of two between 1 and 1024"]
+        );
+        assert_eq!(
+            check("\"tag\"", "\"num-request-queues\":4,\"tag\""),
+            ["device kataShared has 4 request queues, and the daemon serves 1"]
+        );
+        assert!(check("\"tag\"", "\"cache-size\":4096,\"tag\"")[0].contains("DAX (cache-size)"));
+        assert_eq!(
+            check("vhost-user-fs-pci", "virtio-9p-pci"),
+            ["there is no vhost-user-fs device"]
+        );
+    }
+
+    #[test]
+    fn a_device_may_have_the_request_queues_that_the_daemon_serves() {
+        let line = "-machine q35,memory-backend=m -object memory-backend-memfd,id=m \
+                    -device vhost-user-fs-pci,tag=s,num-request-queues=";
+        let of_qemu = |queues: u64, served| {
+            let line = format!("{line}{queues}");
+            qemu(&line.split_whitespace().collect::<Vec<_>>(), served).is_empty()
+        };
+        let of_cloud_hypervisor = |queues: u64, served| {
+            let config = json!({"memory": {"shared": true}, "fs": [{"tag": "s", "num_queues": queues}]});
+            cloud_hypervisor(&config, served).is_empty()
+        };
+        for (queues, served, fits) in [
+            (1, 1, true),
+            (4, 1, false),
+            (4, 4, true),
+            (1, 4, true),
+            (0, 4, false),
+        ] {
+            assert_eq!(of_qemu(queues, served), fits, "{queues} of {served}");
+            assert_eq!(of_cloud_hypervisor(queues, served), fits, "{queues} of {served}");
+        }
+    }
+
+    #[test]
+    fn storages_without_the_share_are_told() {
+        let rootfs = json!({"fstype": "overlay", "source": "none", "options": []});
+        let share = json!({"fstype": "virtiofs", "source": "kataShared", "options": ["dax"]});
+        for without in [
+            json!([]),
+            json!(null),
+            json!({}),
+            json!([rootfs]),
+            json!({"storages": [rootfs]}),
+        ] {
+            assert_eq!(agent_storages(&without), [Unfit::NoStorage], "{without}");
+        }
+        assert_eq!(
+            said(&agent_storages(&json!({"storages": [rootfs, share]}))).len(),
+            1
+        );
+        assert!(said(&agent_storages(&json!([share])))[0].contains("dax"));
     }
 
     /// Kata's Go runtime adds it when the cache size is set, whatever the daemon is.

@@ -20,6 +20,9 @@ use crate::control::wire::{self, SandboxInfo};
 use crate::error::{Failure, say};
 use crate::state_dir::StateDir;
 
+/// The option of our daemon.
+const REQUEST_QUEUES: &str = "--request-queues";
+
 /// Arguments are printed as one line for a shell, with --json as an array of strings. QEMU's machine must use the
 /// memory: `-machine …,memory-backend=mem`. With --check nothing is printed but what is wrong with what you configured.
 #[derive(Debug, Args)]
@@ -67,7 +70,7 @@ pub(crate) fn run(args: &EmitArgs, state_dir: &StateDir) -> Result<(), Failure> 
     let info: SandboxInfo =
         block_on(async { Client::of(state_dir, &args.id).await?.get(wire::SANDBOX).await })?;
     if let Some(file) = &args.check {
-        return judge(args, file);
+        return judge(args, file, request_queues(&info));
     }
     let tag = ShareTag::new(&args.tag).map_err(|e| Failure::new("use this --tag", &e))?;
     if args.what == What::KataStorage {
@@ -112,7 +115,7 @@ pub(crate) fn run(args: &EmitArgs, state_dir: &StateDir) -> Result<(), Failure> 
 }
 
 /// Says what is wrong with a configuration of the user's; one complaint a line.
-fn judge(args: &EmitArgs, file: &Path) -> Result<(), Failure> {
+fn judge(args: &EmitArgs, file: &Path, served: u64) -> Result<(), Failure> {
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::new(&format!("read the configuration {}", file.display()), e)
     };
@@ -125,9 +128,9 @@ fn judge(args: &EmitArgs, file: &Path) -> Result<(), Failure> {
     let unfit = match args.what {
         What::Qemu => {
             let arguments: Vec<&str> = text.split(['\0', '\n']).filter(|a| !a.is_empty()).collect();
-            check::qemu(&arguments)
+            check::qemu(&arguments, served)
         }
-        What::CloudHypervisor | What::CloudHypervisorConfig => check::cloud_hypervisor(&document()?),
+        What::CloudHypervisor | What::CloudHypervisorConfig => check::cloud_hypervisor(&document()?, served),
         What::KataStorage => check::agent_storages(&document()?),
     };
     let complaints: Vec<String> = unfit.iter().map(ToString::to_string).collect();
@@ -142,6 +145,27 @@ fn judge(args: &EmitArgs, file: &Path) -> Result<(), Failure> {
             "the share does not work with this configuration, for {n} reasons"
         ))),
     }
+}
+
+/// How many request queues the sandbox's daemon serves.
+fn request_queues(info: &SandboxInfo) -> u64 {
+    let line = info
+        .daemon
+        .pid
+        .and_then(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).ok());
+    queues_of(&String::from_utf8_lossy(&line.unwrap_or_default()))
+}
+
+/// One, unless the daemon is ours and was told another number.
+fn queues_of(command_line: &str) -> u64 {
+    let mut words = command_line
+        .split('\0')
+        .skip_while(|word| !word.starts_with(REQUEST_QUEUES));
+    let said = match words.next().and_then(|word| word.strip_prefix(REQUEST_QUEUES)) {
+        Some("") => words.next(),
+        other => other.and_then(|value| value.strip_prefix('=')),
+    };
+    said.and_then(|number| number.parse().ok()).unwrap_or(1)
 }
 
 /// The overlay of a container that is mounted.
@@ -213,6 +237,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn the_daemon_serves_the_queues_it_was_started_with() {
+        for (line, queues) in [
+            ("", 1),
+            ("/usr/bin/nydusd\0virtiofs\0--sock\0/s\0", 1),
+            ("nydusbox\0virtiofs\0--request-queues=4\0--log-level\0info\0", 4),
+            ("nydusbox\0virtiofs\0--request-queues\08\0", 8),
+            ("nydusbox\0virtiofs\0--request-queues\0", 1),
+        ] {
+            assert_eq!(queues_of(line), queues, "{line:?}");
+        }
+    }
 
     /// The middle one of three, and the lowest of what is left of three.
     #[test]
