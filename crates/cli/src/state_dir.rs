@@ -2,6 +2,7 @@
 //!
 //! Owns the default place and the names inside; what a directory there means is found out in `control/presence.rs`.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,8 @@ pub(crate) struct StateDir(PathBuf);
 impl StateDir {
     /// The directory given, or the user's default.
     pub(crate) fn new(given: Option<PathBuf>) -> Result<Self, Failure> {
-        let path = given.unwrap_or_else(default);
+        let is_root = rustix::process::geteuid().is_root();
+        let path = given.unwrap_or_else(|| default(std::env::var_os("XDG_RUNTIME_DIR"), is_root));
         std::path::absolute(&path)
             .map(Self)
             .map_err(|e| Failure::new(&format!("use the state directory {}", path.display()), &e))
@@ -55,9 +57,32 @@ impl StateDir {
     }
 }
 
-fn default() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if !rustix::process::geteuid().is_root() => PathBuf::from(dir).join("nydusbox"),
+/// By the XDG rule, a directory that is not absolute counts as none.
+fn default(runtime_dir: Option<OsString>, is_root: bool) -> PathBuf {
+    match runtime_dir.map(PathBuf::from).filter(|dir| dir.is_absolute()) {
+        Some(dir) if !is_root => dir.join("nydusbox"),
         _ => nydusbox::DEFAULT_STATE_DIR.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_directory_that_is_not_absolute_counts_as_none() {
+        let is = |given: Option<&str>, is_root| default(given.map(OsString::from), is_root);
+        assert_eq!(is(Some("/run/user/7"), false), Path::new("/run/user/7/nydusbox"));
+        for given in [None, Some(""), Some("run"), Some("./run")] {
+            assert_eq!(
+                is(given, false),
+                Path::new(nydusbox::DEFAULT_STATE_DIR),
+                "{given:?}"
+            );
+        }
+        assert_eq!(
+            is(Some("/run/user/7"), true),
+            Path::new(nydusbox::DEFAULT_STATE_DIR)
+        );
     }
 }
