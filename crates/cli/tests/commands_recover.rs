@@ -419,3 +419,31 @@ fn on_exit_restart_puts_another_daemon_in_its_place_with_the_same_mounts() {
     s.ok(&["stop", "s1"]);
     s.assert_nothing_left();
 }
+
+/// A guest has written where a directory was made for it.
+#[test]
+fn what_a_sweep_leaves_is_not_called_removed() {
+    let s = Sandboxes::new();
+    let (bootstrap, config) = s.image();
+    let snapshot = s.dir.mkdir("snapshot");
+    for dir in ["fs", "work"] {
+        std::fs::create_dir(snapshot.join(dir)).unwrap();
+    }
+    s.start("s1", None);
+    let mount = [
+        "mount",
+        "s1",
+        "c1",
+        "--bootstrap",
+        &bootstrap,
+        "--config",
+        &config,
+    ];
+    s.ok(&[&mount[..], &["--snapshotdir", &text(&snapshot)]].concat());
+    std::fs::write(s.share().join("c1/rootfs/mine"), "the guest's").unwrap();
+    abandon(&s, "s1");
+    let (code, out, err) = s.run(&["sweep"]);
+    assert_eq!(code, 1, "{out} {err}");
+    assert!(out.starts_with("sandbox s1: not removed whole\n"), "{out}");
+    assert!(out.contains("  left: ") && out.contains("c1/rootfs"), "{out}");
+}

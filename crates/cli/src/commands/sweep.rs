@@ -64,6 +64,7 @@ fn text(report: &SweepReport) -> String {
                 supervisor: Some(pid),
             } => format!("in use by process {pid}"),
             SweepVerdict::InUse { supervisor: None } => "in use".to_owned(),
+            SweepVerdict::Abandoned if !swept.leftovers.is_empty() => "not removed whole".to_owned(),
             SweepVerdict::Abandoned => removed.to_owned(),
             SweepVerdict::Kept { reason } => format!("kept: {reason}"),
             _ => "?".to_owned(),
