@@ -34,8 +34,12 @@ pub(crate) fn main() -> ExitCode {
                 Err(failure) => failure.report(FAILED),
             }
         }
-        Err(error) => Failure::plain(format!("the command line cannot be read: {}", error.kind()))
-            .hint(format!("usage: {HELPER_NAME} overlay TARGET -o OPTIONS"))
-            .report(FAILED),
+        Err(error) => unreadable(&error, HELPER_NAME).report(FAILED),
     }
+}
+
+/// What is wrong with the command line of the program called `name`.
+pub(crate) fn unreadable(error: &clap::Error, name: &str) -> Failure {
+    Failure::plain(format!("the command line cannot be read: {}", error.kind()))
+        .hint(format!("usage: {name} overlay TARGET -o OPTIONS"))
 }

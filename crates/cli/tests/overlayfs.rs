@@ -266,7 +266,7 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
-fn under_its_own_name_a_wrong_command_line_is_not_quoted() {
+fn a_wrong_command_line_is_not_quoted() {
     let dir = Dir::new();
     let helper = dir.join("nydus-overlayfs-abc");
     symlink(env!("CARGO_BIN_EXE_nydusbox"), &helper).unwrap();
@@ -288,6 +288,16 @@ fn under_its_own_name_a_wrong_command_line_is_not_quoted() {
             err.contains("hint: usage: nydus-overlayfs overlay TARGET -o OPTIONS"),
             "{err}"
         );
+    }
+    // As a subcommand it has that one's code.
+    for args in [
+        &["overlay", "/mnt", "extraoption=PLANTED"][..],
+        &["ext4", "/mnt", "-o", "PLANTED"],
+    ] {
+        let (code, _, err) = told(&nydusbox().arg("overlayfs").args(args).output().unwrap());
+        assert_eq!((code, err.contains("PLANTED")), (2, false), "{args:?}: {err}");
+        let usage = "hint: usage: nydusbox overlayfs overlay TARGET -o OPTIONS";
+        assert!(err.contains(usage), "{err}");
     }
     let (code, out, _) = run(&["--version"]);
     assert_eq!(

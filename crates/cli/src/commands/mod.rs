@@ -33,7 +33,8 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::args::{GlobalArgs, StateDirArg, VirtiofsArgs};
-use crate::error::{Failure, RUN_FAILED};
+use crate::error::{Failure, RUN_FAILED, USAGE};
+use crate::nydus_overlayfs::unreadable;
 use crate::state_dir::StateDir;
 use crate::supervise;
 
@@ -153,10 +154,18 @@ impl Resident {
 
 pub(crate) fn main() -> ExitCode {
     let first = std::env::args_os().nth(1);
-    if first.is_some_and(|first| Resident::NAMES.iter().any(|name| first == *name)) {
+    let is_first = |name: &str| first.as_ref().is_some_and(|first| first == name);
+    if Resident::NAMES.into_iter().any(is_first) {
         return ResidentCli::parse().command.main();
     }
-    let Cli { state_dir, command } = Cli::parse();
+    let Cli { state_dir, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // The parser would quote a mount's options, which hold credentials.
+        Err(error) if error.use_stderr() && is_first("overlayfs") => {
+            return unreadable(&error, "nydusbox overlayfs").report(USAGE);
+        }
+        Err(error) => error.exit(),
+    };
     let place = |own: &StateDirArg| StateDir::new(own.state_dir.clone().or(state_dir));
     match command {
         Command::Start(args) => done(place(&args.place).and_then(|dir| start::run(args, &dir))),
