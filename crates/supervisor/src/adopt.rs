@@ -8,12 +8,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nydusbox_protocol::SandboxId;
+use nydusbox_protocol::{BackendCollection, SandboxId};
 use tokio::task::spawn_blocking;
 use tracing::Instrument;
 
 use crate::binds::BindBook;
-use crate::client::ApiClient;
+use crate::client::{ApiClient, CallError};
 use crate::config::{ConfigError, SandboxConfig};
 use crate::daemon::Daemon;
 use crate::dir::{DirError, Entered, LOG, LOG_OLD, Leftover, SandboxDir};
@@ -209,6 +209,10 @@ async fn take_over(
         );
     }
     let info = info.ok();
+    let reported = info.as_ref().and_then(|info| info.backend_collection.as_ref());
+    if let Some(reported) = reported {
+        settle_asked(&mut client, config.id(), &mut document, reported).await;
+    }
     for mount in &mut document.mounts {
         settle_replacements(&mut client, config.id(), mount).await;
     }
@@ -234,7 +238,6 @@ async fn take_over(
     let journal = Journal::new(&dir, document.clone()).map_err(failed("open"))?;
     let process = Process::adopt(daemon, lock, cgroup).map_err(failed("watch the daemon of"))?;
     dir.own();
-    let reported = info.as_ref().and_then(|info| info.backend_collection.as_ref());
     let mut daemon = Daemon::new(process, output);
     daemon.set_version(match &info {
         Some(info) => info.version.package_ver.clone(),
@@ -248,6 +251,31 @@ async fn take_over(
         ledger: Ledger::recalled(document.mounts, document.next_slot, reported),
         adopted: true,
     })
+}
+
+/// A mount that was being made, and is not there, may be yet: the daemon finishes what nobody waits for any more. It is
+/// asked away. Then it was not begun, or is undone, as whoever asked for it was not told that it is there; or the daemon
+/// is at it, and it stays in doubt.
+async fn settle_asked(
+    client: &mut ApiClient,
+    sandbox: &SandboxId,
+    document: &mut StateDocument,
+    reported: &BackendCollection,
+) {
+    let asked = |mount: &MountRecord| !mount.was_there() && !reported.contains_key(mount.at.as_str());
+    for mount in std::mem::take(&mut document.mounts) {
+        if asked(&mount) {
+            // It may have had a slot.
+            document.next_slot = None;
+            match client.unmount(&mount.at).await {
+                Ok(()) | Err(CallError::NotMounted) => continue,
+                Err(error) => {
+                    tracing::warn!(%sandbox, at = %mount.at, error = chain(&error), "may be being mounted still");
+                }
+            }
+        }
+        document.mounts.push(mount);
+    }
 }
 
 /// A mount that was being given another command has it or has not. It is given it again: then it has, or the daemon

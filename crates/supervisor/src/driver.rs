@@ -27,9 +27,9 @@ use crate::dir::{Leftover, SandboxDir};
 use crate::error::{MountError, RemountError, StartCause, StartError, UnmountError, chain};
 use crate::events::{EventSink, SandboxEvent};
 use crate::frontend::FrontendWatch;
-use crate::health::{Health, HealthReport, Watch};
+use crate::health::{Found, Health, HealthReport, Watch};
 use crate::launch::{self, Running, Serving};
-use crate::ledger::UnmountOutcome;
+use crate::ledger::{Knowledge, UnmountOutcome};
 use crate::lifecycle::{Action, Event, Lifecycle, MountOutcome, Phase, Reply, Request, Timer};
 use crate::program::ProgramKind;
 use crate::recovery::{OnExit, Recovery};
@@ -117,8 +117,10 @@ impl Driver {
                 program: config.program().exe().display().to_string(),
             },
         });
-        for (at, _, _) in ledger.iter() {
-            events.emit(SandboxEvent::Mounted { at: at.clone() });
+        for (at, _, knowledge) in ledger.iter() {
+            if knowledge == Knowledge::Confirmed {
+                events.emit(SandboxEvent::Mounted { at: at.clone() });
+            }
         }
         let (requests_in, requests) = mpsc::channel(16);
         let (stop_in, stop) = oneshot::channel();
@@ -172,7 +174,8 @@ impl Driver {
 
     /// Runs to the sandbox's end.
     pub(crate) async fn run(mut self) -> StopOutcome {
-        let mut health = Watch::new(&self.config, self.status.subscribe());
+        let untold = self.lifecycle.ledger().is_untold();
+        let mut health = Watch::new(&self.config, self.status.subscribe(), untold);
         self.daemon.tell_of_frontends(Arc::clone(health.look()));
         // Waited for beside what has the rest of this to itself.
         let (_none, nothing) = mpsc::unbounded_channel();
@@ -187,8 +190,8 @@ impl Driver {
                     continue;
                 }
                 event = self.next_event() => event,
-                (report, worse) = health.report() => {
-                    self.take_health(report, worse);
+                found = health.report() => {
+                    self.take_health(found);
                     continue;
                 }
                 () = tokio::task::yield_now(), if self.unrecorded => {
@@ -255,10 +258,18 @@ impl Driver {
         }
     }
 
-    fn take_health(&mut self, report: HealthReport, worse: Vec<SandboxEvent>) {
+    fn take_health(&mut self, found: Found) {
         // A round that began before is of a daemon that no longer serves, and there is no other to correct it.
         if self.lifecycle.phase() != &Phase::Serving {
             return;
+        }
+        let Found { report, worse, told } = found;
+        if let Some(told) = told {
+            for action in self.lifecycle.step(Event::Told(told)) {
+                self.perform(action);
+            }
+            self.unrecorded = true;
+            self.publish();
         }
         // The embedded daemon is asked; with another program this is what was known before.
         let attached = match report.vmm {

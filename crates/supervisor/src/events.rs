@@ -46,7 +46,7 @@ pub enum SandboxEvent {
         /// Its executable.
         program: String,
     },
-    /// The daemon has mounted something.
+    /// The daemon has mounted something, or, of one that was taken over, says that it has.
     Mounted {
         /// Where.
         at: MountPoint,
@@ -117,7 +117,8 @@ pub enum SandboxEvent {
         /// The last lines of the daemon it was about, if there was one, oldest first.
         last_lines: Vec<String>,
     },
-    /// A mount could not be given to the new daemon and is not in the sandbox any more.
+    /// A mount could not be given to the new daemon, or the old one was not known to have it; it is not in the sandbox
+    /// any more.
     MountLost {
         /// Where it was.
         at: MountPoint,

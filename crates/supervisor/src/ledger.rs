@@ -4,7 +4,7 @@
 //! its absence) means for the books. It never talks to the daemon; [`crate::lifecycle`] does, through actions. Next:
 //! [`crate::slots`], [`crate::restoration`].
 
-use nydusbox_protocol::{BackendCollection, FsType, MountPoint};
+use nydusbox_protocol::{BackendCollection, ErrorCode, FsType, MountPoint};
 
 use crate::client::CallError;
 use crate::request::MountRequest;
@@ -31,6 +31,8 @@ struct Entry {
     knowledge: Knowledge,
     /// It was in doubt before it was asked for again.
     doubted: bool,
+    /// What a predecessor knew of it, until the daemon has said what it has.
+    recalled: Option<Knowledge>,
     /// New commands whose answers were lost: the mount has one of them, or the old.
     replacements: Vec<SharedCommand>,
     /// A new command that is being asked for.
@@ -45,8 +47,18 @@ impl Entry {
             at: self.at.clone(),
             command: self.command.clone(),
             slot: self.slot,
+            unplaced: self.is_unplaced(),
             replacements: self.may_have().cloned().collect(),
         }
+    }
+
+    /// Whether a daemon that takes this one's place is to have it.
+    fn is_wanted(&self) -> bool {
+        self.knowledge == Knowledge::Confirmed || self.recalled == Some(Knowledge::Confirmed)
+    }
+
+    fn is_unplaced(&self) -> bool {
+        self.slot.is_none() && self.is_wanted()
     }
 
     /// Whether this is its record. (A mount waits for it: nothing is cloned.)
@@ -55,9 +67,12 @@ impl Entry {
             at,
             command,
             slot,
+            unplaced,
             replacements,
         } = record;
-        (&self.at, &self.command, &self.slot) == (at, command, slot) && self.may_have().eq(replacements)
+        (&self.at, &self.command, &self.slot) == (at, command, slot)
+            && self.is_unplaced() == *unplaced
+            && self.may_have().eq(replacements)
     }
 
     /// New commands it may have got, or may yet, the last one last.
@@ -143,6 +158,7 @@ impl Ledger {
             command: request.command().clone(),
             knowledge: Knowledge::Asked,
             doubted: false,
+            recalled: None,
             replacements: Vec::new(),
             asked: None,
             slot: None,
@@ -175,7 +191,7 @@ impl Ledger {
                 entry.knowledge = Knowledge::Confirmed;
                 Ok(())
             }
-            Err(error) if error.is_definite() => {
+            Err(error) if error.is_definite() && !(entry.doubted && is_under_way(&error)) => {
                 self.remove(at);
                 Err(error)
             }
@@ -252,14 +268,16 @@ impl Ledger {
                     && let Some(entry) = self.find_mut(at)
                 {
                     entry.knowledge = Knowledge::Doubtful;
+                    entry.recalled = None;
                 }
                 Err(error)
             }
         }
     }
 
-    /// The book of a predecessor: what the daemon says it has of it, or all of it in doubt when it does not say.
-    /// `next` is where the daemon's count of slots stood.
+    /// The book of a predecessor: what the daemon says it has of it, or all of it in doubt when it does not say. What
+    /// was asked for, not answered and is not there is in doubt, too: it may be under way. `next` is where the daemon's
+    /// count of slots stood.
     pub(crate) fn recalled(
         records: Vec<MountRecord>,
         next: Option<Slot>,
@@ -272,22 +290,27 @@ impl Ledger {
             !places.keys().all(ours)
         });
         let mut slots = Slots::recalled(next);
-        // What was asked for and is not there may be under way.
-        let under_way = |record: &MountRecord| record.slot.is_none() && is_there(&record.at) != Some(true);
+        let under_way = |record: &MountRecord| !record.was_there() && is_there(&record.at) != Some(true);
         if strangers || reported.is_none() || records.iter().any(under_way) {
             slots.lose_count();
         }
         let entry = |record: MountRecord| {
-            let knowledge = match is_there(&record.at) {
-                Some(true) => Knowledge::Confirmed,
-                Some(false) => return None,
-                None => Knowledge::Doubtful,
+            let was = match record.was_there() {
+                true => Knowledge::Confirmed,
+                false => Knowledge::Asked,
+            };
+            let (knowledge, recalled) = match is_there(&record.at) {
+                Some(true) => (Knowledge::Confirmed, None),
+                Some(false) if was == Knowledge::Confirmed => return None,
+                Some(false) => (Knowledge::Doubtful, None),
+                None => (Knowledge::Doubtful, Some(was)),
             };
             Some(Entry {
                 at: record.at,
                 command: record.command,
                 knowledge,
                 doubted: knowledge == Knowledge::Doubtful,
+                recalled,
                 replacements: record.replacements,
                 asked: None,
                 slot: record.slot.filter(|_| !strangers),
@@ -302,6 +325,28 @@ impl Ledger {
             mounts[at].slot = Some(slot);
         }
         Self { mounts, slots }
+    }
+
+    /// Whether it is a predecessor's, and the daemon has not said what it has of it.
+    pub(crate) fn is_untold(&self) -> bool {
+        self.mounts.iter().any(|m| m.recalled.is_some())
+    }
+
+    /// The daemon says what it has, after all; where there was doubt and is none any more. What it does not have stays
+    /// in doubt: it may have been asked for since.
+    pub(crate) fn told(&mut self, reported: &BackendCollection) -> Vec<MountPoint> {
+        let mut confirmed = Vec::new();
+        for entry in &mut self.mounts {
+            let was_recalled = entry.recalled.take().is_some();
+            if was_recalled
+                && entry.knowledge == Knowledge::Doubtful
+                && reported.contains_key(entry.at.as_str())
+            {
+                entry.knowledge = Knowledge::Confirmed;
+                confirmed.push(entry.at.clone());
+            }
+        }
+        confirmed
     }
 
     /// What is to be remembered of every mount that is or may be there, but for the first `after`.
@@ -333,15 +378,18 @@ impl Ledger {
         })
     }
 
-    /// The daemon is gone. What was not known to be there is not wanted any more, and what was asked of it in vain is
-    /// forgotten.
-    pub(crate) fn daemon_is_gone(&mut self) {
-        self.mounts.retain(|m| m.knowledge == Knowledge::Confirmed);
+    /// The daemon is gone. What was not known to be there, to us or to a predecessor, is not wanted any more, and what
+    /// was asked of it in vain is forgotten; where that was.
+    pub(crate) fn daemon_is_gone(&mut self) -> Vec<MountPoint> {
+        let unwanted = self.mounts.extract_if(.., |m| !m.is_wanted());
+        let lost = unwanted.map(|entry| entry.at).collect();
         for entry in &mut self.mounts {
             entry.replacements.clear();
             entry.asked = None;
+            entry.recalled = None;
             entry.knowledge = Knowledge::Asked;
         }
+        lost
     }
 
     /// Something wanted is not wanted any more.
@@ -381,6 +429,17 @@ impl Ledger {
     fn remove(&mut self, at: &MountPoint) {
         self.mounts.retain(|m| m.at != *at);
     }
+}
+
+/// Whether the daemon refuses it because it is being mounted, for somebody who has not waited for it.
+fn is_under_way(error: &CallError) -> bool {
+    matches!(
+        error,
+        CallError::Refused {
+            code: ErrorCode::WrongState,
+            ..
+        }
+    )
 }
 
 #[cfg(test)]

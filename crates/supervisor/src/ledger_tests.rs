@@ -333,7 +333,10 @@ mod recalled {
         assert_eq!(there.next_slot(), Some(5));
         // It may come yet.
         let not_yet = recall(&before, Some(&["/b", "/ab"]));
-        assert_eq!(slots(&not_yet), pairs(&[("/b", Some(1)), ("/ab", Some(3))]));
+        assert_eq!(
+            slots(&not_yet),
+            pairs(&[("/b", Some(1)), ("/ab", Some(3)), ("/a", None)])
+        );
         assert_eq!(not_yet.next_slot(), None);
     }
 
@@ -353,6 +356,105 @@ mod recalled {
                 .all(|(_, _, knowledge)| knowledge == Knowledge::Doubtful)
         );
         assert_eq!(ledger.next_slot(), None);
+    }
+
+    fn places(ledger: &Ledger) -> Vec<&str> {
+        ledger.iter().map(|(at, _, _)| at.as_str()).collect()
+    }
+
+    /// The predecessor was killed before the daemon had done it: it is listed, and what is asked about it next settles it.
+    #[test]
+    fn a_mount_under_way_is_in_doubt_and_not_forgotten() {
+        let mut before = predecessor();
+        let asked = request(0, 0);
+        before.admit(&asked).unwrap();
+        let adopted = || {
+            let mut ledger = recall(&before, Some(&["/b", "/ab"]));
+            assert_eq!(ledger.iter().last().unwrap().2, Knowledge::Doubtful);
+            assert_eq!(ledger.admit(&asked), Ok(Admission::Ask));
+            ledger
+        };
+        let mut done = adopted();
+        done.settle_mount(asked.at(), Err(CallError::AlreadyMounted))
+            .unwrap();
+        assert_eq!(done.admit(&asked), Ok(Admission::Present));
+
+        let mut under_way = adopted();
+        let busy = || CallError::Refused {
+            status: 400,
+            code: ErrorCode::WrongState,
+            message: String::new(),
+        };
+        under_way.settle_mount(asked.at(), Err(busy())).unwrap_err();
+        under_way.settle_unmount(asked.at(), Err(busy())).unwrap_err();
+        assert_eq!(places(&under_way), ["/b", "/ab", "/a"]);
+        assert_eq!(under_way.daemon_is_gone(), [asked.at().clone()]);
+
+        let mut failed = adopted();
+        failed.settle_mount(asked.at(), Err(Peer::refused())).unwrap_err();
+        assert_eq!(places(&failed), ["/b", "/ab"]);
+    }
+
+    /// The daemon was busy when it was asked: what it was known to have is given to the next one all the same.
+    #[test]
+    fn of_a_daemon_that_does_not_say_what_it_had_is_wanted_if_it_dies() {
+        let mut before = predecessor();
+        before.admit(&request(0, 0)).unwrap();
+        let mut ledger = recall(&before, None);
+        assert!(ledger.is_untold());
+        // Asked for once more in vain.
+        ledger.admit(&request(5, 0)).unwrap();
+        ledger
+            .settle_mount(request(5, 0).at(), Err(Peer::lost()))
+            .unwrap_err();
+        assert_eq!(ledger.daemon_is_gone(), [request(0, 0).at().clone()]);
+        assert_eq!(slots(&ledger), pairs(&[("/b", Some(1)), ("/ab", Some(3))]));
+        assert!(
+            matches!(ledger.restoration().step(), crate::restoration::Step::Mount(at, _) if at.as_str() == "/b")
+        );
+    }
+
+    /// From a predecessor that had lost the count of slots.
+    #[test]
+    fn what_was_there_in_a_slot_nobody_knows_is_wanted_too() {
+        let strangers = recall(&predecessor(), Some(&["/b", "/ab", "/x"]));
+        let mut ledger = recall(&strangers, None);
+        // And by another one, which did not ask either.
+        ledger = recall(&ledger, None);
+        assert_eq!(slots(&ledger), pairs(&[("/b", None), ("/ab", None)]));
+        let mut asked_away = ledger.clone();
+        asked_away
+            .settle_unmount(request(2, 0).at(), Err(Peer::lost()))
+            .unwrap_err();
+        assert_eq!(asked_away.daemon_is_gone(), [request(2, 0).at().clone()]);
+        assert_eq!(ledger.daemon_is_gone(), []);
+        // It was unmounted, and that not written down.
+        assert_eq!(places(&recall(&strangers, Some(&["/b"]))), ["/b"]);
+    }
+
+    #[test]
+    fn a_daemon_that_says_it_after_all_is_believed_but_for_what_was_asked_since() {
+        let mut ledger = recall(&predecessor(), None);
+        ledger.admit(&request(0, 0)).unwrap();
+        ledger
+            .settle_mount(request(0, 0).at(), Err(Peer::lost()))
+            .unwrap_err();
+        ledger
+            .settle_unmount(request(5, 0).at(), Err(Peer::lost()))
+            .unwrap_err();
+        // What it had before that.
+        let told = ledger.told(&reported(&["/b", "/ab", "/a"]));
+        assert_eq!(told, [request(2, 0).at().clone()]);
+        let confirmed = |ledger: &Ledger| {
+            let confirmed = ledger.iter().filter(|(_, _, k)| *k == Knowledge::Confirmed);
+            confirmed.map(|(at, _, _)| at.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(confirmed(&ledger), ["/b"]);
+        assert!(!ledger.is_untold());
+        // What it does not have is no longer wanted.
+        let mut ledger = recall(&predecessor(), None);
+        assert_eq!(ledger.told(&reported(&["/ab"])), [request(5, 0).at().clone()]);
+        assert_eq!(ledger.daemon_is_gone(), [request(2, 0).at().clone()]);
     }
 
     #[test]

@@ -168,6 +168,10 @@ impl Lifecycle {
                 self.launch_failed(reason, last_lines, &mut actions);
             }
             Event::Vmm(attached) => self.vmm_seen(attached, &mut actions),
+            Event::Told(reported) => {
+                let confirmed = self.ledger.told(&reported).into_iter();
+                actions.extend(confirmed.map(|at| Action::Emit(SandboxEvent::Mounted { at })));
+            }
             Event::Stop(ending) => self.stop(ending, &mut actions),
             Event::Abandoned => self.abandoned(&mut actions),
             Event::Elapsed => self.elapsed(&mut actions),

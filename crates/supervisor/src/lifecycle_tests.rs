@@ -137,7 +137,11 @@ impl World {
                 prop_assert_eq!(*attempt, self.attempt);
             }
             SandboxEvent::RecoveryFailed { attempt, .. } => prop_assert_eq!(*attempt, self.attempt),
-            SandboxEvent::MountLost { .. } => prop_assert!(self.restoring && !self.gone),
+            // With the daemon of which it is not known whether it had it, or refused by the next one.
+            SandboxEvent::MountLost { .. } if self.gone => {
+                prop_assert!(self.restarts && self.said_exited && !self.leaving && !self.gave_up);
+            }
+            SandboxEvent::MountLost { .. } => prop_assert!(self.restoring),
             SandboxEvent::Recovered { .. } => {
                 prop_assert!(
                     std::mem::take(&mut self.restoring) && !self.gone && !self.call && !self.leaving

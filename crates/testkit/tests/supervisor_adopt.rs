@@ -19,8 +19,10 @@ use mounts::own_mounts_or_skip;
 use nydusbox::protocol::SandboxId;
 use nydusbox::{
     AdoptError, Adoption, DirError, EventItem, ExitCause, GuestOutlook, MountOutcome, Program, Sandbox,
-    SandboxEvent, StartCause, StateError, StatusPhase, SweepVerdict, UnmountOutcome, adopt_all, sweep,
+    SandboxEvent, StartCause, StateError, Status, StatusPhase, SweepVerdict, UnmountOutcome, adopt_all,
+    sweep,
 };
+use rustix::process::Signal;
 
 const FAKE: &str = env!("CARGO_BIN_EXE_fake-daemon");
 
@@ -181,6 +183,91 @@ async fn an_adopted_daemon_that_dies_is_replaced_if_the_sandbox_wants_that() {
         assert!(sandbox.stop().await.leftovers.is_empty());
         scene.assert_clean();
     }
+}
+
+/// A sandbox that was adopted while its daemon did not answer.
+async fn adopted_unheard(scene: &Scene) -> Sandbox {
+    let [program, _] = programs();
+    let supervised = Supervised::after(&scene.place, &program, &["start-hasty", "mount"]);
+    // That the daemon has mounted it is written down when nobody waits for it any more.
+    scene.wait_until_written(r#""slot":2"#);
+    supervised.kill();
+    scene.signal_daemon(Signal::STOP);
+    let sandbox = adopted(scene).await;
+    let mounts = sandbox.status().borrow().mounts.clone();
+    assert_eq!(mounts.iter().map(|m| m.confirmed).collect::<Vec<_>>(), [false; 2]);
+    sandbox
+}
+
+/// The places of all `mounted` events before another event, and no mount is lost.
+async fn mounted_until(sandbox: &Sandbox, last: impl Fn(&SandboxEvent) -> bool) -> Vec<String> {
+    let (mut events, mut mounted) = (sandbox.events(), Vec::new());
+    loop {
+        match events.next().await {
+            Some(EventItem::Record(record)) if last(&record.event) => return mounted,
+            Some(EventItem::Record(record)) => match record.event {
+                SandboxEvent::Mounted { at } => mounted.push(at.to_string()),
+                SandboxEvent::MountLost { at, .. } => panic!("{at} is lost"),
+                _ => {}
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_daemon_had_that_did_not_answer_is_its_successors() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    let sandbox = adopted_unheard(&scene).await;
+    scene.kill_daemon();
+    let recovered = |event: &SandboxEvent| match event {
+        SandboxEvent::Recovered { mounts, guest, .. } => {
+            assert_ne!(*guest, GuestOutlook::MustMountAgain);
+            assert_eq!(*mounts, 2);
+            true
+        }
+        _ => false,
+    };
+    assert_eq!(mounted_until(&sandbox, recovered).await, Vec::<String>::new());
+    assert_eq!(scene.binds().len(), 1);
+    assert!(sandbox.status().borrow().mounts.iter().all(|m| m.confirmed));
+    assert!(sandbox.stop().await.leftovers.is_empty());
+    scene.assert_clean();
+}
+
+#[tokio::test]
+async fn a_daemon_that_answers_after_it_was_adopted_is_asked_what_it_has() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    let sandbox = adopted_unheard(&scene).await;
+    scene.signal_daemon(Signal::CONT);
+    let known = |status: &Status| status.mounts.iter().all(|m| m.confirmed);
+    sandbox.status().wait_for(known).await.unwrap();
+    // Each is told, once.
+    let (told, other) = (["/containers", "/rafs/c1/lowerdir"], scene.request("c2"));
+    sandbox.mount(other.clone()).await.unwrap();
+    let is_other = |event: &SandboxEvent| matches!(event, SandboxEvent::Mounted { at } if at == other.at());
+    assert_eq!(mounted_until(&sandbox, is_other).await, told);
+    assert!(sandbox.stop().await.leftovers.is_empty());
+    scene.assert_clean();
+}
+
+/// The daemon finishes it, though nobody waits for it any more.
+#[tokio::test]
+async fn a_mount_that_the_daemon_is_at_is_not_forgotten() {
+    own_mounts_or_skip!();
+    let scene = Scene::new();
+    let [program, _] = programs();
+    let supervised = Supervised::before(&scene.place, &program, "under-way", &["start"], "mount");
+    scene.wait_until_written("/rafs/c1/lowerdir");
+    supervised.kill();
+    let sandbox = adopted(&scene).await;
+    let mounts = sandbox.status().borrow().mounts.clone();
+    let mounts: Vec<_> = mounts.iter().map(|m| (m.at.as_str(), m.confirmed)).collect();
+    assert_eq!(mounts, [("/containers", true), ("/rafs/c1/lowerdir", false)]);
+    assert!(sandbox.stop().await.leftovers.is_empty());
+    scene.assert_clean();
 }
 
 /// The successor that was being started is found by its lock, and goes with all the rest.

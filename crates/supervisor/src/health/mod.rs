@@ -10,7 +10,7 @@ mod probe;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use probe::Watch;
+pub(crate) use probe::{Found, Watch};
 
 /// One answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

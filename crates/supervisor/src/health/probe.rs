@@ -7,7 +7,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nydusbox_protocol::{FsType, MountPoint, SocketPath};
+use nydusbox_protocol::{BackendCollection, FsType, MountPoint, SocketPath};
 use serde::Deserialize;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -28,8 +28,15 @@ const CALL: Duration = Duration::from_secs(1);
 /// The least between two rounds, whatever happens meanwhile.
 const APART: Duration = Duration::from_millis(100);
 
-/// What a round has found: the report, and what has become worse.
-type Found = (HealthReport, Vec<SandboxEvent>);
+/// What a round has found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) report: HealthReport,
+    /// What has become worse.
+    pub(crate) worse: Vec<SandboxEvent>,
+    /// What the daemon has mounted, if that was asked.
+    pub(crate) told: Option<BackendCollection>,
+}
 
 /// Has one sandbox observed, beside whoever takes the reports, until it is dropped.
 pub(crate) struct Watch {
@@ -40,8 +47,9 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// The first round is due at once. Must be called within a runtime.
-    pub(crate) fn new(config: &SandboxConfig, status: watch::Receiver<Status>) -> Self {
+    /// The first round is due at once. If the daemon is `untold`, it is asked what it has mounted as soon as it
+    /// answers. Must be called within a runtime.
+    pub(crate) fn new(config: &SandboxConfig, status: watch::Receiver<Status>, untold: bool) -> Self {
         let look = Arc::new(Notify::new());
         let begun = config.health_interval().map(|interval| {
             let (sender, found) = mpsc::channel(1);
@@ -51,6 +59,7 @@ impl Watch {
                 secrets: config.secrets().clone(),
                 status,
                 look: Arc::clone(&look),
+                untold,
             };
             (found, tokio::spawn(observer.run(sender)))
         });
@@ -64,7 +73,7 @@ impl Watch {
         &self.look
     }
 
-    /// The next round's report, and what has become worse; none begins while the daemon does not serve. Cancel safe.
+    /// What the next round finds; none begins while the daemon does not serve. Cancel safe.
     pub(crate) async fn report(&mut self) -> Found {
         match &mut self.found {
             Some(found) => match found.recv().await {
@@ -92,6 +101,8 @@ struct Observer {
     /// Says what is mounted, and whether the daemon serves.
     status: watch::Receiver<Status>,
     look: Arc<Notify>,
+    /// What the daemon has mounted is not known: its mounts are a predecessor's.
+    untold: bool,
 }
 
 impl Observer {
@@ -100,6 +111,7 @@ impl Observer {
         let mut due = Instant::now();
         // Before this no round begins because somebody is told of something.
         let mut rested = due;
+        let mut answered = false;
         loop {
             while timeout_at(due, self.look.notified()).await.is_ok() {
                 due = due.min(rested);
@@ -109,9 +121,16 @@ impl Observer {
             let Ok(images) = self.status.wait_for(serving).await.map(|status| images(&status)) else {
                 return;
             };
-            let client = ApiClient::new(self.socket.clone(), CALL).with_secrets(&self.secrets);
-            let (mut observed, found) = round(client, images, finder).await;
+            let client = || ApiClient::new(self.socket.clone(), CALL).with_secrets(&self.secrets);
+            let (mut observed, found) = round(client(), images, finder).await;
             finder = found;
+            // One that answers, but not this, is not asked again and again.
+            let answered_before = std::mem::replace(&mut answered, observed.api.is_ok());
+            let told = match self.untold && answered && !answered_before {
+                true => client().daemon_info_with_mounts().await.ok(),
+                false => None,
+            };
+            self.untold &= told.is_none();
             rested = Instant::now() + APART;
             due = Instant::now() + self.interval;
             {
@@ -119,7 +138,9 @@ impl Observer {
                 observed.busy = status.mounts.iter().any(|mount| !mount.confirmed);
                 observed.vmm = observed.vmm.or(status.vmm_attached);
             }
-            if reports.send(judge.judge(&observed)).await.is_err() {
+            let (report, worse) = judge.judge(&observed);
+            let told = told.and_then(|info| info.backend_collection);
+            if reports.send(Found { report, worse, told }).await.is_err() {
                 return;
             }
         }

@@ -106,6 +106,7 @@ fn document(config: &SandboxConfig) -> StateDocument {
             .with_share_config(config.share_config())
             .into(),
         slot: None,
+        unplaced: false,
         replacements: Vec::new(),
     });
     document.mounts.extend(share);

@@ -10,9 +10,11 @@
 //!
 //! No request is taken meanwhile; [`crate::driver`] lets them wait, each for as long as a call may take.
 
+use nydusbox_protocol::MountPoint;
+
 use super::{Action, Call, Lifecycle, Open, Phase, Reply, Timer};
 use crate::client::CallError;
-use crate::error::{UnmountError, chain};
+use crate::error::{MountError, UnmountError, chain};
 use crate::events::{GuestOutlook, SandboxEvent};
 use crate::exit::Exit;
 use crate::ledger::UnmountOutcome;
@@ -49,8 +51,12 @@ impl Restoring {
 impl Lifecycle {
     /// The daemon that served is gone, and the sandbox is to have another.
     pub(super) fn daemon_lost(&mut self, exit: Exit, actions: &mut Vec<Action>) {
-        self.part_with_open(&exit, actions);
-        self.ledger.daemon_is_gone();
+        let told = self.part_with_open(&exit, actions);
+        let lost = self.ledger.daemon_is_gone().into_iter();
+        actions.extend(lost.filter(|at| Some(at) != told.as_ref()).map(|at| {
+            let reason = "the daemon that ended was not known to have it".to_owned();
+            Action::Emit(SandboxEvent::MountLost { at, reason })
+        }));
         let had_vmm = self.vmm.take() != Some(false);
         self.try_again(exit, had_vmm, actions);
     }
@@ -86,20 +92,28 @@ impl Lifecycle {
     }
 
     /// A mount that was under way may be what the daemon died of: it fails and is not tried on the next one. An
-    /// unmount has what it wanted.
-    fn part_with_open(&mut self, exit: &Exit, actions: &mut Vec<Action>) {
+    /// unmount has what it wanted. Where that was: whoever asked is told.
+    fn part_with_open(&mut self, exit: &Exit, actions: &mut Vec<Action>) -> Option<MountPoint> {
         match self.open.take() {
             Some(Open::Unmount(at) | Open::Broken(Reply::Unmount(Err(UnmountError::Daemon { at, .. })))) => {
                 self.ledger.forget(&at);
                 actions.extend([
                     Action::AbandonCall,
-                    Action::Emit(SandboxEvent::Unmounted { at }),
+                    Action::Emit(SandboxEvent::Unmounted { at: at.clone() }),
                     Action::Reply(Reply::Unmount(Ok(UnmountOutcome::Unmounted))),
                 ]);
+                Some(at)
             }
             open => {
+                let at = match &open {
+                    Some(
+                        Open::Mount(at) | Open::Broken(Reply::Mount(Err(MountError::Daemon { at, .. }))),
+                    ) => Some(at.clone()),
+                    _ => None,
+                };
                 self.open = open;
                 self.fail_open(exit, actions);
+                at
             }
         }
     }

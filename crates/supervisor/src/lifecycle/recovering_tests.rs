@@ -70,8 +70,25 @@ fn a_mount_under_way_when_the_daemon_dies_fails_and_is_not_made_again() {
         "{}",
         text(&at_exit)
     );
+    assert!(!text(&at_exit).contains("MountLost"), "who asked knows");
     assert!(matches!(&launched[..], [Action::Call(Call::Admit)]));
     assert_eq!(machine.ledger().used(), 0);
+}
+
+/// Whoever asked was told that it failed, but it may have been there.
+#[test]
+fn a_mount_in_doubt_when_the_daemon_dies_is_told_as_lost() {
+    let mut machine = with_mounts_in(machine(true).0, &[1]);
+    machine.step(Event::Request(mount(2)));
+    let after = Duration::from_secs(30);
+    machine.step(Event::Answer(Err(CallError::TimedOut { after })));
+    let actions = machine.step(Event::Exited(exit()));
+    let lost = actions.iter().filter_map(|action| match action {
+        Action::Emit(SandboxEvent::MountLost { at, .. }) => Some(at.as_str()),
+        _ => None,
+    });
+    assert_eq!(lost.collect::<Vec<_>>(), ["/m2"], "{}", text(&actions));
+    assert_eq!(machine.ledger().used(), 1);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nydusbox_protocol::MountPoint;
+use nydusbox_protocol::{BackendCollection, MountPoint};
 
 #[cfg(doc)]
 use super::Lifecycle;
@@ -39,6 +39,8 @@ pub(crate) enum Event {
     LaunchFailed { reason: String, last_lines: Vec<String> },
     /// A VMM is, or is not, connected.
     Vmm(bool),
+    /// A daemon that was taken over says what it has mounted, which it did not do then.
+    Told(BackendCollection),
     /// The owner wants an orderly end.
     Stop(Ending),
     /// The owner is gone.

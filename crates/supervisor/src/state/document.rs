@@ -125,9 +125,24 @@ pub(crate) struct MountRecord {
     /// The daemon's slot it is in, once it is there and if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) slot: Option<Slot>,
+    /// It is there, in a slot that is not known.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) unplaced: bool,
     /// Commands it is being given, or was given without an answer, the last one last: it has one of them, or the old.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) replacements: Vec<SharedCommand>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl MountRecord {
+    /// Whether the daemon had said that it is there.
+    pub(crate) fn was_there(&self) -> bool {
+        self.slot.is_some() || self.unplaced
+    }
 }
 
 /// A bind that is there, or is being made or unmade.

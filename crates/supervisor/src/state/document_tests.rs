@@ -22,9 +22,9 @@ fn mount() -> impl Strategy<Value = MountRecord> {
         any::<bool>(),
         proptest::option::of(proptest::collection::vec(".{0,8}", 0..3)),
         any::<Option<u8>>(),
-        any::<bool>(),
+        any::<[bool; 2]>(),
     )
-        .prop_map(|(at, text, rafs, prefetch, slot, replaced)| {
+        .prop_map(|(at, text, rafs, prefetch, slot, [unplaced, replaced])| {
             let mut command = match rafs {
                 true => MountCommand::rafs(text.clone(), text),
                 false => MountCommand::passthrough(text),
@@ -35,6 +35,7 @@ fn mount() -> impl Strategy<Value = MountRecord> {
                 at: MountPoint::new(format!("/{at}")).unwrap(),
                 command: command.into(),
                 slot,
+                unplaced,
                 replacements,
             }
         })
@@ -173,6 +174,7 @@ fn a_document_of_an_earlier_writer_is_read_and_what_it_lacks_is_unknown() {
         at: MountPoint::new("/m").unwrap(),
         command: MountCommand::passthrough("/src").into(),
         slot: None,
+        unplaced: false,
         replacements: Vec::new(),
     });
     let mut json: serde_json::Value = serde_json::from_slice(&document.encode().unwrap()).unwrap();
@@ -191,6 +193,7 @@ fn debug_shows_no_configuration_and_no_environment() {
         at: MountPoint::new("/m").unwrap(),
         command: MountCommand::rafs("/bootstrap", "c2VjcmV0").into(),
         slot: Some(1),
+        unplaced: false,
         replacements: Vec::new(),
     });
     assert!(!format!("{document:?}").contains("c2VjcmV0"));

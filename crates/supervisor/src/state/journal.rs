@@ -218,6 +218,7 @@ mod tests {
             at: MountPoint::new(name).unwrap(),
             command: MountCommand::passthrough("/src").into(),
             slot: None,
+            unplaced: false,
             replacements: Vec::new(),
         }
     }

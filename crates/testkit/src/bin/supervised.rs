@@ -3,7 +3,8 @@
 //! `supervised PLACE KIND EXE STEP…`: PLACE is a directory with `share`, `snapshot`, `bootstrap` and `config`, and
 //! gets `state`; KIND is `embedded` or `stock`. A step is `start` (the daemon
 //! is spared when this is killed), `start-mortal` (it is not), `start-replacing` (it is
-//! replaced when it ends), `crash` (it is killed, and replaced), `lose-daemon` (it is
+//! replaced when it ends), `start-hasty` (it is replaced, waited for 200 ms, and looked
+//! at every 100), `crash` (it is killed, and replaced), `lose-daemon` (it is
 //! killed, and about to be replaced), `adopt`, `mount`, `unmount`, `stop`, or `hold`,
 //! which waits to be killed. Each step that is done is a line on standard output. Everything but the library's own
 //! blocking threads runs on the main thread, so that a tracer can count what it does.
@@ -32,12 +33,16 @@ fn request(place: &Path) -> Outcome<MountRequest> {
     )?)
 }
 
-async fn start(place: &Path, program: Program, then: OnSupervisorDeath, on_exit: OnExit) -> Outcome<Sandbox> {
-    let config = SandboxConfig::new(SandboxId::new("s1")?, place.join("state"), program)?
+fn config(place: &Path, program: Program, then: OnSupervisorDeath) -> Outcome<SandboxConfig> {
+    let config = SandboxConfig::new(SandboxId::new("s1")?, place.join("state"), program)?;
+    Ok(config
         .with_share(place.join("share"))?
-        .with_on_supervisor_death(then)
-        .with_on_exit(on_exit);
-    Ok(Sandbox::start(config).await?)
+        .with_on_supervisor_death(then))
+}
+
+fn replacing(place: &Path, program: Program) -> Outcome<SandboxConfig> {
+    let policy = RestartPolicy::default().with_delays(Duration::ZERO, Duration::ZERO);
+    Ok(config(place, program, OnSupervisorDeath::Spare)?.with_on_exit(OnExit::Restart(policy)))
 }
 
 async fn step(
@@ -48,12 +53,20 @@ async fn step(
 ) -> Outcome<Option<Sandbox>> {
     let there = |sandbox: Option<Sandbox>| sandbox.ok_or("no sandbox yet");
     Ok(match name {
-        "start" => Some(start(place, program.clone(), OnSupervisorDeath::Spare, OnExit::Stop).await?),
-        "start-mortal" => Some(start(place, program.clone(), OnSupervisorDeath::Kill, OnExit::Stop).await?),
-        "start-replacing" => {
-            let policy = RestartPolicy::default().with_delays(Duration::ZERO, Duration::ZERO);
-            let on_exit = OnExit::Restart(policy);
-            Some(start(place, program.clone(), OnSupervisorDeath::Spare, on_exit).await?)
+        "start" => {
+            let config = config(place, program.clone(), OnSupervisorDeath::Spare)?;
+            Some(Sandbox::start(config).await?)
+        }
+        "start-mortal" => {
+            let config = config(place, program.clone(), OnSupervisorDeath::Kill)?;
+            Some(Sandbox::start(config).await?)
+        }
+        "start-replacing" => Some(Sandbox::start(replacing(place, program.clone())?).await?),
+        "start-hasty" => {
+            let config = replacing(place, program.clone())?
+                .with_call_deadline(Duration::from_millis(200))
+                .with_health_interval(Some(Duration::from_millis(100)));
+            Some(Sandbox::start(config).await?)
         }
         "crash" => {
             let sandbox = there(sandbox)?;

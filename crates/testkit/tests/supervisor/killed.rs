@@ -42,13 +42,23 @@ impl Supervised {
 
     /// As [`Supervised::after`], with a fake daemon that behaves so.
     pub(crate) fn with_a(place: &Place, program: &Program, behaviour: &str, steps: &[&str]) -> Self {
-        let steps = [steps, &["hold"]].concat();
-        let mut child = command(place, program, behaviour, &steps)
+        Self::before(place, program, behaviour, steps, "hold")
+    }
+
+    /// As [`Supervised::with_a`], and it has one more step to do.
+    pub(crate) fn before(
+        place: &Place,
+        program: &Program,
+        behaviour: &str,
+        steps: &[&str],
+        last: &str,
+    ) -> Self {
+        let mut child = command(place, program, behaviour, &[steps, &[last]].concat())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        for step in &steps[..steps.len() - 1] {
+        for step in steps {
             assert_eq!(lines.next().map(Result::unwrap).as_deref(), Some(*step));
         }
         Self { child }
@@ -113,6 +123,15 @@ impl Scene {
         }
     }
 
+    /// Has the daemon that nobody supervises stop where it is, or go on.
+    pub(crate) fn signal_daemon(&self, signal: Signal) {
+        for line in self.place.processes() {
+            let number = line.split('"').nth(1).unwrap().parse().unwrap();
+            let pidfd = pidfd_open(Pid::from_raw(number).unwrap(), PidfdFlags::empty()).unwrap();
+            pidfd_send_signal(&pidfd, signal).unwrap();
+        }
+    }
+
     /// Waits for the end of what ends by itself: the guardian of a stock daemon.
     pub(crate) fn wait_until_alone(&self) {
         for line in self.place.processes() {
@@ -120,6 +139,14 @@ impl Scene {
             if let Ok(pidfd) = pidfd_open(Pid::from_raw(number).unwrap(), PidfdFlags::empty()) {
                 rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).unwrap();
             }
+        }
+    }
+
+    /// Waits until the sandbox's document says so.
+    pub(crate) fn wait_until_written(&self, text: &str) {
+        let state = self.place.path("state/s1/state.json");
+        while !std::fs::read_to_string(&state).unwrap().contains(text) {
+            std::thread::yield_now();
         }
     }
 

@@ -20,6 +20,8 @@ pub(crate) enum Conduct {
     WedgeMount,
     /// `lose-mount`: mounts, and closes the connection instead of answering.
     LoseMount,
+    /// `under-way`: is at the mount of an image for ever, and says so.
+    UnderWay,
     /// `die-in-mount`: exits with status 5 instead of answering a mount.
     DieInMount,
     /// `die-after-mount`: exits with status 6 as soon as the answer to a mount is out.
@@ -57,6 +59,7 @@ impl Conduct {
             "wedge" => Self::Wedge,
             "wedge-mount" => Self::WedgeMount,
             "lose-mount" => Self::LoseMount,
+            "under-way" => Self::UnderWay,
             "die-in-mount" => Self::DieInMount,
             "die-after-mount" => Self::DieAfterMount,
             "die-in-look" => Self::DieInLook,
@@ -208,6 +211,13 @@ fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Re
             Conduct::WedgeMount if is_mount => loop {
                 std::thread::park();
             },
+            Conduct::UnderWay if is_mount && is_image => loop {
+                std::thread::park();
+            },
+            Conduct::UnderWay if is_image => {
+                let body = r#"{"code":"WrongState","message":"is being mounted by another request"}"#;
+                answer(&mut stream, 400, body)?;
+            }
             Conduct::WedgeLater if request.method == "GET" && !first_of(mounts) => loop {
                 std::thread::park();
             },
