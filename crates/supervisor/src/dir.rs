@@ -184,13 +184,20 @@ pub enum Leftover {
         /// Its id.
         pid: u32,
     },
+    /// A process that holds the daemon's lock and is not to be found.
+    #[error("end the daemon")]
+    Unseen {
+        /// What it holds, and why it is not found.
+        #[source]
+        source: Box<DirError>,
+    },
 }
 
 impl Leftover {
     /// Whether the next attempt needs to know what the document says.
     pub(crate) fn needs_the_document(&self) -> bool {
         match self {
-            Self::Mount { .. } | Self::Process { .. } => true,
+            Self::Mount { .. } | Self::Process { .. } | Self::Unseen { .. } => true,
             Self::Path { .. } => false,
         }
     }

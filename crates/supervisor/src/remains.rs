@@ -6,6 +6,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 
@@ -18,6 +20,8 @@ const REAP: Timespec = Timespec {
     tv_sec: 5,
     tv_nsec: 0,
 };
+/// How long a process that ends may hold the lock and not be seen to.
+const CLOSES: Duration = Duration::from_secs(1);
 /// How often holders of the lock are looked for: one that forks while it is looked at is found the next time.
 const ROUNDS: usize = 8;
 /// Every cgroup made for a daemon has a name that begins with this.
@@ -46,7 +50,8 @@ impl Remains {
     /// What is needed to take the sandbox over, if it was serving, its daemon was to be spared, and lives.
     pub(crate) fn into_daemon(mut self) -> Result<(SandboxDir, Holder, StateDocument), Box<Self>> {
         let document = self.document.take();
-        // One that was to end with its supervisor is about to, or cannot: nobody expects it to be there.
+        // One that was to end with its supervisor is about to, or cannot: nobody expects it to be there. Nor does one
+        // live that was killed and cannot end.
         let serving = document.as_ref().filter(|document| {
             document.phase == PhaseRecord::Serving
                 && document.settings.environment.on_supervisor_death == OnSupervisorDeath::Spare
@@ -54,7 +59,7 @@ impl Remains {
         // The holder is held by a pidfd: if its number is that of the recorded process now, it is that process.
         let found = serving
             .and_then(|document| document.daemon.as_ref())
-            .filter(|record| record.is_alive())
+            .filter(|record| record.is_alive() && !state::is_dead(record.pid))
             .and_then(|record| self.holders.iter().position(|holder| holder.id() == record.pid));
         match (document, found) {
             (Some(document), Some(index)) => {
@@ -107,14 +112,28 @@ pub(crate) fn document(dir: &SandboxDir) -> Result<Option<StateDocument>, DirErr
     }
 }
 
-/// The processes that hold the daemon's lock.
+/// The processes that hold the daemon's lock; an error if somebody does and is not to be found: in another namespace of
+/// processes, or another user's. It may be served by a daemon that nobody sees.
 pub(crate) fn holders(dir: &SandboxDir) -> Result<Vec<Holder>, DirError> {
-    let path = || dir.file(state::DAEMON_LOCK);
-    match state::probe(dir).map_err(|source| io_error("lock", path(), source))? {
-        None | Some(DaemonLock::Taken(_)) => Ok(Vec::new()),
-        Some(DaemonLock::Held(inode)) => {
-            state::holders(inode).map_err(|source| io_error("find who locks", path(), source))
+    let failed = |action| move |source| io_error(action, dir.file(state::DAEMON_LOCK), source);
+    let until = Instant::now() + CLOSES;
+    loop {
+        let inode = match state::probe(dir).map_err(failed("lock"))? {
+            None | Some(DaemonLock::Taken(_)) => return Ok(Vec::new()),
+            Some(DaemonLock::Held(inode)) => inode,
+        };
+        let found = state::holders(inode).map_err(failed("find who locks"))?;
+        if !found.is_empty() {
+            return Ok(found);
         }
+        if Instant::now() >= until {
+            let nobody = io::Error::new(
+                io::ErrorKind::NotFound,
+                "no process that can be looked at has it open",
+            );
+            return Err(failed("find who locks")(nobody));
+        }
+        sleep(Duration::from_millis(1));
     }
 }
 
@@ -135,7 +154,13 @@ fn end_all(dir: &SandboxDir, mut living: Vec<Holder>) -> Vec<Leftover> {
                 .map(|holder| Leftover::Process { pid: holder.id() })
                 .collect();
         }
-        living = holders(dir).unwrap_or_default();
+        living = match holders(dir) {
+            Ok(living) => living,
+            Err(error) => {
+                let source = Box::new(error);
+                return vec![Leftover::Unseen { source }];
+            }
+        };
     }
     living
         .iter()
@@ -182,11 +207,45 @@ mod tests {
 
     use nydusbox_protocol::SandboxId;
 
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
     use super::*;
     use crate::binds::Inode;
     use crate::config::SandboxConfig;
     use crate::program::Program;
     use crate::state::{DaemonRecord, OsText};
+
+    /// Held by this process, which is not looked at.
+    #[test]
+    fn a_lock_that_nobody_is_seen_to_hold_is_not_free() {
+        let state_dir = tempfile::tempdir().unwrap();
+        let dir = SandboxDir::claim(&state_dir.path().join("s1")).unwrap();
+        let lock = state::take(&dir).unwrap();
+        let error = holders(&dir).unwrap_err();
+        assert!(
+            matches!(
+                &error,
+                DirError::Io {
+                    action: "find who locks",
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+
+        let mut child = std::process::Command::new("/bin/sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_child(&child);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let left = end_all(&dir, vec![Holder { pid, pidfd }]);
+        child.wait().unwrap();
+        assert!(matches!(&left[..], [Leftover::Unseen { .. }]), "{left:?}");
+        assert!(left[0].needs_the_document());
+        drop(lock);
+        assert!(holders(&dir).unwrap().is_empty());
+    }
 
     /// What is at the path of the cgroup that a dead daemon had; an empty directory goes like a cgroup.
     #[test]

@@ -8,6 +8,8 @@ mod everywhere;
 mod killed;
 #[path = "supervisor/mounts.rs"]
 mod mounts;
+#[path = "supervisor/stuck.rs"]
+mod stuck;
 mod supervisor;
 
 use std::fs;

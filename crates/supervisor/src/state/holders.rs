@@ -16,7 +16,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -127,19 +127,30 @@ pub(crate) fn holders(lock: Inode) -> io::Result<Vec<Holder>> {
     Ok(found)
 }
 
+/// Whether a process has it open. One that was killed and has a thread that does not end, because it waits for a dead
+/// file system, shows that thread's files only: its first one has none any more.
 fn has_open(process: &Path, lock: Inode) -> bool {
-    let Ok(entries) = std::fs::read_dir(process.join("fd")) else {
-        return false;
+    let paths = |dir: &str, of: &Path| {
+        let entries = std::fs::read_dir(of.join(dir)).into_iter().flatten();
+        entries.flatten().map(|entry| entry.path())
     };
-    entries.flatten().map(|entry| entry.path()).any(|path| {
-        // The name first: looking at a file on a dead network file system could take for ever.
-        let named = std::fs::read_link(&path).is_ok_and(|target| {
-            let name = target
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
-            name.trim_end_matches(" (deleted)") == DAEMON_LOCK
-        });
-        named && std::fs::metadata(path).is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev, lock.ino))
-    })
+    let mut files = paths("fd", process).peekable();
+    match files.peek() {
+        Some(_) => files.any(|path| is_it(path, lock)),
+        None => paths("task", process)
+            .flat_map(|thread| paths("fd", &thread))
+            .any(|path| is_it(path, lock)),
+    }
+}
+
+fn is_it(descriptor: PathBuf, lock: Inode) -> bool {
+    // The name first: looking at a file on a dead network file system could take for ever.
+    let named = std::fs::read_link(&descriptor).is_ok_and(|target| {
+        let name = target
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        name.trim_end_matches(" (deleted)") == DAEMON_LOCK
+    });
+    named && std::fs::metadata(descriptor).is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev, lock.ino))
 }

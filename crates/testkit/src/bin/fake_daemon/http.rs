@@ -20,6 +20,8 @@ pub(crate) enum Conduct {
     WedgeMount,
     /// `lose-mount`: mounts, and closes the connection instead of answering.
     LoseMount,
+    /// `look`: looks at what it is to mount first.
+    Look,
     /// `under-way`: is at the mount of an image for ever, and says so.
     UnderWay,
     /// `die-in-mount`: exits with status 5 instead of answering a mount.
@@ -59,6 +61,7 @@ impl Conduct {
             "wedge" => Self::Wedge,
             "wedge-mount" => Self::WedgeMount,
             "lose-mount" => Self::LoseMount,
+            "look" => Self::Look,
             "under-way" => Self::UnderWay,
             "die-in-mount" => Self::DieInMount,
             "die-after-mount" => Self::DieAfterMount,
@@ -203,6 +206,11 @@ fn converse(mut stream: UnixStream, conduct: Conduct, mounts: &Mounts) -> io::Re
             println!("{}", request.target);
         }
         let is_mount = request.method == "POST";
+        if conduct == Conduct::Look && is_mount {
+            let command: serde_json::Value = serde_json::from_str(&request.body)?;
+            // Whatever comes of it.
+            let _ = command["source"].as_str().map(std::fs::metadata);
+        }
         let is_image = place.as_ref().is_some_and(|place| place.starts_with("/rafs/"));
         match conduct {
             Conduct::Wedge => loop {
