@@ -235,6 +235,7 @@ async fn take_over(
             .or_else(|| environment::leaf_of(&path, daemon.pid));
         Some((path, record.cgroup_inode?))
     });
+    let successor = document.daemon.as_ref().is_some_and(|record| record.successor);
     let journal = Journal::new(&dir, document.clone()).map_err(failed("open"))?;
     let process = Process::adopt(daemon, lock, cgroup).map_err(failed("watch the daemon of"))?;
     dir.own();
@@ -250,6 +251,7 @@ async fn take_over(
         dir,
         ledger: Ledger::recalled(document.mounts, document.next_slot, reported),
         adopted: true,
+        successor,
     })
 }
 

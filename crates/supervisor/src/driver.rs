@@ -107,6 +107,7 @@ impl Driver {
             binds,
             dir,
             adopted,
+            successor,
         } = serving;
         let Running { daemon, client } = running;
         let pid = daemon.id();
@@ -130,8 +131,11 @@ impl Driver {
         if let OnExit::Restart(policy) = config.on_exit() {
             lifecycle = lifecycle.with_recovery(Recovery::new(policy, Duration::ZERO));
         }
-        let sockets = (config.vhost_socket(), config.successor_vhost_socket());
-        let frontend = FrontendWatch::new(config.program().kind(), pid, sockets.0, sockets.1);
+        let mut sockets = [config.vhost_socket(), config.successor_vhost_socket()];
+        if successor {
+            sockets.reverse();
+        }
+        let frontend = FrontendWatch::new(config.program().kind(), pid, sockets[0], sockets[1]);
         let (status, status_out) = watch::channel(snapshot(&lifecycle, &binds, &daemon));
         let strings = Strings {
             requests: requests_in,
@@ -406,7 +410,7 @@ impl Driver {
         match launched {
             Ok(running) => {
                 let Running { daemon, client } = running;
-                launch::note_process(&self.config, &mut self.journal, &daemon);
+                launch::note_process(&self.config, &mut self.journal, &daemon, true);
                 (self.daemon, self.client) = (daemon, Some(client));
                 let bound = self.config.successor_vhost_socket();
                 self.frontend =

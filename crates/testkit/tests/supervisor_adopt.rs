@@ -15,6 +15,7 @@ mod supervisor;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use killed::{Scene, Supervised};
 use mounts::own_mounts_or_skip;
@@ -270,6 +271,33 @@ async fn a_mount_that_the_daemon_is_at_is_not_forgotten() {
     assert_eq!(mounts, [("/containers", true), ("/rafs/c1/lowerdir", false)]);
     assert!(sandbox.stop().await.leftovers.is_empty());
     scene.assert_clean();
+}
+
+/// It removes the name that it has bound its socket to when a VMM has connected, and not the one the VMM knows.
+#[tokio::test]
+async fn of_an_adopted_nydusd_that_had_been_replaced_a_vmm_is_seen() {
+    own_mounts_or_skip!();
+    for came_before in [false, true] {
+        let scene = Scene::new();
+        let [_, program] = programs();
+        let supervised = Supervised::after(&scene.place, &program, &["start-replacing", "crash"]);
+        scene.wait_until_written(r#""phase":"serving""#);
+        supervised.kill();
+        // As nydusd does.
+        let connect = || fs::remove_file(scene.place.path("state/s1/vhost.new")).unwrap();
+        if came_before {
+            connect();
+        }
+        let sandbox = adopted(&scene).await;
+        if !came_before {
+            assert_eq!(sandbox.status().borrow().vmm_attached, Some(false));
+            connect();
+        }
+        let seen = mounted_until(&sandbox, |event| *event == SandboxEvent::VmmConnected);
+        tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap();
+        assert!(sandbox.stop().await.leftovers.is_empty());
+        scene.assert_clean();
+    }
 }
 
 /// The successor that was being started is found by its lock, and goes with all the rest.

@@ -39,6 +39,8 @@ pub(crate) struct Serving {
     pub(crate) dir: SandboxDir,
     /// Someone else started it.
     pub(crate) adopted: bool,
+    /// In the place of another one.
+    pub(crate) successor: bool,
 }
 
 /// A daemon that answers.
@@ -67,6 +69,7 @@ pub(crate) async fn launch(config: &mut SandboxConfig, events: &EventSink) -> Re
             binds: BindBook::default(),
             dir,
             adopted: false,
+            successor: false,
         }),
         Err(mut error) => {
             match error.leftovers.iter().any(Leftover::needs_the_document) {
@@ -88,13 +91,13 @@ async fn serve(
 ) -> Result<(Running, Ledger, Journal), StartError> {
     let mut journal = planned::journal(config, dir).map_err(|cause| failed(config.id(), cause))?;
     let spawned = Planned::plan(config, events)?.spawn(config, extra, events, dir.as_fd())?;
-    note_process(config, &mut journal, spawned.daemon());
+    note_process(config, &mut journal, spawned.daemon(), false);
     let ready = tracing::info_span!("ready");
     let answering = spawned.answering(config, deadline).instrument(ready).await?;
     let sharing = tracing::info_span!("share");
     let (running, ledger) = answering.serving(config, deadline).instrument(sharing).await?;
     // It executes its program by now, whatever it was spawned as.
-    note_process(config, &mut journal, &running.daemon);
+    note_process(config, &mut journal, &running.daemon, false);
     Ok((running, ledger, journal))
 }
 

@@ -82,10 +82,11 @@ impl Planned {
 }
 
 /// The lock tells the daemon already; this makes it quicker to find, and is no reason to fail.
-pub(crate) fn note_process(config: &SandboxConfig, journal: &mut Journal, daemon: &Daemon) {
+pub(crate) fn note_process(config: &SandboxConfig, journal: &mut Journal, daemon: &Daemon, successor: bool) {
     let noted = DaemonRecord::observe(daemon.id()).and_then(|mut record| {
         record.cgroup = daemon.cgroup().map(|path| OsText(path.into()));
         record.cgroup_inode = daemon.cgroup_inode();
+        record.successor = successor;
         journal.write(|document| {
             document.daemon = Some(record);
             document.cgroup = None;

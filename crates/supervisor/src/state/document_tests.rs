@@ -95,7 +95,7 @@ prop_compose! {
         phase in prop_oneof![
             Just(PhaseRecord::Starting), Just(PhaseRecord::Serving), Just(PhaseRecord::Stopping)
         ],
-        daemon in proptest::option::of((any::<[u64; 3]>(), any::<u32>(), ".{0,36}", os_text())),
+        daemon in proptest::option::of((any::<[u64; 3]>(), any::<u32>(), ".{0,36}", os_text(), any::<bool>())),
         mounts in proptest::collection::vec(mount(), 0..4),
         next_slot in any::<Option<u8>>(),
         health_interval_ms in any::<Option<u64>>(),
@@ -111,8 +111,8 @@ prop_compose! {
         };
         StateDocument {
             phase,
-            daemon: daemon.map(|([start_ticks, dev, ino], pid, boot_id, cgroup)| {
-                DaemonRecord { pid, start_ticks, boot_id, exe: Some(Inode { dev, ino }), cgroup: Some(cgroup), cgroup_inode: Some(Inode { dev: ino, ino: dev }) }
+            daemon: daemon.map(|([start_ticks, dev, ino], pid, boot_id, cgroup, successor)| {
+                DaemonRecord { pid, start_ticks, boot_id, exe: Some(Inode { dev, ino }), cgroup: Some(cgroup), cgroup_inode: Some(Inode { dev: ino, ino: dev }), successor }
             }),
             mounts,
             next_slot,

@@ -23,6 +23,9 @@ pub(crate) struct DaemonRecord {
     /// That cgroup's directory: another sandbox may have one with this path since. Older documents do not say.
     #[serde(default)]
     pub(crate) cgroup_inode: Option<Inode>,
+    /// Whether it took another one's place: then it has bound its vhost-user socket to another name than the VMM knows.
+    #[serde(default)]
+    pub(crate) successor: bool,
 }
 
 impl DaemonRecord {
@@ -42,6 +45,7 @@ impl DaemonRecord {
             exe,
             cgroup: None,
             cgroup_inode: None,
+            successor: false,
         })
     }
 
