@@ -22,7 +22,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use crate::outlet::OUTLET;
 use crate::program::ProgramKind;
 use crate::remains;
-use crate::state::{DAEMON_LOCK, STATE, STATE_NEW, StateError};
+use crate::state::{DAEMON_LOCK, STATE, STATE_NEW, StateError, is_dead};
 use lock::Attempt;
 pub use lock::owner as lock_owner;
 pub use look::LookedAt;
@@ -194,6 +194,15 @@ pub enum Leftover {
 }
 
 impl Leftover {
+    /// Whether it has not gone since.
+    pub(crate) fn is_there(&self) -> bool {
+        match self {
+            Self::Path { path, .. } => path.symlink_metadata().is_ok(),
+            Self::Process { pid } => !is_dead(*pid),
+            Self::Mount { .. } | Self::Unseen { .. } => true,
+        }
+    }
+
     /// Whether the next attempt needs to know what the document says.
     pub(crate) fn needs_the_document(&self) -> bool {
         match self {

@@ -74,6 +74,8 @@ pub(crate) struct Driver {
     client: Option<ApiClient>,
     /// The last one; it may have ended.
     daemon: Daemon,
+    /// What is left of those before, and of attempts to replace them.
+    left: Vec<Leftover>,
     /// The last daemon's.
     frontend: FrontendWatch,
     binds: BindBook,
@@ -149,6 +151,7 @@ impl Driver {
             launch: None,
             client: Some(client),
             daemon,
+            left: Vec::new(),
             frontend,
             binds,
             journal,
@@ -411,6 +414,7 @@ impl Driver {
             Ok(running) => {
                 let Running { daemon, client } = running;
                 launch::note_process(&self.config, &mut self.journal, &daemon, true);
+                self.left.extend(self.daemon.take_left());
                 (self.daemon, self.client) = (daemon, Some(client));
                 let bound = self.config.successor_vhost_socket();
                 self.frontend =
@@ -418,10 +422,13 @@ impl Driver {
                 self.expect_vmm();
                 Event::Launched(self.daemon.id())
             }
-            Err(error) => Event::LaunchFailed {
-                reason: chain(&error.cause),
-                last_lines: error.last_lines,
-            },
+            Err(error) => {
+                self.left.extend(error.leftovers);
+                Event::LaunchFailed {
+                    reason: chain(&error.cause),
+                    last_lines: error.last_lines,
+                }
+            }
         }
     }
 
@@ -555,6 +562,7 @@ impl Driver {
         let (phase, pid) = (self.lifecycle.phase().clone(), self.daemon.id());
         leftovers.extend(self.daemon.take_left());
         drop(self.daemon);
+        leftovers.extend(self.left.into_iter().filter(Leftover::is_there));
         leftovers.extend(self.binds.undo_all_but(|_| false));
         match leftovers.iter().any(Leftover::needs_the_document) {
             true => self.dir.leave(),

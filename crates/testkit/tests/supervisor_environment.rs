@@ -13,11 +13,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nydusbox::{
-    EnvironmentError, EventItem, ExitCause, LimitError, Limits, Netns, OnSupervisorDeath, Program, Sandbox,
-    SandboxConfig, SandboxEvent, StartCause,
+    EnvironmentError, EventItem, ExitCause, LimitError, Limits, Netns, OnExit, OnSupervisorDeath, Program,
+    RestartPolicy, Sandbox, SandboxConfig, SandboxEvent, StartCause, Status, StatusPhase,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use supervisor::Place;
 
 const FAKE: &str = env!("CARGO_BIN_EXE_fake-daemon");
@@ -251,6 +251,40 @@ fn leaves(root: &Path, id: &str) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Of one that was replaced long ago, too. A cgroup with another one in it is not removed.
+#[tokio::test]
+async fn what_is_left_of_a_daemon_that_was_replaced_is_told_at_the_end() {
+    let Some(root) = cgroup2() else { return };
+    let id = format!("cgl{}", std::process::id());
+    let place = Place::new();
+    let policy = RestartPolicy::default().with_delays(Duration::ZERO, Duration::ZERO);
+    let config = place
+        .config(&id, embedded("serve"))
+        .with_limits(Limits::new().cgroup_parent(&root))
+        .with_on_exit(OnExit::Restart(policy));
+    let sandbox = Sandbox::start(config).await.unwrap();
+    let mut status = sandbox.status();
+    let mut resisting = Vec::new();
+    for _ in 0..2 {
+        let (pid, cgroup) = (pid(&sandbox), status.borrow().cgroup.clone().unwrap());
+        std::fs::create_dir(cgroup.join("another")).unwrap();
+        resisting.push(cgroup);
+        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+        let replaced = |status: &Status| status.phase == StatusPhase::Serving && status.pid != pid;
+        status.wait_for(replaced).await.unwrap();
+    }
+    // The first is removed meanwhile, and is not told.
+    let gone = resisting.remove(0);
+    std::fs::remove_dir(gone.join("another")).unwrap();
+    std::fs::remove_dir(gone).unwrap();
+    let outcome = sandbox.stop().await;
+    let left: Vec<_> = outcome.leftovers.iter().map(ToString::to_string).collect();
+    assert_eq!(left, [format!("remove {:?}", resisting[0])]);
+    std::fs::remove_dir(resisting[0].join("another")).unwrap();
+    std::fs::remove_dir(&resisting[0]).unwrap();
+    place.assert_clean();
+}
+
 #[tokio::test]
 async fn the_daemons_cgroup_comes_and_goes_with_it() {
     let Some(root) = cgroup2() else { return };
@@ -433,7 +467,7 @@ async fn a_daemon_goes_with_a_killed_supervisor_unless_it_is_spared() {
                 "kill" => assert!(ends(&pidfd, 20), "{program}"),
                 _ => {
                     assert!(!ends(&pidfd, 0), "{program}");
-                    rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).unwrap();
+                    rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
                     assert!(ends(&pidfd, 20), "{program}");
                 }
             }
