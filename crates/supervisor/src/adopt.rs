@@ -280,25 +280,31 @@ async fn settle_asked(
     }
 }
 
-/// A mount that was being given another command has it or has not. It is given it again: then it has, or the daemon
-/// says no, and it has what it had. Without an answer it stays in doubt.
+/// A mount that was being given another command has it or has not. It is given it again: then it has. That the daemon
+/// says no now does not tell what it said then: it is given those that came before, and what it had at first. Without
+/// an answer, or when all is refused, it stays in doubt.
 async fn settle_replacements(client: &mut ApiClient, sandbox: &SandboxId, mount: &mut MountRecord) {
-    while let Some(command) = mount.replacements.pop() {
-        match client.remount(&mount.at, &command).await {
+    if mount.replacements.is_empty() {
+        return;
+    }
+    let had = std::iter::once(&mount.command);
+    for command in mount.replacements.iter().rev().chain(had) {
+        match client.remount(&mount.at, command).await {
             Ok(()) => {
-                mount.command = command;
+                mount.command = command.clone();
                 mount.replacements.clear();
+                return;
             }
             Err(error) if error.is_definite() => {
-                tracing::info!(%sandbox, at = %mount.at, error = chain(&error), "keeps what it had before a remount");
+                tracing::info!(%sandbox, at = %mount.at, error = chain(&error), "does not get what it was being given");
             }
             Err(error) => {
-                tracing::warn!(%sandbox, at = %mount.at, error = chain(&error), "has one of two configurations");
-                mount.replacements.push(command);
-                return;
+                tracing::warn!(%sandbox, at = %mount.at, error = chain(&error), "does not answer a remount");
+                break;
             }
         }
     }
+    tracing::warn!(%sandbox, at = %mount.at, "has one of several configurations");
 }
 
 fn take(action: &'static str, path: &Path, source: io::Error) -> AdoptError {
@@ -320,5 +326,81 @@ async fn blocking<T: Send + 'static>(
             path: PathBuf::new(),
             source: error.into(),
         }),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::time::Duration;
+
+    use nydusbox_protocol::{MountCommand, MountPoint, SocketPath};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// What is left of a doubt about `/old`, `/1` and `/2` when the daemon answers so, and what it was given.
+    async fn settled(answers: &[&str]) -> (MountRecord, Vec<&'static str>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut client = ApiClient::new(SocketPath::new(path).unwrap(), Duration::from_secs(30));
+        let command = |source: &str| MountCommand::rafs(source, "{}").into();
+        let mut mount = MountRecord {
+            at: MountPoint::new("/m").unwrap(),
+            command: command("/old"),
+            slot: Some(1),
+            unplaced: false,
+            replacements: vec![command("/1"), command("/2")],
+        };
+        let mut given = Vec::new();
+        let daemon = async {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"}") {
+                    assert!(stream.read_buf(&mut request).await.unwrap() > 0);
+                }
+                let request = String::from_utf8(request).unwrap();
+                let named = |source: &&str| request.contains(&format!("\"{source}\""));
+                given.extend(["/old", "/1", "/2"].into_iter().find(named));
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            // Nobody else comes.
+            std::future::pending::<()>().await;
+        };
+        let sandbox = SandboxId::new("s1").unwrap();
+        tokio::select! {
+            () = daemon => {}
+            () = settle_replacements(&mut client, &sandbox, &mut mount) => {}
+        }
+        (mount, given)
+    }
+
+    const DONE: &str = "HTTP/1.1 204 \r\nConnection: close\r\n\r\n";
+    const NO: &str = concat!(
+        "HTTP/1.1 500 \r\nConnection: close\r\nContent-Length: 32\r\n\r\n",
+        r#"{"code":"BadImage","message":""}"#
+    );
+
+    /// The first time it may have been taken.
+    #[tokio::test]
+    async fn a_remount_that_is_refused_now_is_in_doubt_until_something_is_taken() {
+        for (answers, has, given) in [
+            (&[DONE][..], "/2", &["/2"][..]),
+            (&[NO, DONE], "/1", &["/2", "/1"]),
+            (&[NO, NO, DONE], "/old", &["/2", "/1", "/old"]),
+        ] {
+            let (mount, asked) = settled(answers).await;
+            assert_eq!((mount.command.source.as_str(), asked.as_slice()), (has, given));
+            assert_eq!(mount.replacements.len(), 0);
+        }
+        for (answers, given) in [(&[NO, NO, NO][..], 3), (&[NO, ""], 2)] {
+            let (mount, asked) = settled(answers).await;
+            assert_eq!((mount.command.source.as_str(), asked.len()), ("/old", given));
+            let sources: Vec<_> = mount.replacements.iter().map(|c| c.source.as_str()).collect();
+            assert_eq!(sources, ["/1", "/2"]);
+        }
     }
 }
