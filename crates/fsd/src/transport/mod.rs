@@ -7,6 +7,7 @@
 mod chain;
 mod device;
 mod handler;
+mod headcount;
 mod listener;
 mod memory;
 mod monitor;

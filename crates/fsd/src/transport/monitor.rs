@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::headcount::Count;
 use super::pool::{Shared, spawn_worker};
 use super::ring::Ring;
 use crate::sys::footprint;
@@ -31,12 +32,13 @@ const LONG: Duration = Duration::from_secs(10);
 /// What a tick has to do something about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
-    threads: usize,
-    idle: usize,
+    count: Count,
     /// Workers in the same request for a tick.
     stuck: usize,
     /// Whether a guest was told not to kick.
     quiet: bool,
+    /// Whether nobody is awake where one was.
+    left: bool,
 }
 
 /// What is done about it.
@@ -48,11 +50,14 @@ enum Relief {
 }
 
 fn relief(seen: Seen) -> Relief {
-    let awake = seen.threads.saturating_sub(seen.idle);
-    if seen.stuck == 0 || awake > seen.stuck {
+    let awake = usize::try_from(seen.count.awake()).unwrap_or(usize::MAX);
+    if seen.left {
+        // The last one asks for kicks before it sleeps, as it may be about to. Had one not, its guest would wait for ever.
+        Relief::Wake
+    } else if seen.stuck == 0 || awake > seen.stuck {
         // Whoever is awake and not stuck serves all rings before it sleeps.
         Relief::None
-    } else if seen.idle == 0 {
+    } else if seen.count.idle == 0 {
         Relief::Add
     } else if seen.quiet {
         Relief::Wake
@@ -77,8 +82,7 @@ pub(super) fn run(pool: &Weak<Shared>) {
             if ticks.is_multiple_of(LOOK) {
                 footprint::bound();
             }
-            let awake =
-                |shared: &Shared| shared.threads.load(Ordering::SeqCst) > shared.idle.load(Ordering::SeqCst);
+            let awake = |shared: &Shared| shared.headcount.now().awake() > 0;
             quiet_ticks = if awake(&shared) { 0 } else { quiet_ticks + 1 };
             // First the flag, then the look; a worker that wakes does it the other way round.
             let sleep = quiet_ticks > QUIET && {
@@ -154,11 +158,12 @@ fn tick(shared: &std::sync::Arc<Shared>, calm_ticks: &mut u32) {
     } else {
         shared.wary.store(false, Ordering::Relaxed);
     }
+    let count = shared.headcount.now();
     match relief(Seen {
-        threads: shared.threads.load(Ordering::SeqCst),
-        idle: shared.idle.load(Ordering::SeqCst),
+        count,
         stuck,
         quiet: shared.rings.iter().any(Ring::is_quiet),
+        left: count.awake() == 0 && shared.rings.iter().any(Ring::is_left_quiet),
     }) {
         Relief::None => {}
         Relief::Wake => shared.wake_one(),
@@ -177,10 +182,10 @@ mod tests {
     #[test]
     fn a_colleague_is_added_only_when_all_are_stuck_and_woken_only_when_no_kick_would() {
         let seen = |threads, idle, stuck, quiet| Seen {
-            threads,
-            idle,
+            count: Count { threads, idle },
             stuck,
             quiet,
+            left: false,
         };
         assert_eq!(relief(seen(2, 0, 2, true)), Relief::Add);
         assert_eq!(relief(seen(2, 0, 2, false)), Relief::Add);
@@ -192,5 +197,10 @@ mod tests {
             "one is awake and moves on"
         );
         assert_eq!(relief(seen(2, 2, 0, true)), Relief::None);
+        let left = Seen {
+            left: true,
+            ..seen(2, 2, 0, true)
+        };
+        assert_eq!(relief(left), Relief::Wake, "nobody would look");
     }
 }

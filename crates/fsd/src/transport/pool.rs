@@ -7,13 +7,14 @@
 //! idle.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
+use super::headcount::Headcount;
 use super::ring::Ring;
 use super::{monitor, worker};
 use crate::fuse::FuseServer;
@@ -78,11 +79,9 @@ pub(super) struct Shared {
     pub(super) fuse: Arc<FuseServer>,
     pub(super) inflight: Inflight,
     pub(super) tallies: Arc<Tallies>,
-    pub(super) base: usize,
+    pub(super) base: u32,
     pub(super) poll: Duration,
-    pub(super) threads: AtomicUsize,
-    /// Workers that sleep, or are about to and will look once more.
-    pub(super) idle: AtomicUsize,
+    pub(super) headcount: Headcount,
     /// Somebody polls; a second one would only take a processor away.
     pub(super) polling: AtomicBool,
     /// A worker was woken to help and has not come yet.
@@ -114,10 +113,9 @@ impl Pool {
             fuse,
             inflight: Inflight::new(config.most()),
             tallies,
-            base,
+            base: u32::try_from(base).unwrap_or(u32::MAX),
             poll: config.poll,
-            threads: AtomicUsize::new(0),
-            idle: AtomicUsize::new(0),
+            headcount: Headcount::default(),
             polling: AtomicBool::new(false),
             helper_called: AtomicBool::new(false),
             wary: AtomicBool::new(false),
@@ -156,10 +154,11 @@ impl Pool {
 
     /// How the workers are now.
     pub(crate) fn crew(&self) -> Crew {
-        let workers = self.shared.threads.load(Ordering::Relaxed);
+        let count = self.shared.headcount.now();
+        let number = |of: u32| usize::try_from(of).unwrap_or(usize::MAX);
         Crew {
-            workers,
-            busy: workers.saturating_sub(self.shared.idle.load(Ordering::Relaxed)),
+            workers: number(count.threads),
+            busy: number(count.awake()),
             max: self.shared.inflight.slots(),
         }
     }
@@ -228,15 +227,6 @@ impl Shared {
             thread.unpark();
         }
     }
-
-    /// Gives up this worker's place if there are more than the base number.
-    pub(super) fn retire(&self) -> bool {
-        self.threads
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
-                (n > self.base).then(|| n - 1)
-            })
-            .is_ok()
-    }
 }
 
 /// Adds a worker, unless there are as many as there may be.
@@ -245,7 +235,7 @@ pub(super) fn spawn_worker(shared: &Arc<Shared>) -> std::io::Result<()> {
         return Ok(());
     };
     let number = slot.number();
-    shared.threads.fetch_add(1, Ordering::SeqCst);
+    shared.headcount.join();
     let for_thread = Arc::clone(shared);
     let spawned = thread::Builder::new()
         .name(format!("fs-worker-{number}"))
@@ -255,7 +245,8 @@ pub(super) fn spawn_worker(shared: &Arc<Shared>) -> std::io::Result<()> {
             for_thread.inflight.give_back(number);
         });
     if let Err(e) = spawned {
-        shared.threads.fetch_sub(1, Ordering::SeqCst);
+        shared.headcount.leave();
+        shared.wake_one();
         shared.inflight.give_back(number);
         return Err(e);
     }

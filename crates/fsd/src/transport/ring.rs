@@ -319,6 +319,15 @@ impl Ring {
         self.quiet.load(Ordering::Relaxed)
     }
 
+    /// Whether the guest of a ring that can be served will not kick for the next request.
+    pub(super) fn is_left_quiet(&self) -> bool {
+        self.is_quiet() && {
+            let inner = self.lock();
+            let is_viewable = |snapshot: &Snapshot| snapshot.layout.view(&snapshot.memory).is_some();
+            inner.started && inner.snapshot().as_ref().is_some_and(is_viewable)
+        }
+    }
+
     /// A look without the lock: whether the guest has made something available.
     pub(super) fn has_more(&self, view: &View<'_>) -> bool {
         view.avail_idx()

@@ -70,7 +70,9 @@ pub(super) fn run(shared: &Arc<Shared>, slot: &Slot<'_>) {
         last_done: Instant::now(),
     };
     if !worker.until_retired() {
-        shared.threads.fetch_sub(1, Ordering::SeqCst);
+        shared.headcount.leave();
+        // Whoever slept because this one was awake.
+        shared.wake_one();
     }
 }
 
@@ -88,16 +90,16 @@ impl Worker<'_> {
                 shared.wake_monitor();
             }
             self.serve();
-            let surplus = shared.threads.load(Ordering::Relaxed) > shared.base;
+            let surplus = shared.headcount.now().threads > shared.base;
             let got = epoll::wait(&shared.epoll, &mut events, surplus.then_some(&RETIRE_AFTER));
-            shared.idle.fetch_sub(1, Ordering::SeqCst);
+            // Out of its sleep, not awake for a moment: others would rely on it.
+            if matches!(got, Ok(0)) && shared.headcount.retire(shared.base) {
+                return true;
+            }
+            shared.headcount.wake();
             shared.helper_called.store(false, Ordering::Relaxed);
             match got {
-                Ok(0) => {
-                    if shared.retire() {
-                        return true;
-                    }
-                }
+                Ok(0) => {}
                 Ok(_) => {
                     if events[0].data.u64() == STOP {
                         break;
@@ -130,15 +132,15 @@ impl Worker<'_> {
                 Ended::Empty => {
                     // Idle first, then the look that arming ends with: what comes before it is seen by it, what
                     // comes after it kicks.
-                    shared.idle.fetch_add(1, Ordering::SeqCst);
+                    shared.headcount.sleep();
                     if !self.arm(&views) {
                         return;
                     }
-                    shared.idle.fetch_sub(1, Ordering::SeqCst);
+                    shared.headcount.wake();
                 }
                 Ended::Changed => {}
                 Ended::Stopped => {
-                    shared.idle.fetch_add(1, Ordering::SeqCst);
+                    shared.headcount.sleep();
                     return;
                 }
                 Ended::Superfluous => return,
@@ -280,26 +282,16 @@ impl Worker<'_> {
     /// Whether so little is waiting that two at one ring only hinder each other; then this worker is idle from now
     /// on. Should the other one just now block, the monitor finds out.
     fn is_superfluous(&self, backlog: u16, wary: bool) -> bool {
-        let shared = self.shared;
-        let threads = shared.threads.load(Ordering::Relaxed);
-        if wary
-            || shared.idle.load(Ordering::Relaxed) + 1 >= threads
-            || self.usual_ns.saturating_mul(backlog.into()) > WORTH_HELP_NS / 4
-        {
+        if wary || self.usual_ns.saturating_mul(backlog.into()) > WORTH_HELP_NS / 4 {
             return false;
         }
-        shared
-            .idle
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |idle| {
-                (idle + 1 < threads).then_some(idle + 1)
-            })
-            .is_ok()
+        self.shared.headcount.excuse()
     }
 
     /// Sees to what waits behind the request that is about to be run.
     fn provide(&self, ring: &Ring, view: &View<'_>, snapshot: &Snapshot, backlog: u16, wary: bool) {
         let shared = self.shared;
-        if shared.idle.load(Ordering::Relaxed) == 0 {
+        if shared.headcount.now().idle == 0 {
             return;
         }
         if wary {
