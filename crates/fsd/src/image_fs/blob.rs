@@ -6,8 +6,15 @@
 //! ```
 //! A process that is killed at any point leaves at most data that are not marked, and its locks vanish with it.
 //! Whoever holds a lock waits for nothing but the backend, so nobody waits in a circle. A process that holds a lock
-//! and does not move (stopped, or with a backend that hangs) is waited for a while, then the chunk is fetched twice.
+//! and does not move (stopped, or with a backend that hangs) is waited for a while, then the chunk is fetched twice and
+//! kept by neither of the others.
+//!
+//! Others may believe another image that names the same blob, and go by what they have compared here. So nothing is
+//! written where the map says that something is, or without the lock: files with content that is not the image's are
+//! left to those who have them open, and others take their names.
 
+use std::collections::HashSet;
+use std::error::Error;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -101,6 +108,8 @@ pub(super) struct Generation {
     compared: Option<Ready>,
     /// The files were damaged: whatever their map says, nothing is here.
     abandoned: AtomicBool,
+    /// Chunks that another process had locked for too long: it is not waited for again.
+    overdue: Mutex<HashSet<u32>>,
     /// There is content that may not be on the disk, and somebody sees to it.
     unsettled: Arc<AtomicBool>,
 }
@@ -121,6 +130,7 @@ impl Generation {
             ready,
             compared: parts.compares.then(|| Ready::new(parts.chunks, &[])),
             abandoned: AtomicBool::new(false),
+            overdue: Mutex::default(),
             unsettled: Arc::default(),
         })
     }
@@ -139,14 +149,6 @@ impl Generation {
     pub(super) fn note_compared(&self, chunk: u32) {
         if let Some(compared) = &self.compared {
             compared.set(chunk);
-        }
-    }
-
-    /// A chunk is not here after all.
-    fn forget(&self, chunk: u32) {
-        self.ready.clear(chunk);
-        if let Some(compared) = &self.compared {
-            compared.clear(chunk);
         }
     }
 
@@ -173,6 +175,15 @@ impl Generation {
             compared.clear_all();
         }
         new
+    }
+
+    /// Whether one of these was waited for too long before; all of them were if it `is_now`.
+    fn is_overdue(&self, group: &[Chunk], is_now: bool) -> bool {
+        let mut overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_now {
+            overdue.extend(group.iter().map(|c| c.id));
+        }
+        group.iter().any(|c| overdue.contains(&c.id))
     }
 
     /// Whether a chunk is here, perhaps because of another process.
@@ -342,7 +353,7 @@ impl Blob {
         lock_until: Instant,
     ) -> Result<Option<Vec<Landing>>, FetchError> {
         let generation = self.generation();
-        let Ok(_lock) = lock(&generation, group, urgency, lock_until) else {
+        let Ok(hold) = lock(&generation, group, urgency, lock_until) else {
             return Ok(None);
         };
         let missing: Vec<Chunk> = group.iter().filter(|c| !generation.look(c.id)).cloned().collect();
@@ -351,7 +362,10 @@ impl Blob {
             let part = &missing[part];
             let contents = self.request(part, urgency)?;
             for (chunk, content) in part.iter().zip(contents) {
-                let landing = self.store(&generation, chunk, content);
+                let landing = match hold {
+                    Hold::Locked(_) | Hold::Unlockable => self.store(&generation, chunk, content),
+                    Hold::None => Landing::Held(Arc::new(content)),
+                };
                 if let Some(at) = group.iter().position(|c| c.id == chunk.id) {
                     landings[at] = landing;
                 }
@@ -380,10 +394,14 @@ impl Blob {
 
     /// Puts a chunk in the cache. Where the cache does not take it, whoever waits for it gets it all the same.
     fn store(&self, generation: &Arc<Generation>, chunk: &Chunk, content: Vec<u8>) -> Landing {
+        // A nydusd asks for no lock.
+        if generation.files.is_ready(chunk.id).unwrap_or(false) {
+            return Landing::Held(Arc::new(content));
+        }
         match generation.files.write(&content, chunk.offset) {
             Ok(()) => {
                 // Without the mark others, and the next mount, will fetch it again.
-                if let Err(error) = generation.files.mark(chunk.id, true) {
+                if let Err(error) = generation.files.mark(chunk.id) {
                     self.cache_failed(error);
                 }
                 generation.note_compared(chunk.id);
@@ -394,7 +412,7 @@ impl Blob {
                 Landing::Stored
             }
             Err(WriteError::Truncated) => {
-                self.replace(generation);
+                self.replace(generation, &self.failure(WriteError::Truncated));
                 Landing::Held(Arc::new(content))
             }
             Err(error) => {
@@ -424,39 +442,38 @@ impl Blob {
     }
 
     fn cache_failed(&self, source: impl Into<WriteError>) {
-        report(&CacheFailure {
-            blob: self.parts.id.clone(),
-            source: source.into(),
-        });
+        report(&self.failure(source));
     }
 
-    /// A chunk was not in the cache as it should have been.
+    fn failure(&self, source: impl Into<WriteError>) -> CacheFailure {
+        CacheFailure {
+            blob: self.parts.id.clone(),
+            source: source.into(),
+        }
+    }
+
+    /// A chunk was not in the cache as it should have been. Whoever has compared it with another image's, or has it in
+    /// another way, keeps the file that it is in.
     pub(super) fn lost(&self, generation: &Arc<Generation>, chunk: u32) {
         if generation.files.is_whole().unwrap_or(false) {
-            report(&FetchError::Cache {
-                blob: self.parts.id.clone(),
-                chunk,
-            });
-            // Locally first: who does not see the one asks the other.
-            generation.forget(chunk);
-            if let Err(error) = generation.files.mark(chunk, false) {
-                self.cache_failed(error);
-            }
+            let blob = self.parts.id.clone();
+            self.replace(generation, &FetchError::Cache { blob, chunk });
         } else {
-            self.replace(generation);
+            self.replace(generation, &self.failure(WriteError::Truncated));
         }
     }
 
     /// Leaves cache files that were damaged for new ones, or for those that another process has made.
-    fn replace(&self, damaged: &Arc<Generation>) {
+    fn replace(&self, damaged: &Arc<Generation>, why: &dyn Error) {
         let _one = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(damaged, &self.generation()) {
             return;
         }
         if damaged.abandon() {
-            self.cache_failed(WriteError::Truncated);
+            report(why);
         }
-        match Generation::open(&self.parts) {
+        let unnamed = damaged.files.unname(&self.parts.dir, &self.parts.id);
+        match unnamed.and_then(|()| Generation::open(&self.parts)) {
             Ok(generation) => {
                 self.present.store(Arc::new(generation));
             }
@@ -478,26 +495,37 @@ struct CacheFailure {
 /// Another process is at the range.
 struct Busy;
 
-/// Locks the range of a group against other processes. There is no lock, and no need for one, when they have put
-/// everything there meanwhile, when they take too long, or where the file system has no locks.
+/// By what right content is written.
+enum Hold<'a> {
+    /// No other process writes there.
+    Locked(#[expect(dead_code, reason = "unlocks when it is dropped")] RangeLock<'a>),
+    /// The file system has no locks: others write the same, unless they believe another image.
+    Unlockable,
+    /// By none: another process has put everything there meanwhile, or takes too long and may write at any time.
+    None,
+}
+
+/// Locks the range of a group against other processes.
 fn lock<'a>(
     generation: &'a Generation,
     group: &[Chunk],
     urgency: Urgency,
     until: Instant,
-) -> Result<Option<RangeLock<'a>>, Busy> {
+) -> Result<Hold<'a>, Busy> {
     let (Some(first), Some(last)) = (group.first(), group.last()) else {
-        return Ok(None);
+        return Ok(Hold::None);
     };
     loop {
         match RangeLock::try_take(generation.files.data(), first.offset, last.end() - first.offset) {
-            Ok(Some(lock)) => return Ok(Some(lock)),
+            Ok(Some(lock)) => return Ok(Hold::Locked(lock)),
             Ok(None) if urgency != Urgency::Demand => return Err(Busy),
             Ok(None) => {}
-            Err(_) => return Ok(None),
+            Err(_) => return Ok(Hold::Unlockable),
         }
-        if group.iter().all(|c| generation.look(c.id)) || Instant::now() >= until {
-            return Ok(None);
+        if group.iter().all(|c| generation.look(c.id))
+            || generation.is_overdue(group, Instant::now() >= until)
+        {
+            return Ok(Hold::None);
         }
         sleep(LOCK_PAUSE);
     }

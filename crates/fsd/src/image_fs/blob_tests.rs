@@ -31,6 +31,8 @@ struct Backend {
     changed: Condvar,
     failures: AtomicUsize,
     wrong: AtomicBool,
+    /// What it gives is right for another image.
+    anothers: AtomicBool,
 }
 
 impl Backend {
@@ -74,7 +76,8 @@ impl Origin for Arc<Backend> {
                 chunk: 0,
             });
         }
-        Ok(chunks.iter().map(|c| content(c.id)).collect())
+        let shift = u32::from(self.anothers.load(Ordering::SeqCst));
+        Ok(chunks.iter().map(|c| content(c.id + shift)).collect())
     }
 }
 
@@ -141,6 +144,70 @@ fn what_others_put_there_is_here_and_still_to_be_compared() {
     here.note_compared(3);
     other.lost(&here, 3);
     assert!(!here.has(3) && !here.is_compared(3));
+}
+
+#[test]
+fn what_was_compared_stays_whatever_a_daemon_that_believes_another_image_does() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::default());
+    let anothers = Arc::<Backend>::default();
+    anothers.anothers.store(true, Ordering::SeqCst);
+    let (one, other) = (blob(dir.path(), &backend), blob(dir.path(), &anothers));
+    one.ensure(&chunks([3, 4]), Urgency::Demand).unwrap();
+    for chunk in [3, 4] {
+        other.lost(&other.generation(), chunk);
+        other.ensure(&chunks([3, 4]), Urgency::Demand).unwrap();
+        let generation = one.generation();
+        assert!(generation.is_compared(3) && generation.is_compared(4));
+        assert_stored(&one, [3, 4]);
+    }
+    let next = blob(dir.path(), &backend);
+    assert!(next.generation().has(3), "the other's has the names");
+    next.lost(&next.generation(), 3);
+    next.ensure(&chunks([3]), Urgency::Demand).unwrap();
+    assert_stored(&next, [3]);
+}
+
+#[test]
+fn nothing_is_written_where_another_daemon_may_write_at_any_time_or_has() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let mut blob = blob(dir.path(), &backend);
+    blob.parts.policy.lock_patience = Duration::ZERO;
+    let other = CacheFiles::open(dir.path(), "b", 64 * u64::from(CHUNK), 64).unwrap();
+    let theirs = vec![0xee; content(0).len()];
+    let assert_held = |supply: Supply| {
+        let held = supply.held.first().unwrap();
+        assert!(held.0 == 0 && *held.1 == content(0));
+        let mut there = content(0);
+        other.data().read_exact_at(&mut there, 0).unwrap();
+        assert!(there == theirs);
+    };
+    other.write(&theirs, 0).unwrap();
+    let locked = RangeLock::try_take(other.data(), 0, u64::from(CHUNK)).unwrap();
+    assert!(locked.is_some());
+    assert_held(blob.ensure(&chunks([0]), Urgency::Demand).unwrap());
+    drop(locked);
+    backend.hold();
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| blob.ensure(&chunks([0]), Urgency::Demand).unwrap());
+        backend.await_requests(2);
+        other.mark(0).unwrap();
+        backend.release();
+        assert_held(reader.join().unwrap());
+    });
+}
+
+#[test]
+fn a_daemon_that_does_not_move_is_waited_for_once() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let mut blob = blob(dir.path(), &backend);
+    let stopped = CacheFiles::open(dir.path(), "b", 64 * u64::from(CHUNK), 64).unwrap();
+    let _held = RangeLock::try_take(stopped.data(), 0, u64::from(CHUNK)).unwrap();
+    blob.parts.policy.lock_patience = Duration::ZERO;
+    blob.ensure(&chunks([0]), Urgency::Demand).unwrap();
+    // The test would not end.
+    blob.parts.policy.lock_patience = Duration::from_secs(86_400);
+    blob.ensure(&chunks([0]), Urgency::Demand).unwrap();
+    assert_eq!(*backend.requests(), [[0], [0]]);
 }
 
 #[test]
@@ -218,8 +285,8 @@ fn a_daemon_that_does_not_move_is_not_waited_for_for_ever() {
         backend.requests().is_empty(),
         "nobody waits: it is left to the other"
     );
-    blob.ensure(&chunks([0]), Urgency::Demand).unwrap();
-    assert_stored(&blob, [0]);
+    let supply = blob.ensure(&chunks([0]), Urgency::Demand).unwrap();
+    assert!(*supply.held[0].1 == content(0));
 }
 
 #[test]

@@ -47,16 +47,6 @@ impl Ready {
         }
     }
 
-    /// A chunk is not there after all.
-    pub(super) fn clear(&self, chunk: u32) {
-        let mask = 1 << (chunk % 64);
-        if let Some(word) = self.word(chunk)
-            && word.fetch_and(!mask, Ordering::AcqRel) & mask != 0
-        {
-            self.missing.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
     /// Nothing is there after all.
     pub(super) fn clear_all(&self) {
         for word in &self.words {
@@ -84,17 +74,10 @@ mod tests {
             assert!(!ready.all());
             ready.set(chunk);
             ready.set(chunk);
-            if chunk == 60 {
-                ready.clear(3);
-                ready.clear(65);
-                ready.set(65);
-            }
         }
         assert!(ready.all() && !ready.get(70) && !ready.get(1000));
-        ready.clear(3);
-        assert!(!ready.all());
         ready.clear_all();
-        assert!((0..70).all(|c| !ready.get(c)));
+        assert!(!ready.all() && (0..70).all(|c| !ready.get(c)));
         (0..70).for_each(|c| ready.set(c));
         assert!(ready.all(), "the count is right");
     }
