@@ -43,12 +43,13 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    /// Copies what `info` says; `None` if it cannot be. `digester` is given where `info` has a digest.
+    /// Copies what `info` says; `None` if it cannot be. `digester` is given where `info` has a digest of the content.
     pub(super) fn copy(info: &dyn BlobChunkInfo, digester: Option<Algorithm>) -> Option<Self> {
-        let checksum = if info.has_crc32() {
-            Checksum::Crc32(info.crc32())
-        } else if let Some(algorithm) = digester {
+        // Whoever gives other content chooses it so that a CRC stays what it was.
+        let checksum = if let Some(algorithm) = digester {
             Checksum::Digest(algorithm, Box::new(*info.chunk_id()))
+        } else if info.has_crc32() {
+            Checksum::Crc32(info.crc32())
         } else {
             Checksum::None
         };
@@ -85,5 +86,79 @@ impl Chunk {
                 Checksum::Crc32(crc) => check_crc(content, *crc),
                 Checksum::Digest(algorithm, digest) => check_hash(content, digest, *algorithm),
             }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    /// A chunk that has a CRC and a digest, as nydus' builder makes them.
+    struct Both(RafsDigest);
+
+    const CRC: u32 = 0x1234_5678;
+
+    impl BlobChunkInfo for Both {
+        fn chunk_id(&self) -> &RafsDigest {
+            &self.0
+        }
+
+        fn has_crc32(&self) -> bool {
+            true
+        }
+
+        fn crc32(&self) -> u32 {
+            CRC
+        }
+
+        fn id(&self) -> u32 {
+            7
+        }
+
+        fn blob_index(&self) -> u32 {
+            0
+        }
+
+        fn compressed_offset(&self) -> u64 {
+            0
+        }
+
+        fn compressed_size(&self) -> u32 {
+            4
+        }
+
+        fn uncompressed_offset(&self) -> u64 {
+            0
+        }
+
+        fn uncompressed_size(&self) -> u32 {
+            4
+        }
+
+        fn is_batch(&self) -> bool {
+            false
+        }
+
+        fn is_compressed(&self) -> bool {
+            false
+        }
+
+        fn is_encrypted(&self) -> bool {
+            false
+        }
+
+        fn as_any(&self) -> &dyn std::any::Any {
+            self
+        }
+    }
+
+    #[test]
+    fn what_has_a_digest_is_compared_with_that_whatever_else_it_has() {
+        let digest = RafsDigest::from_buf(b"what", Algorithm::Sha256);
+        let chunk = Chunk::copy(&Both(digest), Some(Algorithm::Sha256)).unwrap();
+        assert!(chunk.verify(b"what") && !chunk.verify(b"else"));
+        let chunk = Chunk::copy(&Both(digest), None).unwrap();
+        assert_eq!(chunk.checksum, Checksum::Crc32(CRC));
     }
 }

@@ -126,9 +126,8 @@ impl Storage {
             let cache = Arc::clone(&nydus.cache);
             let algorithm = cache.blob_digester();
             // Those of blobs that are elsewhere as what they were before need not be of their content.
-            let listed = digests
-                .as_ref()
-                .filter(|_| !info.has_feature(BlobFeatures::EXTERNAL));
+            let is_of_content = !info.has_feature(BlobFeatures::EXTERNAL);
+            let listed = digests.as_ref().filter(|_| is_of_content);
             let digests = listed.map(|digests| digests.of_blob(at, algorithm));
             // RAFS v5 has a chunk's digest where a file has the chunk.
             let described = !info.meta_ci_is_valid() || cache.need_validation();
@@ -147,7 +146,7 @@ impl Storage {
             Ok(ImageBlob {
                 blob,
                 compares_cached: validates,
-                digester: described.then_some(algorithm),
+                digester: (described && is_of_content).then_some(algorithm),
                 digests,
                 cache,
                 table: OnceLock::new(),
