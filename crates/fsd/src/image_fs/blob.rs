@@ -19,7 +19,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,7 @@ use super::error::FetchError;
 use super::events::report;
 use super::flight::{Flights, Landing};
 use super::gate::Gate;
+use super::layout_note::LayoutNote;
 use super::origin::Origin;
 use super::range_lock::RangeLock;
 use super::ready::Ready;
@@ -86,6 +87,8 @@ pub(super) struct BlobParts {
     /// The length of all content, in bytes.
     pub(super) size: u64,
     pub(super) chunks: u32,
+    /// Where all of them are in the cache, if that is known before [`Blob::lay_out`].
+    pub(super) layout: Option<LayoutNote>,
     pub(super) origin: Box<dyn Origin>,
     /// Whether there is anything to compare chunks with.
     pub(super) compares: bool,
@@ -115,8 +118,8 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    fn open(parts: &BlobParts) -> io::Result<Self> {
-        let files = CacheFiles::open(&parts.dir, &parts.id, parts.size, parts.chunks)?;
+    fn open(parts: &BlobParts, layout: Option<LayoutNote>) -> io::Result<Self> {
+        let files = open_files(parts, layout)?;
         let ready = Ready::new(parts.chunks, &files.ready_bits()?);
         // Nobody asks when a guest last read of an image, and the kernel asks for each read whether to note it.
         // Refused where the file is another user's; then it is noted.
@@ -196,6 +199,20 @@ impl Generation {
     }
 }
 
+/// Files that only those fill who have its chunks in the same places.
+fn open_files(parts: &BlobParts, layout: Option<LayoutNote>) -> io::Result<CacheFiles> {
+    for _ in 0..ROUNDS {
+        let files = CacheFiles::open(&parts.dir, &parts.id, parts.size, parts.chunks)?;
+        match layout {
+            Some(layout) if !files.is_laid_out(layout)? => files.unname(&parts.dir, &parts.id)?,
+            _ => return Ok(files),
+        }
+    }
+    Err(io::Error::other(
+        "others with a blob of that name make their files again and again",
+    ))
+}
+
 /// A chunk's content that is not in the cache, by the chunk's number.
 pub(super) type Held = (u32, Arc<Vec<u8>>);
 
@@ -212,7 +229,8 @@ pub(super) struct Supply {
 pub(super) struct Blob {
     parts: BlobParts,
     present: ArcSwap<Generation>,
-    replacing: Mutex<()>,
+    /// What new files are made with; one makes them at a time.
+    replacing: Mutex<Option<LayoutNote>>,
     flights: Flights,
     /// The cache takes nothing, and that has been said.
     refusing: AtomicBool,
@@ -224,11 +242,11 @@ impl Blob {
     /// # Errors
     /// What the file system said.
     pub(super) fn open(parts: BlobParts) -> io::Result<Self> {
-        let present = ArcSwap::from_pointee(Generation::open(&parts)?);
+        let present = ArcSwap::from_pointee(Generation::open(&parts, parts.layout)?);
         Ok(Self {
-            parts,
             present,
-            replacing: Mutex::new(()),
+            replacing: Mutex::new(parts.layout),
+            parts,
             flights: Flights::default(),
             refusing: AtomicBool::new(false),
         })
@@ -247,6 +265,22 @@ impl Blob {
     /// How many chunks it has.
     pub(super) fn chunks(&self) -> u32 {
         self.parts.chunks
+    }
+
+    /// Where all chunks are has become known. Before, nothing may be fetched.
+    pub(super) fn lay_out(&self, layout: impl FnOnce() -> LayoutNote) {
+        let mut known = self.replacing();
+        if known.is_none() {
+            let layout = *known.insert(layout());
+            let present = Arc::clone(&self.generation());
+            if !present.files.is_laid_out(layout).unwrap_or(false) {
+                self.replace_as(&present, &self.failure(WriteError::AnothersLayout), *known);
+            }
+        }
+    }
+
+    fn replacing(&self) -> MutexGuard<'_, Option<LayoutNote>> {
+        self.replacing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// nydus' counters of the cache.
@@ -394,6 +428,11 @@ impl Blob {
 
     /// Puts a chunk in the cache. Where the cache does not take it, whoever waits for it gets it all the same.
     fn store(&self, generation: &Arc<Generation>, chunk: &Chunk, content: Vec<u8>) -> Landing {
+        if generation.abandoned.load(Ordering::Acquire) {
+            // There are no new ones yet.
+            self.replace(generation, &self.failure(WriteError::Truncated));
+            return Landing::Held(Arc::new(content));
+        }
         // A nydusd asks for no lock.
         if generation.files.is_ready(chunk.id).unwrap_or(false) {
             return Landing::Held(Arc::new(content));
@@ -465,7 +504,12 @@ impl Blob {
 
     /// Leaves cache files that were damaged for new ones, or for those that another process has made.
     fn replace(&self, damaged: &Arc<Generation>, why: &dyn Error) {
-        let _one = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let layout = self.replacing();
+        self.replace_as(damaged, why, *layout);
+    }
+
+    /// The same for who makes them now.
+    fn replace_as(&self, damaged: &Arc<Generation>, why: &dyn Error, layout: Option<LayoutNote>) {
         if !Arc::ptr_eq(damaged, &self.generation()) {
             return;
         }
@@ -473,7 +517,7 @@ impl Blob {
             report(why);
         }
         let unnamed = damaged.files.unname(&self.parts.dir, &self.parts.id);
-        match unnamed.and_then(|()| Generation::open(&self.parts)) {
+        match unnamed.and_then(|()| Generation::open(&self.parts, layout)) {
             Ok(generation) => {
                 self.present.store(Arc::new(generation));
             }

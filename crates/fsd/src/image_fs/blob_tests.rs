@@ -87,6 +87,7 @@ fn blob(dir: &std::path::Path, backend: &Arc<Backend>) -> Blob {
         dir: dir.to_owned(),
         size: 64 * u64::from(CHUNK),
         chunks: 64,
+        layout: None,
         origin: Box::new(Arc::clone(backend)),
         compares: true,
         policy: FetchPolicy {
@@ -165,6 +166,29 @@ fn what_was_compared_stays_whatever_a_daemon_that_believes_another_image_does() 
     next.lost(&next.generation(), 3);
     next.ensure(&chunks([3]), Urgency::Demand).unwrap();
     assert_stored(&next, [3]);
+}
+
+#[test]
+fn who_has_chunks_in_other_places_has_another_cache() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let [before, one, alike, other] = [(); 4].map(|()| blob(dir.path(), &backend));
+    before.ensure(&chunks([3]), Urgency::Demand).unwrap();
+    let note = |size| LayoutNote::of([(0, 0, size)].into_iter());
+    for blob in [&one, &alike] {
+        blob.lay_out(|| note(CHUNK));
+        blob.ensure(&chunks([3]), Urgency::Demand).unwrap();
+        assert_stored(blob, [3]);
+    }
+    assert_eq!(*backend.requests(), [[3]], "there was no note");
+    other.lay_out(|| note(1));
+    let mut anothers = chunks([5]);
+    anothers[0].offset = 3 * u64::from(CHUNK);
+    other.ensure(&anothers, Urgency::Demand).unwrap();
+    assert_stored(&one, [3]);
+    one.lost(&one.generation(), 3);
+    one.ensure(&chunks([3]), Urgency::Demand).unwrap();
+    assert_stored(&one, [3]);
+    assert!(!one.generation().has(5), "it is not the other's");
 }
 
 #[test]

@@ -21,6 +21,7 @@ use std::time::SystemTime;
 use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::layout_note::LayoutNote;
 use super::range_lock::{self, RangeLock};
 use super::settled::{self, Boot, HEADER};
 
@@ -52,6 +53,9 @@ pub(super) enum WriteError {
     /// The data file is not as long as it was: chunks are lost.
     #[error("cache file was truncated")]
     Truncated,
+    /// It is filled by those who have another image with a blob of that name.
+    #[error("cache file is of another blob of that name")]
+    AnothersLayout,
     /// The file system did not take it.
     #[error("cache file cannot be written")]
     Io(#[from] io::Error),
@@ -165,6 +169,14 @@ impl CacheFiles {
         let mut head = [0; HEAD];
         read_as_far_as_it_goes(&self.map, &mut head, 0)?;
         Ok(head == header() && self.map.metadata()?.len() == map_size(self.chunks) && self.is_whole()?)
+    }
+
+    /// Whether the cache is one whose readers have its chunks where `layout` says; if nobody has said so yet, it is now.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn is_laid_out(&self, layout: LayoutNote) -> io::Result<bool> {
+        layout.is_of(&self.map)
     }
 
     /// All bits of the map, the first chunk in the highest bit of the first byte. A map that was truncated has none

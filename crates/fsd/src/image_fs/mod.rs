@@ -29,6 +29,7 @@ mod index;
 mod inodes;
 mod kept;
 mod layout;
+mod layout_note;
 mod memory;
 mod operations;
 mod origin;

@@ -29,6 +29,8 @@ const MAGIC: [u8; 8] = *b"on disk1";
 const PARTS: usize = 440;
 const DIGESTS: usize = MAGIC.len() + size_of::<Boot>();
 const LENGTH: usize = DIGESTS + PARTS * size_of::<Digest>();
+/// Where the note ends, and the header has room for what `layout_note.rs` keeps.
+pub(super) const END: u64 = AT + LENGTH as u64;
 /// Nydus' "all bits are set", in the header.
 const ALL_READY: (u64, [u8; 4]) = (12, [0; 4]);
 

@@ -22,6 +22,7 @@ use super::digests::{BlobDigests, Digests};
 use super::error::FetchError;
 use super::factory;
 use super::gate::Gate;
+use super::layout_note::LayoutNote;
 use super::origin::{NydusOrigin, Origin};
 use super::unpacked::{Nydus, UnpackedOrigin};
 use super::work_dir::WorkDir;
@@ -136,6 +137,7 @@ impl Storage {
                 dir: dir.clone(),
                 size: info.uncompressed_size(),
                 chunks: info.chunk_count(),
+                layout: (!info.meta_ci_is_valid()).then_some(LayoutNote::V5),
                 origin: origin(nydus, &private, &dir, info, digests.clone()),
                 compares: described || digests.is_some(),
                 policy: FetchPolicy::default(),
@@ -190,8 +192,13 @@ impl ImageBlob {
         if let Err(error) = self.work.share_tables(self.cache.blob_id()) {
             tracing::debug!(%error, "the table of chunks is not shared");
         }
-        let chunks = (0..usize::try_from(self.blob.chunks()).ok()?).map(|at| {
-            let mut chunk = self.copy(meta.get_chunk_info(at).as_ref())?;
+        let infos = 0..usize::try_from(self.blob.chunks()).ok()?;
+        let infos = infos.map(|at| meta.get_chunk_info(at));
+        let place =
+            |info: Arc<dyn BlobChunkInfo>| (info.id(), info.uncompressed_offset(), info.uncompressed_size());
+        self.blob.lay_out(|| LayoutNote::of(infos.clone().map(place)));
+        let chunks = infos.map(|info| {
+            let mut chunk = self.copy(info.as_ref())?;
             chunk.is_listed = self
                 .digests
                 .as_ref()
