@@ -13,10 +13,9 @@
 //! written where the map says that something is, or without the lock: files with content that is not the image's are
 //! left to those who have them open, and others take their names.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::error::Error;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,23 +24,21 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use nydus_utils::metrics::{BlobcacheMetrics, Metric};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-use super::cache_files::{CacheFiles, WriteError};
+use super::cache_files::WriteError;
 use super::chunk::Chunk;
 use super::error::FetchError;
 use super::events::report;
 use super::flight::{Flights, Landing};
 use super::gate::Gate;
+use super::generation::Generation;
 use super::layout_note::LayoutNote;
-use super::origin::Origin;
+use super::origin::{Content, Origin};
 use super::range_lock::RangeLock;
-use super::ready::Ready;
 use super::retry::{Retry, RetryPolicy};
 use super::runs::merge;
 use super::settling::{self, Unsettled};
 use crate::metrics::{FetchCounters, Reason};
-use crate::sys::mapping::Mapping;
 
 /// Who waits for a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,120 +96,6 @@ pub(super) struct BlobParts {
     pub(super) fetches: Arc<FetchCounters>,
 }
 
-/// The cache files of a blob, as long as nothing happens to them.
-#[derive(Debug)]
-pub(super) struct Generation {
-    files: CacheFiles,
-    /// The data file, where it can be mapped.
-    mapping: Option<Mapping>,
-    ready: Ready,
-    /// Chunks whose content was compared with the image's digests; `None` if there are none. What others have put here
-    /// was compared with other images' at best.
-    compared: Option<Ready>,
-    /// The files were damaged: whatever their map says, nothing is here.
-    abandoned: AtomicBool,
-    /// Chunks that another process had locked for too long: it is not waited for again.
-    overdue: Mutex<HashSet<u32>>,
-    /// There is content that may not be on the disk, and somebody sees to it.
-    unsettled: Arc<AtomicBool>,
-}
-
-impl Generation {
-    fn open(parts: &BlobParts, layout: Option<LayoutNote>) -> io::Result<Self> {
-        let files = open_files(parts, layout)?;
-        let ready = Ready::new(parts.chunks, &files.ready_bits()?);
-        // Nobody asks when a guest last read of an image, and the kernel asks for each read whether to note it.
-        // Refused where the file is another user's; then it is noted.
-        if let Ok(flags) = fcntl_getfl(files.data()) {
-            let _noted = fcntl_setfl(files.data(), flags | OFlags::NOATIME);
-        }
-        let mapping = Mapping::new(files.data().as_fd(), parts.size);
-        Ok(Self {
-            files,
-            mapping,
-            ready,
-            compared: parts.compares.then(|| Ready::new(parts.chunks, &[])),
-            abandoned: AtomicBool::new(false),
-            overdue: Mutex::default(),
-            unsettled: Arc::default(),
-        })
-    }
-
-    /// Whether a chunk is known to be here.
-    pub(super) fn has(&self, chunk: u32) -> bool {
-        self.ready.get(chunk)
-    }
-
-    /// Whether a chunk that is here is known to be the image's.
-    pub(super) fn is_compared(&self, chunk: u32) -> bool {
-        self.compared.as_ref().is_none_or(|compared| compared.get(chunk))
-    }
-
-    /// A chunk that is here is the image's.
-    pub(super) fn note_compared(&self, chunk: u32) {
-        if let Some(compared) = &self.compared {
-            compared.set(chunk);
-        }
-    }
-
-    /// Whether all of the blob is here.
-    pub(super) fn has_all(&self) -> bool {
-        self.ready.all()
-    }
-
-    /// The data file; chunks are at their offsets.
-    pub(super) fn files(&self) -> &CacheFiles {
-        &self.files
-    }
-
-    /// The data file, mapped.
-    pub(super) fn mapping(&self) -> Option<&Mapping> {
-        self.mapping.as_ref()
-    }
-
-    /// The files were damaged; true if that is new.
-    fn abandon(&self) -> bool {
-        let new = !self.abandoned.swap(true, Ordering::AcqRel);
-        self.ready.clear_all();
-        if let Some(compared) = &self.compared {
-            compared.clear_all();
-        }
-        new
-    }
-
-    /// Whether one of these was waited for too long before; all of them were if it `is_now`.
-    fn is_overdue(&self, group: &[Chunk], is_now: bool) -> bool {
-        let mut overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_now {
-            overdue.extend(group.iter().map(|c| c.id));
-        }
-        group.iter().any(|c| overdue.contains(&c.id))
-    }
-
-    /// Whether a chunk is here, perhaps because of another process.
-    fn look(&self, chunk: u32) -> bool {
-        let abandoned = self.abandoned.load(Ordering::Acquire);
-        if !abandoned && !self.ready.get(chunk) && self.files.is_ready(chunk).unwrap_or(false) {
-            self.ready.set(chunk);
-        }
-        self.ready.get(chunk)
-    }
-}
-
-/// Files that only those fill who have its chunks in the same places.
-fn open_files(parts: &BlobParts, layout: Option<LayoutNote>) -> io::Result<CacheFiles> {
-    for _ in 0..ROUNDS {
-        let files = CacheFiles::open(&parts.dir, &parts.id, parts.size, parts.chunks)?;
-        match layout {
-            Some(layout) if !files.is_laid_out(layout)? => files.unname(&parts.dir, &parts.id)?,
-            _ => return Ok(files),
-        }
-    }
-    Err(io::Error::other(
-        "others with a blob of that name make their files again and again",
-    ))
-}
-
 /// A chunk's content that is not in the cache, by the chunk's number.
 pub(super) type Held = (u32, Arc<Vec<u8>>);
 
@@ -223,6 +106,14 @@ pub(super) struct Supply {
     pub(super) held: Vec<Held>,
     /// How many chunks were fetched for this reader, rather than found or waited for.
     pub(super) fetched: usize,
+}
+
+impl Supply {
+    /// Those of `wanted` that are neither here nor in the cache.
+    fn lacks<'w>(&self, generation: &Generation, wanted: &'w [Chunk]) -> impl Iterator<Item = &'w Chunk> {
+        let is_here = |id| generation.has(id) || self.held.iter().any(|(held, _)| *held == id);
+        wanted.iter().filter(move |c| !is_here(c.id))
+    }
 }
 
 /// One blob.
@@ -293,24 +184,36 @@ impl Blob {
     /// # Errors
     /// Why one of them is not to be had. Unless a guest waits there is no error: chunks may just be missing.
     pub(super) fn ensure(&self, wanted: &[Chunk], urgency: Urgency) -> Result<Supply, Arc<FetchError>> {
-        let mut held: Vec<Held> = Vec::new();
-        let mut fetched = 0;
+        self.ensure_first(wanted, wanted.len(), urgency)
+    }
+
+    /// The same for the first `needed`. The others come along if they can.
+    ///
+    /// # Errors
+    /// Why one of the first is not to be had.
+    pub(super) fn ensure_first(
+        &self,
+        wanted: &[Chunk],
+        needed: usize,
+        urgency: Urgency,
+    ) -> Result<Supply, Arc<FetchError>> {
+        let (mut supply, mut wanted, needed) = (Supply::default(), wanted, &wanted[..needed]);
         // A backend that gives nothing is tried for a time once, however much is wanted of it.
         let mut since = Instant::now();
         for _ in 0..ROUNDS {
             let generation = self.generation();
-            let is_here = |id: u32, held: &[Held]| generation.has(id) || held.iter().any(|(h, _)| *h == id);
-            let missing: Vec<Chunk> = wanted.iter().filter(|c| !is_here(c.id, &held)).cloned().collect();
+            let missing: Vec<Chunk> = supply.lacks(&generation, wanted).cloned().collect();
             if missing.is_empty() {
-                return Ok(Supply { held, fetched });
+                return Ok(supply);
             }
             let mut claim = self.flights.claim(&missing, |id| generation.has(id));
             let mine = claim.mine.clone();
-            fetched += mine.len();
+            supply.fetched += mine.len();
             let _pass = (urgency != Urgency::Prefetch).then(|| self.parts.gate.pass());
             let mut landings = Vec::with_capacity(missing.len());
+            let is_needed = |id: u32| needed.iter().any(|c| c.id == id);
             for group in merge(&mine, self.parts.policy.request_limit) {
-                let results = self.fetch(&mine[group.clone()], urgency, since);
+                let results = self.fetch(&mine[group.clone()], &is_needed, urgency, since);
                 let mut failure = None;
                 for (chunk, landing) in mine[group].iter().zip(results) {
                     claim.land(landing.clone());
@@ -326,89 +229,106 @@ impl Blob {
                 since = Instant::now();
             }
             if urgency != Urgency::Demand {
-                return Ok(Supply { held, fetched });
+                return Ok(supply);
             }
-            landings.extend(
-                claim
-                    .others
-                    .iter()
-                    .map(|(chunk, flight)| (chunk.id, flight.wait())),
-            );
+            let others = claim.others.iter().filter(|(chunk, _)| is_needed(chunk.id));
+            landings.extend(others.map(|(chunk, flight)| (chunk.id, flight.wait())));
             for (id, landing) in landings {
                 match landing {
-                    Landing::Held(content) => held.push((id, content)),
+                    Landing::Held(content) => supply.held.push((id, content)),
                     Landing::Failed(error) => return Err(error),
                     Landing::Stored | Landing::Abandoned => {}
                 }
             }
+            // What came along did so once.
+            wanted = needed;
         }
-        let generation = self.generation();
-        match wanted
-            .iter()
-            .find(|c| !generation.has(c.id) && held.iter().all(|(id, _)| *id != c.id))
-        {
-            None => Ok(Supply { held, fetched }),
-            Some(lost) => Err(Arc::new(FetchError::Cache {
+        let lost = supply.lacks(&self.generation(), needed).next().map(|c| c.id);
+        match lost {
+            None => Ok(supply),
+            Some(chunk) => Err(Arc::new(FetchError::Cache {
                 blob: self.parts.id.clone(),
-                chunk: lost.id,
+                chunk,
             })),
         }
     }
 
     /// Fetches one group, as often as it takes and is allowed; one landing for each chunk. `since` is when something
-    /// was last had, or first wanted.
-    fn fetch(&self, group: &[Chunk], urgency: Urgency, since: Instant) -> Vec<Landing> {
+    /// was last had, or first wanted. What is not needed is asked for once.
+    fn fetch(
+        &self,
+        group: &[Chunk],
+        is_needed: &dyn Fn(u32) -> bool,
+        urgency: Urgency,
+        since: Instant,
+    ) -> Vec<Landing> {
         let mut retry = Retry::begin(self.parts.policy.retry, since);
         let lock_until = Instant::now() + self.parts.policy.lock_patience;
-        loop {
-            let error = match self.attempt(group, urgency, lock_until) {
-                Ok(Some(landings)) => return landings,
-                Ok(None) => return vec![Landing::Abandoned; group.len()],
-                Err(error) => error,
+        let mut left = group.to_vec();
+        let mut landed = HashMap::new();
+        let rest = loop {
+            let Err(error) = self.attempt(&left, urgency, lock_until, &mut landed) else {
+                break Landing::Abandoned;
             };
-            if urgency != Urgency::Demand {
-                tracing::debug!(%error, "a fetch ahead failed");
-                return vec![Landing::Abandoned; group.len()];
+            left.retain(|c| is_needed(c.id) && !landed.contains_key(&c.id));
+            if urgency != Urgency::Demand || left.is_empty() {
+                tracing::debug!(%error, "what was to come along did not");
+                break Landing::Abandoned;
             }
             report(&error);
             match retry.after(error.cause(), Instant::now()) {
                 // The range is not locked meanwhile: another process may have more luck.
                 Some(pause) => sleep(pause),
-                None => return vec![Landing::Failed(Arc::new(error)); group.len()],
+                None => break Landing::Failed(Arc::new(error)),
             }
-        }
+        };
+        let landing = |chunk: &Chunk| {
+            let fails = is_needed(chunk.id) || matches!(rest, Landing::Abandoned);
+            let rest = if fails { &rest } else { &Landing::Abandoned };
+            landed.remove(&chunk.id).unwrap_or_else(|| rest.clone())
+        };
+        group.iter().map(landing).collect()
     }
 
-    /// One attempt at a group; `None` if another process is at it.
+    /// One attempt at a group. Those that are had land; none if another process is at it.
+    ///
+    /// # Errors
+    /// Why one of the others is not had.
     fn attempt(
         &self,
         group: &[Chunk],
         urgency: Urgency,
         lock_until: Instant,
-    ) -> Result<Option<Vec<Landing>>, FetchError> {
+        landed: &mut HashMap<u32, Landing>,
+    ) -> Result<(), FetchError> {
         let generation = self.generation();
         let Ok(hold) = lock(&generation, group, urgency, lock_until) else {
-            return Ok(None);
+            return Ok(());
         };
-        let missing: Vec<Chunk> = group.iter().filter(|c| !generation.look(c.id)).cloned().collect();
-        let mut landings = vec![Landing::Stored; group.len()];
+        let (here, missing): (Vec<&Chunk>, Vec<&Chunk>) = group.iter().partition(|c| generation.look(c.id));
+        landed.extend(here.iter().map(|c| (c.id, Landing::Stored)));
+        let missing: Vec<Chunk> = missing.into_iter().cloned().collect();
+        let mut wrong = None;
         for part in merge(&missing, self.parts.policy.request_limit) {
             let part = &missing[part];
-            let contents = self.request(part, urgency)?;
-            for (chunk, content) in part.iter().zip(contents) {
-                let landing = match hold {
-                    Hold::Locked(_) | Hold::Unlockable => self.store(&generation, chunk, content),
-                    Hold::None => Landing::Held(Arc::new(content)),
+            for (chunk, content) in part.iter().zip(self.request(part, urgency)?) {
+                let landing = match (content, &hold) {
+                    (Ok(content), Hold::Locked(_) | Hold::Unlockable) => {
+                        self.store(&generation, chunk, content)
+                    }
+                    (Ok(content), Hold::None) => Landing::Held(Arc::new(content)),
+                    (Err(error), _) => {
+                        wrong.get_or_insert(error);
+                        continue;
+                    }
                 };
-                if let Some(at) = group.iter().position(|c| c.id == chunk.id) {
-                    landings[at] = landing;
-                }
+                landed.insert(chunk.id, landing);
             }
         }
-        Ok(Some(landings))
+        wrong.map_or(Ok(()), Err)
     }
 
-    fn request(&self, part: &[Chunk], urgency: Urgency) -> Result<Vec<Vec<u8>>, FetchError> {
+    fn request(&self, part: &[Chunk], urgency: Urgency) -> Result<Vec<Content>, FetchError> {
         let reason = match urgency {
             Urgency::Demand => Reason::Demand,
             Urgency::Ahead => Reason::ReadAhead,
@@ -420,15 +340,16 @@ impl Blob {
             .map_or(0, |last| last.blob_end().saturating_sub(begin));
         let since = Instant::now();
         let result = self.parts.origin.fetch(part);
-        self.parts
-            .fetches
-            .note(reason, bytes, since.elapsed(), result.is_err());
+        let is_failed = result
+            .as_ref()
+            .map_or(true, |contents| contents.iter().any(Result::is_err));
+        self.parts.fetches.note(reason, bytes, since.elapsed(), is_failed);
         result
     }
 
     /// Puts a chunk in the cache. Where the cache does not take it, whoever waits for it gets it all the same.
     fn store(&self, generation: &Arc<Generation>, chunk: &Chunk, content: Vec<u8>) -> Landing {
-        if generation.abandoned.load(Ordering::Acquire) {
+        if generation.is_abandoned() {
             // There are no new ones yet.
             self.replace(generation, &self.failure(WriteError::Truncated));
             return Landing::Held(Arc::new(content));

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Condvar, MutexGuard};
 use std::thread;
 
+use super::super::cache_files::CacheFiles;
 use super::super::runs::tests::chunk;
 use super::*;
 
@@ -31,6 +32,8 @@ struct Backend {
     changed: Condvar,
     failures: AtomicUsize,
     wrong: AtomicBool,
+    /// What is damaged there.
+    damaged: Mutex<Vec<u32>>,
     /// What it gives is right for another image.
     anothers: AtomicBool,
 }
@@ -56,7 +59,8 @@ impl Backend {
 }
 
 impl Origin for Arc<Backend> {
-    fn fetch(&self, chunks: &[Chunk]) -> Result<Vec<Vec<u8>>, FetchError> {
+    fn fetch(&self, chunks: &[Chunk]) -> Result<Vec<Content>, FetchError> {
+        let damaged = self.damaged.lock().unwrap().clone();
         self.requests().push(chunks.iter().map(|c| c.id).collect());
         self.changed.notify_all();
         let held = self.held.lock().unwrap();
@@ -70,14 +74,15 @@ impl Origin for Arc<Backend> {
                 why: "on demand".into(),
             });
         }
-        if self.wrong.load(Ordering::SeqCst) {
-            return Err(FetchError::Digest {
-                blob: "b".into(),
-                chunk: 0,
-            });
-        }
         let shift = u32::from(self.anothers.load(Ordering::SeqCst));
-        Ok(chunks.iter().map(|c| content(c.id + shift)).collect())
+        let content = |chunk: &Chunk| {
+            if self.wrong.load(Ordering::SeqCst) || damaged.contains(&chunk.id) {
+                let (blob, chunk) = ("b".into(), chunk.id);
+                return Err(FetchError::Digest { blob, chunk });
+            }
+            Ok(content(chunk.id + shift))
+        };
+        Ok(chunks.iter().map(content).collect())
     }
 }
 
@@ -350,6 +355,39 @@ fn wrong_content_fails_the_read_and_a_later_read_tries_again() {
     backend.wrong.store(false, Ordering::SeqCst);
     blob.ensure(&chunks([0]), Urgency::Demand).unwrap();
     assert_stored(&blob, [0]);
+}
+
+#[test]
+fn what_is_damaged_costs_nobody_what_is_not() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let blob = blob(dir.path(), &backend);
+    *backend.damaged.lock().unwrap() = vec![2, 4];
+    blob.ensure_first(&chunks([0, 1, 2, 3]), 2, Urgency::Demand)
+        .unwrap();
+    assert_stored(&blob, [0, 1, 3]);
+    assert_eq!(*backend.requests(), [[0, 1, 2, 3]], "nobody needs 2");
+    let error = blob.ensure(&chunks([4, 5]), Urgency::Demand).unwrap_err();
+    assert!(matches!(*error, FetchError::Digest { chunk: 4, .. }));
+    assert_stored(&blob, [5]);
+    assert_eq!(backend.requests()[1..], [vec![4, 5], vec![4]]);
+}
+
+#[test]
+fn who_waits_for_what_came_along_with_another_read_tries_for_itself() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Arc::<Backend>::default());
+    let blob = &blob(dir.path(), &backend);
+    *backend.damaged.lock().unwrap() = vec![1];
+    backend.hold();
+    thread::scope(|scope| {
+        scope.spawn(|| blob.ensure_first(&chunks([0, 1]), 1, Urgency::Demand).unwrap());
+        backend.await_requests(1);
+        let waiter = scope.spawn(|| blob.ensure(&chunks([1]), Urgency::Demand).unwrap());
+        backend.damaged.lock().unwrap().clear();
+        // It was damaged when it was asked for first.
+        backend.release();
+        waiter.join().unwrap();
+    });
+    assert_stored(blob, [0, 1]);
 }
 
 #[test]

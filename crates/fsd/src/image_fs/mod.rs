@@ -25,6 +25,7 @@ mod events;
 mod factory;
 mod flight;
 mod gate;
+mod generation;
 mod index;
 mod inodes;
 mod kept;

@@ -15,12 +15,16 @@ use super::storage::agree;
 
 /// A source of chunks.
 pub(super) trait Origin: Send + Sync {
-    /// Makes one request for chunks that follow each other, and gives the content of each, in order, verified.
+    /// Makes one request for chunks that follow each other, and gives the content of each, in order, verified, or what is
+    /// wrong with it alone.
     ///
     /// # Errors
-    /// [`FetchError`].
-    fn fetch(&self, chunks: &[Chunk]) -> Result<Vec<Vec<u8>>, FetchError>;
+    /// [`FetchError`] if there is nothing of any.
+    fn fetch(&self, chunks: &[Chunk]) -> Result<Vec<Content>, FetchError>;
 }
+
+/// What came of one chunk.
+pub(super) type Content = Result<Vec<u8>, FetchError>;
 
 /// A blob behind one of nydus' backends.
 pub(super) struct NydusOrigin {
@@ -41,6 +45,15 @@ impl NydusOrigin {
         }
     }
 
+    fn short(&self, offset: u64, wanted: u64, got: u64) -> FetchError {
+        FetchError::Short {
+            blob: self.cache.blob_id().to_owned(),
+            offset,
+            wanted,
+            got,
+        }
+    }
+
     /// Makes one request for a part of the blob as it is.
     ///
     /// # Errors
@@ -54,12 +67,7 @@ impl NydusOrigin {
         if got == into.len() {
             Ok(())
         } else {
-            Err(FetchError::Short {
-                blob: self.cache.blob_id().to_owned(),
-                offset,
-                wanted: into.len() as u64,
-                got: got as u64,
-            })
+            Err(self.short(offset, into.len() as u64, got as u64))
         }
     }
 
@@ -102,26 +110,43 @@ impl NydusOrigin {
 }
 
 impl Origin for NydusOrigin {
-    fn fetch(&self, chunks: &[Chunk]) -> Result<Vec<Vec<u8>>, FetchError> {
+    fn fetch(&self, chunks: &[Chunk]) -> Result<Vec<Content>, FetchError> {
         let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else {
             return Ok(Vec::new());
         };
         let mut raw = vec![0; to_usize(last.blob_end() - first.blob_offset)];
-        let content = self.read(first.blob_offset, &mut raw).and_then(|()| {
-            let content = chunks.iter().map(|chunk| {
-                let from = to_usize(chunk.blob_offset - first.blob_offset);
-                let to = to_usize(chunk.blob_end() - first.blob_offset);
+        let got = match self.read(first.blob_offset, &mut raw) {
+            Ok(()) => raw.len(),
+            // What came before the end is there.
+            Err(FetchError::Short { got, .. }) => to_usize(got),
+            Err(error) => return Err(error),
+        };
+        let contents = chunks.iter().map(|chunk| {
+            let from = to_usize(chunk.blob_offset - first.blob_offset);
+            let to = to_usize(chunk.blob_end() - first.blob_offset);
+            if to <= got {
                 self.unpack(chunk, &raw[from..to])
-            });
-            content.collect()
+            } else {
+                Err(self.short(
+                    chunk.blob_offset,
+                    chunk.blob_size.into(),
+                    got.saturating_sub(from) as u64,
+                ))
+            }
         });
-        if content.as_ref().is_err_and(FetchError::is_about_content)
-            && let Some(digests) = &self.digests
+        let contents: Vec<Content> = contents.collect();
+        if let Some(digests) = &self.digests
+            && contents.iter().any(is_about_content)
         {
             digests.suspect(chunks, false);
         }
-        content
+        Ok(contents)
     }
+}
+
+/// Whether something came that is not what was asked for.
+pub(super) fn is_about_content(content: &Content) -> bool {
+    content.as_ref().is_err_and(FetchError::is_about_content)
 }
 
 /// Sizes within a request, which has a limit far below this.

@@ -10,8 +10,9 @@ use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 use nydus_utils::metrics::Metric;
 use rustix::io::Errno;
 
-use super::blob::{Generation, Held, Urgency};
+use super::blob::{Held, Urgency};
 use super::chunk::Chunk;
+use super::generation::Generation;
 use super::layout::{Piece, Segment};
 use super::readahead;
 use super::runs::follows;
@@ -209,12 +210,10 @@ impl SegmentRead<'_> {
             if let Some((_, (_, content))) = kept {
                 self.copy(w, piece, content)?;
             } else if !generation.has(piece.chunk.id) {
-                let wanted = self.missing(source, &generation, pieces);
+                let (wanted, needed) = self.missing(source, &generation, pieces);
+                let supply = source.blob.ensure_first(&wanted, needed, Urgency::Demand);
                 // The events say why.
-                let supply = source
-                    .blob
-                    .ensure(&wanted, Urgency::Demand)
-                    .map_err(|_| Errno::IO)?;
+                let supply = supply.map_err(|_| Errno::IO)?;
                 self.fetched += supply.fetched;
                 self.missed = true;
                 held.extend(supply.held.into_iter().map(|h| (piece.blob, h)));
@@ -249,8 +248,9 @@ impl SegmentRead<'_> {
         Ok(())
     }
 
-    /// The chunks of one blob that this read lacks, and neighbours that make the request worth its while.
-    fn missing(&self, source: &ImageBlob, generation: &Generation, pieces: &[Piece]) -> Vec<Chunk> {
+    /// The chunks of one blob that this read lacks, how many those are, and neighbours that make the request worth its
+    /// while.
+    fn missing(&self, source: &ImageBlob, generation: &Generation, pieces: &[Piece]) -> (Vec<Chunk>, usize) {
         let blob = pieces.first().map(|p| p.blob);
         let mut wanted: Vec<Chunk> = pieces
             .iter()
@@ -260,12 +260,12 @@ impl SegmentRead<'_> {
             .collect();
         wanted.sort_unstable_by_key(|c| c.id);
         wanted.dedup_by_key(|c| c.id);
-        let needed = Amount::of(&wanted);
+        let (lacking, needed) = (wanted.len(), Amount::of(&wanted));
         let most = self.image.settings.batch.saturating_sub(needed.stored);
         let beside = self.image.thrift.fetch(needed, most);
         let came = self.widen(source, generation, pieces, &mut wanted, beside);
         self.image.thrift.give_back(beside - came);
-        wanted
+        (wanted, lacking)
     }
 
     /// Small files lie beside each other in the blob, and who reads one reads the next: nydus, too, asks for up to

@@ -19,7 +19,7 @@ use super::chunk::Chunk;
 use super::digests::BlobDigests;
 use super::error::FetchError;
 use super::factory;
-use super::origin::Origin;
+use super::origin::{Content, Origin, is_about_content};
 use super::storage::agree;
 use super::work_dir::WorkDir;
 
@@ -95,7 +95,7 @@ impl UnpackedOrigin {
     }
 
     /// Takes chunks out of nydus' data file.
-    fn take(&self, nydus: &Arc<Nydus>, chunks: &[Chunk]) -> Result<Vec<Vec<u8>>, FetchError> {
+    fn take(&self, nydus: &Arc<Nydus>, chunks: &[Chunk]) -> Vec<Content> {
         let contents = chunks.iter().map(|chunk| {
             let blob = nydus.cache.blob_id();
             let damaged = |source| FetchError::Damaged {
@@ -115,9 +115,9 @@ impl UnpackedOrigin {
                 })
             }
         });
-        let contents: Result<_, _> = contents.collect();
-        if contents.is_err()
-            && let Some(digests) = &self.digests
+        let contents: Vec<Content> = contents.collect();
+        if let Some(digests) = &self.digests
+            && contents.iter().any(is_about_content)
         {
             digests.suspect(chunks, true);
         }
@@ -134,7 +134,7 @@ impl UnpackedOrigin {
 }
 
 impl Origin for UnpackedOrigin {
-    fn fetch(&self, chunks: &[Chunk]) -> Result<Vec<Vec<u8>>, FetchError> {
+    fn fetch(&self, chunks: &[Chunk]) -> Result<Vec<Content>, FetchError> {
         let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else {
             return Ok(Vec::new());
         };
@@ -168,7 +168,7 @@ impl Origin for UnpackedOrigin {
             }
             failed(blob, &e)
         })?;
-        self.take(&nydus, chunks)
+        Ok(self.take(&nydus, chunks))
     }
 }
 
