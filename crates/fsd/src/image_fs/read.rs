@@ -212,6 +212,11 @@ impl SegmentRead<'_> {
             } else if !generation.has(piece.chunk.id) {
                 let (wanted, needed) = self.missing(source, &generation, pieces);
                 let supply = source.blob.ensure_first(&wanted, needed, Urgency::Demand);
+                let present = source.blob.generation();
+                self.image.thrift.give_back_missing(&wanted, |chunk| {
+                    let held = supply.as_ref().map_or(&[][..], |supply| &supply.held);
+                    present.has(chunk.id) || held.iter().any(|(id, _)| *id == chunk.id)
+                });
                 // The events say why.
                 let supply = supply.map_err(|_| Errno::IO)?;
                 self.fetched += supply.fetched;

@@ -107,6 +107,12 @@ impl Thrift {
         beside
     }
 
+    /// Of what was to be fetched, what is not here was not, and takes nothing from what may come along next time.
+    pub(super) fn give_back_missing(&self, wanted: &[Chunk], is_here: impl Fn(&Chunk) -> bool) {
+        let missing = wanted.iter().filter(|chunk| !is_here(chunk)).map(Amount::of_one);
+        self.give_back(missing.fold(Amount::default(), Add::add));
+    }
+
     /// So much did not come along.
     pub(super) fn give_back(&self, unused: Amount) {
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,6 +124,7 @@ impl Thrift {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::runs::tests::chunk;
     use super::*;
 
     const K: u64 = 1 << 10;
@@ -152,6 +159,33 @@ mod tests {
         assert!(requests(file(4, 10), 1000) < 20, "compressed");
         assert!(requests(file(10, 10), 1000) < 40, "not compressed");
         assert!(requests(file(500, 1000), 20) < 15, "large ones");
+    }
+
+    #[test]
+    fn an_outage_costs_no_neighbours_afterwards() {
+        let thrift = Thrift::default();
+        let wanted = [
+            chunk(0, 0, 1 << 20, 0, 1 << 20),
+            chunk(1, 1 << 20, 4096, 1 << 20, 4096),
+        ];
+        let offered = || {
+            thrift.read(4 * K);
+            let beside = thrift.fetch(Amount::of(&wanted[..1]), 1024 * K);
+            thrift.give_back(beside - Amount::of(&wanted[1..]));
+            beside
+        };
+        thrift.read(4096 * K);
+        let before = offered();
+        thrift.give_back_missing(&wanted, |_| false);
+        for _ in 0..100 {
+            assert!(before.fits(offered()));
+            thrift.give_back_missing(&wanted, |_| false);
+        }
+        for _ in 0..4 {
+            offered();
+            thrift.give_back_missing(&wanted, |chunk| chunk.id == 0);
+        }
+        assert!(offered().stored < before.stored, "what came counts");
     }
 
     proptest! {
