@@ -13,21 +13,12 @@ use nydus_rafs::metadata::RafsSuperMeta;
 use nydus_utils::digest::{Algorithm, RafsDigest};
 
 use super::chunk::Chunk;
-use super::events::report;
 use super::wholeness::Wholeness;
 
 /// An entry of the bootstrap's table of chunks, RAFS v5's description of a chunk, in bytes.
 const ENTRY: usize = 80;
 /// How much of the table is read at once, in entries.
 const AT_ONCE: u64 = 4096;
-
-/// A bootstrap whose table of chunks cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("table of chunks of a bootstrap cannot be read; nothing that is fetched is taken for its images")]
-struct Unreadable {
-    #[source]
-    source: io::Error,
-}
 
 /// The table of chunks of a bootstrap.
 #[derive(Debug)]
@@ -118,13 +109,16 @@ impl Digests {
         }
     }
 
-    fn index(&self) -> &[Place] {
-        self.index.get_or_init(|| {
-            self.read_index().unwrap_or_else(|source| {
-                report(&Unreadable { source });
-                Box::default()
-            })
-        })
+    /// # Errors
+    /// As `read_index`. The next one may be able to.
+    fn index(&self) -> io::Result<&[Place]> {
+        match self.index.get() {
+            Some(index) => Ok(index),
+            None => {
+                let read = self.read_index()?;
+                Ok(self.index.get_or_init(|| read))
+            }
+        }
     }
 
     fn read_index(&self) -> io::Result<Box<[Place]>> {
@@ -177,24 +171,26 @@ pub(super) struct BlobDigests {
 }
 
 impl BlobDigests {
-    fn places(&self) -> &[Place] {
-        let index = self.all.index();
+    fn places(&self) -> io::Result<&[Place]> {
+        let index = self.all.index()?;
         let from = index.partition_point(|place| place.blob < self.blob);
         let to = index.partition_point(|place| place.blob <= self.blob);
-        &index[from..to]
+        Ok(&index[from..to])
     }
 
     /// Whether the bootstrap has an entry for a chunk.
-    pub(super) fn lists(&self, chunk: u32) -> bool {
-        self.places()
-            .binary_search_by_key(&chunk, |place| place.chunk)
-            .is_ok()
+    ///
+    /// # Errors
+    /// Its table cannot be read.
+    pub(super) fn lists(&self, chunk: u32) -> io::Result<bool> {
+        let at = self.places()?.binary_search_by_key(&chunk, |place| place.chunk);
+        Ok(at.is_ok())
     }
 
     /// Chunks were not to be had where they were said to be: whether the bootstrap says otherwise is noted.
     /// `is_unpacked` if they are not in the blob one by one.
     pub(super) fn suspect(&self, chunks: &[Chunk], is_unpacked: bool) {
-        let places = self.places();
+        let Ok(places) = self.places() else { return };
         let is_elsewhere = |chunk: &Chunk| {
             let at = places.binary_search_by_key(&chunk.id, |place| place.chunk);
             let entry = at.ok().and_then(|at| self.all.entry(places[at]).ok());
@@ -222,19 +218,24 @@ impl BlobDigests {
     ///
     /// Of chunks with the same content in one blob a bootstrap lists the last only; of the others it is known that they
     /// have the content of some chunk of the blob.
-    pub(super) fn agree(&self, chunk: &Chunk, content: &[u8]) -> bool {
+    ///
+    /// # Errors
+    /// The bootstrap cannot be read, and nobody can say.
+    pub(super) fn agree(&self, chunk: &Chunk, content: &[u8]) -> io::Result<bool> {
         let digest = RafsDigest::from_buf(content, self.algorithm).data;
-        let places = self.places();
+        let places = self.places()?;
         let is_this = |entry: &Entry| entry.digest == digest && entry.size == chunk.size;
         if let Ok(at) = places.binary_search_by_key(&chunk.id, |place| place.chunk) {
-            let entry = self.all.entry(places[at]);
-            return entry.is_ok_and(|entry| is_this(&entry) && entry.offset == chunk.offset);
+            let entry = self.all.entry(places[at])?;
+            return Ok(is_this(&entry) && entry.offset == chunk.offset);
         }
         let begins = begins(&digest);
-        places
-            .iter()
-            .filter(|place| place.begins == begins)
-            .any(|place| self.all.entry(*place).is_ok_and(|entry| is_this(&entry)))
+        for place in places.iter().filter(|place| place.begins == begins) {
+            if is_this(&self.all.entry(*place)?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -282,8 +283,14 @@ mod tests {
             (1, 2, b"the second!", 0),
         ]);
         let blob = digests.of_blob(1, Algorithm::Blake3);
-        assert!(blob.agree(&content_of(7, 8192, b"the seventh"), b"the seventh"));
-        assert!(blob.agree(&content_of(2, 0, b"the second!"), b"the second!"));
+        assert!(
+            blob.agree(&content_of(7, 8192, b"the seventh"), b"the seventh")
+                .unwrap()
+        );
+        assert!(
+            blob.agree(&content_of(2, 0, b"the second!"), b"the second!")
+                .unwrap()
+        );
         for (what, id, offset, content) in [
             ("other bytes", 7, 8192, &b"the seventH"[..]),
             ("another chunk's", 7, 8192, b"the second!"),
@@ -291,11 +298,17 @@ mod tests {
             ("beyond 4 GiB", 7, 8192 + (1 << 32), b"the seventh"),
             ("another blob's", 7, 8192, b"another blob's"),
         ] {
-            assert!(!blob.agree(&content_of(id, offset, content), content), "{what}");
+            assert!(
+                !blob.agree(&content_of(id, offset, content), content).unwrap(),
+                "{what}"
+            );
         }
         let sha = digests.of_blob(1, Algorithm::Sha256);
-        assert!(!sha.agree(&content_of(7, 8192, b"the seventh"), b"the seventh"));
-        let listed: Vec<u32> = (0..9).filter(|id| blob.lists(*id)).collect();
+        assert!(
+            !sha.agree(&content_of(7, 8192, b"the seventh"), b"the seventh")
+                .unwrap()
+        );
+        let listed: Vec<u32> = (0..9).filter(|id| blob.lists(*id).unwrap()).collect();
         assert_eq!(listed, [2, 7]);
     }
 
@@ -329,17 +342,17 @@ mod tests {
     fn a_chunk_that_is_not_listed_may_have_the_content_of_one_of_its_blob() {
         let (_file, digests) = digests(&[(0, 3, b"twice", 0), (1, 4, b"other", 0)]);
         let blob = digests.of_blob(0, Algorithm::Blake3);
-        assert!(blob.agree(&content_of(9, 4096, b"twice"), b"twice"));
-        assert!(!blob.agree(&content_of(9, 4096, b"Twice"), b"Twice"));
+        assert!(blob.agree(&content_of(9, 4096, b"twice"), b"twice").unwrap());
+        assert!(!blob.agree(&content_of(9, 4096, b"Twice"), b"Twice").unwrap());
         assert!(
-            !blob.agree(&content_of(9, 4096, b"other"), b"other"),
+            !blob.agree(&content_of(9, 4096, b"other"), b"other").unwrap(),
             "another blob's"
         );
         let longer = Chunk {
             size: 6,
             ..content_of(9, 4096, b"twice")
         };
-        assert!(!blob.agree(&longer, b"twice"));
+        assert!(!blob.agree(&longer, b"twice").unwrap());
     }
 
     #[test]
@@ -352,7 +365,7 @@ mod tests {
         let (_file, digests) = digests(&entries);
         let blob = digests.of_blob(0, Algorithm::Blake3);
         for (_, id, content, offset) in entries.into_iter().step_by(997) {
-            assert!(blob.agree(&content_of(id, offset, content), content));
+            assert!(blob.agree(&content_of(id, offset, content), content).unwrap());
         }
     }
 
@@ -367,16 +380,24 @@ mod tests {
                 ..*digests
             };
             let blob = Arc::new(digests).of_blob(0, Algorithm::Blake3);
-            blob.agree(&content_of(0, 0, b"content"), b"content")
+            blob.agree(&content_of(0, 0, b"content"), b"content").ok()
         };
-        assert_eq!([1, 2].map(believed), [false, true]);
+        assert_eq!([1, 2].map(believed), [None, Some(true)]);
     }
 
     #[test]
-    fn nothing_is_taken_once_the_bootstrap_is_cut() {
+    fn nothing_is_taken_while_the_bootstrap_is_cut() {
         let (file, digests) = digests(&[(0, 0, b"content", 0)]);
-        let blob = digests.of_blob(0, Algorithm::Blake3);
+        let agree = || {
+            let blob = digests.of_blob(0, Algorithm::Blake3);
+            blob.agree(&content_of(0, 0, b"content"), b"content").ok()
+        };
+        let whole = std::fs::read(file.path()).unwrap();
         file.as_file().set_len(START).unwrap();
-        assert!(!blob.agree(&content_of(0, 0, b"content"), b"content"));
+        assert_eq!(agree(), None);
+        std::fs::write(file.path(), &whole).unwrap();
+        assert_eq!(agree(), Some(true), "what failed once is not kept");
+        file.as_file().set_len(START).unwrap();
+        assert_eq!(agree(), None);
     }
 }

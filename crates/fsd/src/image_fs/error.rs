@@ -30,6 +30,14 @@ pub(crate) enum FetchError {
     /// The data are not those the image was built with.
     #[error("chunk {chunk} of blob {blob} has the wrong digest")]
     Digest { blob: String, chunk: u32 },
+    /// The bootstrap's table of chunks cannot be read.
+    #[error("bootstrap does not say what chunk {chunk} of blob {blob} has to be")]
+    Unknown {
+        blob: String,
+        chunk: u32,
+        #[source]
+        source: io::Error,
+    },
     /// There is nowhere to unpack to.
     #[error("there is no room to unpack chunks of blob {blob}")]
     NoRoom {
@@ -56,9 +64,11 @@ impl FetchError {
         match self {
             Self::Backend { .. } => Cause::Unreachable,
             Self::NoRoom { .. } => Cause::NoRoom,
-            Self::Short { .. } | Self::Damaged { .. } | Self::Digest { .. } | Self::Cache { .. } => {
-                Cause::WrongContent
-            }
+            Self::Short { .. }
+            | Self::Damaged { .. }
+            | Self::Digest { .. }
+            | Self::Unknown { .. }
+            | Self::Cache { .. } => Cause::WrongContent,
         }
     }
 }

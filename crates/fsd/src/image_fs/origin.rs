@@ -98,7 +98,7 @@ impl NydusOrigin {
         if content.len() as u64 != u64::from(chunk.size) {
             return Err(damaged(std::io::ErrorKind::UnexpectedEof.into()));
         }
-        if agree(self.digests.as_ref(), chunk, &content) {
+        if agree(self.cache.blob_id(), self.digests.as_ref(), chunk, &content)? {
             Ok(content)
         } else {
             Err(FetchError::Digest {

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::blob::{Held, Urgency};
 use super::chunk::Chunk;
+use super::events::report;
 use super::generation::Generation;
 use super::layout::{Piece, Segment};
 use super::readahead;
@@ -342,13 +343,13 @@ impl SegmentRead<'_> {
             return Ok(true);
         };
         if source.compares_cached {
-            let Some(content) = verified(source, generation, &piece.chunk) else {
+            let Some(content) = verified(source, generation, &piece.chunk)? else {
                 return Ok(false);
             };
             return self.copy(w, piece, &content).map(|()| true);
         }
         if !generation.is_compared(piece.chunk.id) {
-            if verified(source, generation, &piece.chunk).is_none() {
+            if verified(source, generation, &piece.chunk)?.is_none() {
                 return Ok(false);
             }
             generation.note_compared(piece.chunk.id);
@@ -430,13 +431,23 @@ impl FileReadWriteVolatile for CacheData<'_> {
 /// How many of the following files are looked at for neighbours.
 const NEXT_FILES: u64 = 64;
 
-/// A chunk's content from the cache, compared with its digest.
-fn verified(source: &ImageBlob, generation: &Arc<Generation>, chunk: &Chunk) -> Option<Vec<u8>> {
-    let content = cached(generation, chunk).filter(|content| source.agree(chunk, content));
-    if content.is_none() {
-        source.blob.lost(generation, chunk.id);
+/// A chunk's content from the cache, compared with its digest; `None` if it is not there.
+///
+/// # Errors
+/// EIO if nobody can say. It may well be there then.
+fn verified(source: &ImageBlob, generation: &Arc<Generation>, chunk: &Chunk) -> io::Result<Option<Vec<u8>>> {
+    if let Some(content) = cached(generation, chunk) {
+        match source.agree(chunk, &content) {
+            Ok(true) => return Ok(Some(content)),
+            Ok(false) => {}
+            Err(error) => {
+                report(&error);
+                return Err(Errno::IO.into());
+            }
+        }
     }
-    content
+    source.blob.lost(generation, chunk.id);
+    Ok(None)
 }
 
 /// What the cache file has of a chunk, if it can be read to its end.

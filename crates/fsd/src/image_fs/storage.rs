@@ -199,10 +199,10 @@ impl ImageBlob {
         self.blob.lay_out(|| LayoutNote::of(infos.clone().map(place)));
         let chunks = infos.map(|info| {
             let mut chunk = self.copy(info.as_ref())?;
-            chunk.is_listed = self
-                .digests
-                .as_ref()
-                .is_none_or(|digests| digests.lists(chunk.id));
+            chunk.is_listed = match &self.digests {
+                Some(digests) => digests.lists(chunk.id).ok()?,
+                None => true,
+            };
             Some(chunk)
         });
         let table: Box<[Chunk]> = chunks.collect::<Option<_>>()?;
@@ -221,8 +221,11 @@ impl ImageBlob {
     }
 
     /// Whether `content` is that of a chunk, as far as the image says.
-    pub(super) fn agree(&self, chunk: &Chunk, content: &[u8]) -> bool {
-        agree(self.digests.as_ref(), chunk, content)
+    ///
+    /// # Errors
+    /// [`FetchError::Unknown`].
+    pub(super) fn agree(&self, chunk: &Chunk, content: &[u8]) -> Result<bool, FetchError> {
+        agree(self.cache.blob_id(), self.digests.as_ref(), chunk, content)
     }
 
     /// Whether nydus has given up getting the blob's table; waits while it has not.
@@ -293,8 +296,26 @@ fn plain_cache(config: &ConfigV2, infos: &[Arc<BlobInfo>]) -> io::Result<Option<
 }
 
 /// Whether `content` is that of a chunk, as far as the image says.
-pub(super) fn agree(digests: Option<&BlobDigests>, chunk: &Chunk, content: &[u8]) -> bool {
-    chunk.verify(content) && digests.is_none_or(|digests| digests.agree(chunk, content))
+///
+/// # Errors
+/// [`FetchError::Unknown`].
+pub(super) fn agree(
+    blob: &str,
+    digests: Option<&BlobDigests>,
+    chunk: &Chunk,
+    content: &[u8],
+) -> Result<bool, FetchError> {
+    let is_listed = |digests: &BlobDigests| digests.agree(chunk, content);
+    if !chunk.verify(content) {
+        return Ok(false);
+    }
+    digests
+        .map_or(Ok(true), is_listed)
+        .map_err(|source| FetchError::Unknown {
+            blob: blob.to_owned(),
+            chunk: chunk.id,
+            source,
+        })
 }
 
 /// Whether chunks of a blob cannot be taken out one by one.

@@ -106,7 +106,7 @@ impl UnpackedOrigin {
             let mut content = vec![0; usize::try_from(chunk.size).unwrap_or_default()];
             let data = nydus.files.data();
             data.read_exact_at(&mut content, chunk.offset).map_err(damaged)?;
-            if agree(self.digests.as_ref(), chunk, &content) {
+            if agree(blob, self.digests.as_ref(), chunk, &content)? {
                 Ok(content)
             } else {
                 Err(FetchError::Digest {
