@@ -22,6 +22,7 @@ mod request;
 mod screen;
 mod seek;
 mod unlisted;
+mod xattr;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -230,7 +231,9 @@ impl FuseServer {
             let written = answered.unwrap_or_else(|errno| reply::error(chain, request.unique, errno));
             return usize::try_from(written).ok();
         }
-        if let Some(written) = unlisted::serve(&self.shares, request, chain) {
+        let shares_own = unlisted::serve(&self.shares, request, chain)
+            .or_else(|| xattr::serve(&self.shares, request, chain));
+        if let Some(written) = shares_own {
             return usize::try_from(written).ok();
         }
         if let Err(errno) = between::check(&self.vfs, request) {

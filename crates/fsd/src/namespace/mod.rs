@@ -23,7 +23,7 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
 pub use self::error::{MAX_MOUNTS, MountError};
-pub(crate) use self::shares::Shares;
+pub(crate) use self::shares::{ShareNode, Shares};
 pub(crate) use self::table::Counted;
 pub(crate) use self::table::MountRecord;
 use self::table::{ImageOrigin, Table};

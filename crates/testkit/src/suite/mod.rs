@@ -158,6 +158,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         shares::supplementary_groups,
     ),
     ours(
+        "files_have_attributes_of_any_name",
+        "it takes them for names of files",
+        shares::attributes_of_any_name,
+    ),
+    ours(
         "files_are_read_only_if_the_mount_says_so",
         "it has no read-only shares",
         shares::read_only,

@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
+use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::fixture::{Fixture, SHARE, done, guest};
@@ -213,5 +214,27 @@ pub(super) fn read_only(fx: &Fixture) -> Outcome {
         assert_eq!(refused.unwrap_err().errno(), Some(Errno::ROFS));
     }
     assert_eq!(fs::read_dir(fx.share()).unwrap().count(), 1);
+    Ok(())
+}
+
+/// A file system takes any name, and so do those who copy what it lists.
+pub(super) fn attributes_of_any_name(fx: &Fixture) -> Outcome {
+    let daemon = fx.sharing_daemon();
+    let mut fs = guest(&daemon);
+    let node = fs.write_file(format!("{SHARE}/file"), b"").unwrap().nodeid;
+    let host = fx.share().join("file");
+    for name in ["user.a/b", "user./", "user.", "user..", "user.../x"] {
+        let refused = rustix::fs::setxattr(&host, name, b"host", XattrFlags::empty()).err();
+        let set = fs.setxattr(node, name.as_bytes(), b"value", 0);
+        assert_eq!(set.err().and_then(|e| e.errno()), refused, "{name}");
+        if refused.is_none() {
+            assert_eq!(fs.getxattr(node, name.as_bytes()).unwrap(), b"value", "{name}");
+            assert_eq!(fs.listxattr(node).unwrap(), [name.as_bytes()]);
+            fs.removexattr(node, name.as_bytes()).unwrap();
+        }
+        let gone = fs.getxattr(node, name.as_bytes()).unwrap_err().errno();
+        let on_host = rustix::fs::getxattr(&host, name, &mut [0; 16]).unwrap_err();
+        assert_eq!(gone, Some(on_host), "{name}");
+    }
     Ok(())
 }
