@@ -1,9 +1,10 @@
-//! The signals that have a command end in order, undoing what it has begun.
+//! The signals that have a command end in order, undoing what it has begun, and the one that a daemon outlives.
 
 use std::ffi::c_int;
-use std::fs;
+use std::sync::Arc;
+use std::{fs, io};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 /// Ctrl-C, SIGTERM, and that the terminal goes away, unless this process was started to outlive it (`nohup`).
 pub(crate) fn ending() -> impl Iterator<Item = c_int> {
@@ -12,6 +13,15 @@ pub(crate) fn ending() -> impl Iterator<Item = c_int> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let outlives = is_ignored(SIGHUP, &status);
     [SIGINT, SIGTERM].into_iter().chain((!outlives).then_some(SIGHUP))
+}
+
+/// From now on, what would make a file longer than this process may (`ulimit -f`) fails with EFBIG, where it would end the
+/// process. Caught rather than ignored: programs that this process starts have the signal as it was.
+///
+/// # Errors
+/// What the system said.
+pub(crate) fn outlive_file_limit() -> io::Result<()> {
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop)
 }
 
 /// Whether a process with this `/proc/PID/status` ignores `signal`.

@@ -119,6 +119,7 @@ behaviours! {
         files_without_a_name_are_made_at_the_root_too
         files_are_made_where_a_group_of_their_creator_may
         files_have_attributes_of_any_name
+        files_beyond_the_daemons_limit_are_refused
         files_are_read_only_if_the_mount_says_so
         metrics_count_what_the_guest_asked
         metrics_show_what_is_held

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{GlobalArgs, VirtiofsArgs};
 use crate::error::{FAILED, Failure};
-use crate::logging;
+use crate::{logging, signals};
 
 #[expect(
     clippy::needless_pass_by_value,
@@ -45,6 +45,9 @@ fn run(global: GlobalArgs, args: &VirtiofsArgs) -> Result<(), Failure> {
     }
     if let Err(error) = outlive_truncation() {
         tracing::warn!(%error, "files that are truncated while they are mapped will end the daemon");
+    }
+    if let Err(error) = signals::outlive_file_limit() {
+        tracing::warn!(%error, "what is written beyond the limit of file sizes will end the daemon");
     }
     let initial_mount = initial_mount(&global, args)?;
     let config = DaemonConfig {

@@ -163,6 +163,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         shares::attributes_of_any_name,
     ),
     ours(
+        "files_beyond_the_daemons_limit_are_refused",
+        "it is ended by the signal",
+        shares::limit_of_file_sizes,
+    ),
+    ours(
         "files_are_read_only_if_the_mount_says_so",
         "it has no read-only shares",
         shares::read_only,

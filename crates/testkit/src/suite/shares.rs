@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
+use rustix::process::{Pid, Resource, Rlimit};
 
 use super::fixture::{Fixture, SHARE, done, guest};
 use crate::guest::FuseClient;
@@ -236,5 +237,24 @@ pub(super) fn attributes_of_any_name(fx: &Fixture) -> Outcome {
         let on_host = rustix::fs::getxattr(&host, name, &mut [0; 16]).unwrap_err();
         assert_eq!(gone, Some(on_host), "{name}");
     }
+    Ok(())
+}
+
+/// Beyond it a process that has not said otherwise is ended.
+pub(super) fn limit_of_file_sizes(fx: &Fixture) -> Outcome {
+    const LIMIT: u64 = 1 << 20;
+    let daemon = fx.sharing_daemon();
+    let mut fs = guest(&daemon);
+    let node = fs.write_file(format!("{SHARE}/file"), b"text").unwrap().nodeid;
+    let handle = fs.open(node, RDWR).unwrap().fh;
+    let limit = Rlimit {
+        current: Some(LIMIT),
+        maximum: Some(LIMIT),
+    };
+    let pid = Pid::from_raw(daemon.pid().try_into().unwrap());
+    rustix::process::prlimit(pid, Resource::Fsize, limit).unwrap();
+    let refused = fs.write(node, handle, LIMIT, b"x").unwrap_err();
+    assert_eq!(refused.errno(), Some(Errno::FBIG));
+    assert_eq!(fs.read_file(format!("{SHARE}/file")).unwrap(), b"text");
     Ok(())
 }

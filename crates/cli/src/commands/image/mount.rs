@@ -67,6 +67,7 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
     }
     let name = image.reference.to_string();
     outlive_truncation().map_err(|e| Failure::new(&what, &e))?;
+    signals::outlive_file_limit().map_err(|e| Failure::new(&what, &e))?;
     let mount = HostMount::start(&command, &args.mountpoint, &name).map_err(|e| failure(&what, &e))?;
     let stopper = mount.stopper();
     thread::Builder::new()
