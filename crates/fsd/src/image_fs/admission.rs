@@ -66,10 +66,14 @@ fn refusal(infos: &[Arc<BlobInfo>]) -> Option<Refusal> {
     }
 }
 
+/// How the id of a blob ends whose old chunk map (`<id>.chunk_map`) would be another blob's present one.
+const ANOTHERS: &str = ".blob.data";
+
 /// Whether it is one name, in a directory and in a URL. Not hexadecimal digits only: nydus-image takes any name.
 fn is_name(id: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '@' | '+' | '=');
-    !id.is_empty() && id.len() <= 255 && id.chars().all(plain) && !matches!(id, "." | "..")
+    let named = !id.is_empty() && id.len() <= 255 && id.chars().all(plain) && !matches!(id, "." | "..");
+    named && !id.ends_with(ANOTHERS)
 }
 
 #[cfg(test)]
@@ -86,12 +90,21 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_whose_name_leads_elsewhere_is_refused() {
-        for id in ["../../etc/shadow", "/etc/shadow", "..", "", "a/b", "a%2fb", "a?b"] {
+    fn a_blob_whose_name_leads_elsewhere_or_to_anothers_files_is_refused() {
+        for id in [
+            "../../etc/shadow",
+            "/etc/shadow",
+            "..",
+            "",
+            "a/b",
+            "a%2fb",
+            "a?b",
+            "good.blob.data",
+        ] {
             let refused = Refusal::Id { id: id.to_owned() };
             assert_eq!(refusal(&[blob("good", 1, 16), blob(id, 1, 16)]), Some(refused));
         }
-        for id in ["0af9", "sha256:0af9", "my-blob_1.x"] {
+        for id in ["0af9", "sha256:0af9", "my-blob_1.x", "my.blob"] {
             assert_eq!(refusal(&[blob(id, 1, 16)]), None);
         }
     }
