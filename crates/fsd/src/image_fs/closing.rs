@@ -5,18 +5,29 @@
 //! them no other blob gets its table. So the directory stays until nydus is through with it.
 
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nydus_storage::cache::BlobCache;
 
 use super::factory;
 use super::work_dir::WorkDir;
 
-/// How long whoever closes waits for the end. Fetching from this machine takes a millisecond; from a backend that
-/// does not answer, nobody has to wait.
+/// How long whoever closes an image waits for the end of all of its blobs. Fetching from this machine takes a
+/// millisecond; from a backend that does not answer, nobody has to wait.
 const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long is still waited for the blobs of an image.
+#[derive(Debug, Default)]
+pub(super) struct Patience(OnceLock<Instant>);
+
+impl Patience {
+    fn left(&self, now: Instant) -> Duration {
+        let end = self.0.get_or_init(|| now + PATIENCE);
+        end.saturating_duration_since(now)
+    }
+}
 
 struct Closing {
     cache: Arc<dyn BlobCache>,
@@ -25,12 +36,12 @@ struct Closing {
 }
 
 /// Keeps the work directory of a blob until nydus has its table, or has given up.
-pub(super) fn close(cache: Arc<dyn BlobCache>, work: Arc<WorkDir>) {
+pub(super) fn close(cache: Arc<dyn BlobCache>, work: Arc<WorkDir>, patience: &Patience) {
     let Some(closer) = &*CLOSER else { return };
     let (done, end) = mpsc::channel();
     if closer.send(Closing { cache, work, done }).is_ok() {
         // What takes longer goes on without us.
-        let _ = end.recv_timeout(PATIENCE);
+        let _ = end.recv_timeout(patience.left(Instant::now()));
     }
 }
 
@@ -51,3 +62,15 @@ static CLOSER: LazyLock<Option<Sender<Closing>>> = LazyLock::new(|| {
         });
     closer.is_ok().then_some(sender)
 });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_blobs_are_waited_for_as_long_as_one() {
+        let (patience, now) = (Patience::default(), Instant::now());
+        let waits = [0, 20, 50, 70].map(|ms| patience.left(now + Duration::from_millis(ms)).as_millis());
+        assert_eq!(waits, [50, 30, 0, 0]);
+    }
+}

@@ -17,7 +17,7 @@ use nydus_utils::metrics::BlobcacheMetrics;
 
 use super::blob::{Blob, BlobParts, FetchPolicy};
 use super::chunk::Chunk;
-use super::closing;
+use super::closing::{self, Patience};
 use super::digests::{BlobDigests, Digests};
 use super::error::FetchError;
 use super::factory;
@@ -56,6 +56,8 @@ pub(super) struct ImageBlob {
     has_table: bool,
     /// Where nydus keeps the table.
     work: Arc<WorkDir>,
+    /// The image's.
+    patience: Arc<Patience>,
 }
 
 impl Storage {
@@ -119,6 +121,7 @@ impl Storage {
         let device = factory::open_device(&private, infos)?;
         let counters = counters(&config.id, &dir);
         let validates = config.is_chunk_validation_enabled();
+        let patience = Arc::default();
         let blobs = infos.iter().zip(parts).enumerate().map(|(at, (info, nydus))| {
             let id = info.blob_id();
             if let Ok(mut files) = counters.underlying_files.lock() {
@@ -154,6 +157,7 @@ impl Storage {
                 table: OnceLock::new(),
                 has_table: info.meta_ci_is_valid(),
                 work: Arc::clone(&work),
+                patience: Arc::clone(&patience),
             })
         });
         let blobs = blobs.collect::<io::Result<_>>()?;
@@ -269,7 +273,8 @@ impl ImageBlob {
 impl Drop for ImageBlob {
     fn drop(&mut self) {
         if self.has_table && self.table.get().is_none() {
-            closing::close(Arc::clone(&self.cache), Arc::clone(&self.work));
+            let (cache, work) = (Arc::clone(&self.cache), Arc::clone(&self.work));
+            closing::close(cache, work, &self.patience);
         }
     }
 }
