@@ -125,6 +125,7 @@ fn convert_to_end(
         progress.begin(Phase::Finish, None);
         let (layers, blobs) = layers.finish();
         let merged = merge(&layers).map_err(|error| merge_error(error, &image))?;
+        stop_if_asked(progress)?;
         let bootstrap = work.path().join(crate::BOOTSTRAP_FILE);
         write_bootstrap(&merged, format, &bootstrap)?;
         stop_if_asked(progress)?;

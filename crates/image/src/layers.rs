@@ -307,9 +307,17 @@ impl<'a, S: ChunkSink> Drafts<'a, S> {
             .map(|(blob, _)| dictionary.blob(*blob).clone())
             .collect();
         let layer = Layer { entries };
-        let bootstrap = own_bootstrap(&layer, &tail, self.tools, &dictionary_blobs, self.out)?;
+        let mut share = self.share;
+        let tree =
+            Tree::of_one(&layer, |bytes| share.take_directories(bytes).is_ok()).map_err(LayerError::from)?;
+        // Nothing of what follows can be stopped, and all of it takes its time where there are many files.
+        if self.tools.cancelled.load(Ordering::Relaxed) {
+            return Err(LayerError::Cancelled.into());
+        }
+        let bootstrap = own_bootstrap(&tree, &tail, self.tools, &dictionary_blobs, self.out)?;
+        drop(tree);
         let blob = tail.finish(&bootstrap)?;
-        self.share.keep();
+        share.keep();
         Ok(ConvertedLayer {
             layer,
             blob,
@@ -344,13 +352,12 @@ impl Places<'_> {
 
 /// The bootstrap of the layer alone, made in a file beside `out` that is gone again.
 fn own_bootstrap(
-    layer: &Layer,
+    tree: &Tree,
     tail: &Tail,
     tools: LayerTools<'_>,
     dictionary_blobs: &[Blob],
     out: &Path,
 ) -> Result<Vec<u8>, LayerError> {
-    let tree = Tree::of_one(layer)?;
     // Without data of its own the layer has no blob, as far as its bootstrap is concerned.
     let mut blobs: Vec<_> = (!tail.chunks().is_empty())
         .then(|| tail.blob_so_far())
@@ -362,7 +369,7 @@ fn own_bootstrap(
     blobs.extend_from_slice(dictionary_blobs);
     let path = out.with_extension("boot");
     let plan = BootstrapPlan {
-        tree: &tree,
+        tree,
         fs_version: tools.format.fs_version,
         compressor: tools.format.compressor,
         chunk_size: tools.format.chunk_size,
@@ -387,9 +394,9 @@ pub(crate) fn bootstrap_error(source: NydusError) -> LayerError {
 
 impl From<ApplyError> for LayerError {
     fn from(error: ApplyError) -> Self {
-        Self::Entry {
-            entry: error.path,
-            problem: error.problem,
+        match error {
+            ApplyError::Entry { path, problem } => Self::Entry { entry: path, problem },
+            ApplyError::TooMuch => Self::TooMuch,
         }
     }
 }

@@ -141,6 +141,8 @@ pub(crate) struct Node {
     children: BTreeMap<OsString, Child>,
     parent: NodeId,
     depth: u32,
+    /// Of the names from the root to here, each with its slash.
+    path_bytes: u32,
     /// The last layer that hid what lower ones have below it: once a layer is enough, however often it says so.
     purged: Option<u16>,
 }
@@ -167,6 +169,10 @@ impl Node {
 pub(crate) struct Tree {
     /// The first is the root. What was removed stays here without a name.
     nodes: Vec<Node>,
+    /// What directories that only a path asked for take, whether they are still there or not.
+    implied_bytes: u64,
+    /// What they may take.
+    implied_most: u64,
 }
 
 impl Tree {
@@ -179,9 +185,14 @@ impl Tree {
             children: BTreeMap::new(),
             parent: Self::ROOT,
             depth: 0,
+            path_bytes: 0,
             purged: None,
         };
-        Self { nodes: vec![root] }
+        Self {
+            nodes: vec![root],
+            implied_bytes: 0,
+            implied_most: apply::IMPLIED_BASE_BYTES,
+        }
     }
 
     pub(crate) const ROOT: NodeId = 0;

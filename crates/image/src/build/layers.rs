@@ -57,6 +57,9 @@ pub(super) fn run(
             error: error.into(),
         })
     })?;
+    if progress.is_cancelled() {
+        return Err(BuildError::Cancelled);
+    }
     let plan = BootstrapPlan::of_image(&merged, format);
     with_nydus(|| plan.write(&staging.work_bootstrap())).map_err(|error| {
         failed(FailedLayer {

@@ -1,6 +1,6 @@
 //! What names, attributes and lists of chunks of the files in an image's layers may take in memory, where they are until
 //! all layers are read: a multiple of what the layers are as they are stored, so that no small archive takes all there
-//! is.
+//! is. Directories that no entry describes, and only its path asks for, are counted by the tree that makes them.
 //!
 //! Never looks into an archive: `layers.rs` says what it keeps. `rafs/bounds.rs` does the same for bootstraps.
 
@@ -66,6 +66,11 @@ impl Share<'_> {
     /// Takes what a chunk of a file needs, be it in a hole, one that was there before, or one of its own.
     pub(super) fn take_chunk(&mut self) -> Result<(), LayerError> {
         self.take(size_of::<Chunk>() + size_of::<ChunkRef>())
+    }
+
+    /// Takes what directories need that are asked for by a path only.
+    pub(super) fn take_directories(&mut self, bytes: u64) -> Result<(), LayerError> {
+        self.take(usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 
     fn take(&mut self, bytes: usize) -> Result<(), LayerError> {
@@ -162,38 +167,66 @@ mod tests {
         }
     }
 
+    /// Converts `archive` with nothing read of it and this base, or the usual one.
+    fn convert(archive: &[u8], base: u64, cancelled: bool) -> Result<(), LayerError> {
+        let dir = tempfile::tempdir().unwrap();
+        let read = AtomicU64::new(0);
+        let tools = LayerTools {
+            format: RafsFormat::default()
+                .chunk_size(ChunkSize::new(4096).unwrap())
+                .into(),
+            compressors: &Compressors::start().unwrap(),
+            dictionary: &Dictionary::default(),
+            names: Names::OfLayer,
+            room: &Room {
+                base,
+                ..Room::new(&read)
+            },
+            cancelled: &AtomicBool::new(cancelled),
+        };
+        convert_layer(archive, &dir.path().join("blob"), tools).map(drop)
+    }
+
+    #[test]
+    fn directories_that_only_a_path_asks_for_take_room() {
+        let archive = |entries: u8| {
+            let mut archive = tar::Builder::new(Vec::new());
+            for entry in 0..entries {
+                let path = format!("{entry}/{}x", "d/".repeat(2000));
+                let mut header = tar::Header::new_gnu();
+                header.set_size(0);
+                archive.append_data(&mut header, path, io::empty()).unwrap();
+            }
+            archive.into_inner().unwrap()
+        };
+        convert(&archive(1), BASE_BYTES, false).unwrap();
+        let refused = convert(&archive(30), BASE_BYTES, false);
+        assert!(matches!(refused, Err(LayerError::TooMuch)), "{refused:?}");
+    }
+
+    #[test]
+    fn who_stops_a_conversion_need_not_wait_for_its_bootstrap() {
+        let empty = tar::Builder::new(Vec::new()).into_inner().unwrap();
+        convert(&empty, BASE_BYTES, false).unwrap();
+        let stopped = convert(&empty, BASE_BYTES, true);
+        assert!(matches!(stopped, Err(LayerError::Cancelled)), "{stopped:?}");
+    }
+
     #[test]
     fn every_chunk_of_a_file_takes_room() {
-        let dir = tempfile::tempdir().unwrap();
-        let (chunks, chunk_size) = (100, ChunkSize::new(4096).unwrap());
+        let chunks = 100;
         let mut archive = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_ustar();
         header.set_path("zeros").unwrap();
-        header.set_size(chunks * u64::from(chunk_size.bytes()));
+        header.set_size(chunks * 4096);
         header.set_cksum();
         let content = io::repeat(0).take(header.size().unwrap());
         archive.append(&header, content).unwrap();
         let archive = archive.into_inner().unwrap();
-        let compressors = Compressors::start().unwrap();
-        let convert = |base| {
-            let read = AtomicU64::new(0);
-            let tools = LayerTools {
-                format: RafsFormat::default().chunk_size(chunk_size).into(),
-                compressors: &compressors,
-                dictionary: &Dictionary::default(),
-                names: Names::OfLayer,
-                room: &Room {
-                    base,
-                    ..Room::new(&read)
-                },
-                cancelled: &AtomicBool::new(false),
-            };
-            convert_layer(&*archive, &dir.path().join("blob"), tools)
-        };
         let needed = chunks * (size_of::<Chunk>() + size_of::<ChunkRef>()) as u64;
-        let refused = convert(needed);
+        let refused = convert(&archive, needed, false);
         assert!(matches!(refused, Err(LayerError::TooMuch)), "{refused:?}");
-        convert(needed + ENTRY_BYTES as u64 + 5).unwrap();
+        convert(&archive, needed + ENTRY_BYTES as u64 + 5, false).unwrap();
     }
 
     #[test]

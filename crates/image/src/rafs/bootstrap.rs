@@ -108,7 +108,7 @@ impl<'a> BootstrapPlan<'a> {
             seen: HashSet::new(),
             linked: linked(self.tree),
         }
-        .subtree(&mut vec![OsString::from("/")], Tree::ROOT)?;
+        .subtree(None, Tree::ROOT)?;
         let mut storage = Some(ArtifactStorage::SingleFile(path.to_owned()));
         let mut writer = BootstrapContext::new(storage.clone(), false)?;
         let mut bootstrap = Bootstrap::new(tree)?;
@@ -131,27 +131,29 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// The names from the root are in `path`. As deep as the tree, which is bounded where it is made.
-    fn subtree(&mut self, path: &mut Vec<OsString>, id: NodeId) -> Result<NydusTree, NydusError> {
-        let mut tree = self.node(path, id)?;
+    /// Only the root has no name. As deep as the tree, which is bounded where it is made.
+    fn subtree(&mut self, name: Option<&OsString>, id: NodeId) -> Result<NydusTree, NydusError> {
+        let mut tree = self.node(name, id)?;
         let node = self.plan.tree.node(id);
         tree.children.reserve(node.children().len());
         for (name, child) in node.children() {
-            path.push(name.clone());
             // In order of names, as nydus has them.
-            tree.children.push(self.subtree(path, child)?);
-            path.pop();
+            tree.children.push(self.subtree(Some(name), child)?);
         }
         tree.borrow_mut_node()
             .v5_set_dir_size(self.version, &tree.children);
         Ok(tree)
     }
 
-    fn node(&mut self, path: &[OsString], id: NodeId) -> Result<NydusTree, NydusError> {
+    fn node(&mut self, name: Option<&OsString>, id: NodeId) -> Result<NydusTree, NydusError> {
         let source = self.plan.tree.node(id);
         let inode = &source.inode;
+        // Each node keeps the names it is given, and nydus looks at no other than the last: all those from the root would
+        // take memory that grows with the square of the depth.
+        let mut path = vec![OsString::from("/")];
+        path.extend(name.cloned());
         // The only way to a node of nydus' from outside; everything of it is set below.
-        let mut node = self.builder.create_directory(path)?;
+        let mut node = self.builder.create_directory(&path)?;
         let mut wrapper = InodeWrapper::new(self.version);
         wrapper.set_mode(inode.mode | file_type(&inode.kind).as_raw_mode());
         wrapper.set_uid(inode.uid);

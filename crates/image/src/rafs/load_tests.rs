@@ -27,7 +27,7 @@ fn found_in(tree: &Tree) -> Found {
 /// The layer as its own bootstrap has it; none if it isn't one that would be used again.
 fn read_back(layer: &Layer) -> Option<Layer> {
     let format = BlobFormat::from(RafsFormat::default());
-    let tree = Tree::of_one(layer).ok()?;
+    let tree = Tree::of_one(layer, |_| true).ok()?;
     let plan = BootstrapPlan {
         tree: &tree,
         fs_version: format.fs_version,

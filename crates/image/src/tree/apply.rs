@@ -17,29 +17,41 @@ use crate::layers::EntryProblem;
 const MAX_SYMLINKS: u32 = 40;
 /// Names of one byte each in the longest path Linux takes.
 const MAX_DEPTH: u32 = 2048;
+/// What a directory that nobody describes takes in memory beside its path: here, and when the tree is written.
+const IMPLIED_BYTES: u64 = 1024;
+/// What all of them in an image may take, beside one for each entry. A path of 4 KiB asks for 2000, the target of a link on
+/// the way for nearly as many.
+pub(super) const IMPLIED_BASE_BYTES: u64 = 128 << 20;
 
-/// An entry that can't be applied.
+/// Why a layer can't be applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ApplyError {
-    pub(crate) path: PathBuf,
-    pub(crate) problem: EntryProblem,
+pub(crate) enum ApplyError {
+    /// It has an entry that can't be.
+    Entry { path: PathBuf, problem: EntryProblem },
+    /// Paths ask for more directories than there is room for.
+    TooMuch,
 }
 
 impl Tree {
     /// Applies `layer` as the layer of this number, which is higher than that of every one before.
     pub(crate) fn apply(&mut self, layer: &Layer, number: u16) -> Result<(), ApplyError> {
+        self.implied_most += layer.entries.len() as u64 * IMPLIED_BYTES;
         for entry in &layer.entries {
-            self.apply_entry(entry, number).map_err(|problem| ApplyError {
-                path: entry.path.clone(),
-                problem,
-            })?;
+            self.apply_entry(entry, number)
+                .map_err(|problem| ApplyError::Entry {
+                    path: entry.path.clone(),
+                    problem,
+                })?;
+            if self.implied_bytes > self.implied_most {
+                return Err(ApplyError::TooMuch);
+            }
         }
         Ok(())
     }
 
     /// What `layer` looks like by itself, whiteouts as files of their names, hard links to what it doesn't have
-    /// as marked files.
-    pub(crate) fn of_one(layer: &Layer) -> Result<Self, ApplyError> {
+    /// as marked files. `take` is told what directories take that only a path asks for, and whether there is room.
+    pub(crate) fn of_one(layer: &Layer, mut take: impl FnMut(u64) -> bool) -> Result<Self, ApplyError> {
         let mut tree = Self::new();
         for entry in &layer.entries {
             let plain = match &entry.action {
@@ -56,16 +68,20 @@ impl Tree {
                 },
             };
             let hides = matches!(entry.action, Action::Whiteout | Action::Opaque);
+            let implied = tree.implied_bytes;
             match tree.apply_entry(&plain, 0) {
                 Ok(()) => {}
                 // Archivers also say what is gone from below a directory that this layer made a file.
                 Err(EntryProblem::ThroughFile) if hides => {}
                 Err(problem) => {
-                    return Err(ApplyError {
+                    return Err(ApplyError::Entry {
                         path: entry.path.clone(),
                         problem,
                     });
                 }
+            }
+            if tree.implied_bytes > implied && !take(tree.implied_bytes - implied) {
+                return Err(ApplyError::TooMuch);
             }
         }
         Ok(tree)
@@ -155,6 +171,11 @@ impl Tree {
         if depth > MAX_DEPTH {
             return Err(EntryProblem::TooDeep);
         }
+        let name_bytes = u32::try_from(name.len()).unwrap_or(u32::MAX);
+        let path_bytes = self.nodes[parent].path_bytes.saturating_add(name_bytes + 1);
+        if implicit {
+            self.implied_bytes += IMPLIED_BYTES + u64::from(path_bytes);
+        }
         let id = self.nodes.len();
         self.nodes.push(Node {
             inode,
@@ -163,6 +184,7 @@ impl Tree {
             children: std::collections::BTreeMap::new(),
             parent,
             depth,
+            path_bytes,
             purged: None,
         });
         self.name(parent, name, id, layer);

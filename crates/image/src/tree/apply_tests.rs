@@ -161,3 +161,34 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn directories_that_only_a_link_asks_for_are_bounded() {
+    let apply = |links: usize| {
+        let put = |path: String, kind| Entry {
+            path: path.into(),
+            action: Action::Put(Arc::new(Inode {
+                kind,
+                ..Inode::marker()
+            })),
+        };
+        let steps: String = (100..900).map(|name| format!("{name}/../")).collect();
+        let link = |at| put(format!("{at}"), Kind::Symlink(format!("in-{at}/{steps}").into()));
+        let through = |at| put(format!("{at}/x"), Kind::Fifo);
+        let mut tree = Tree::new();
+        tree.apply(
+            &Layer {
+                entries: (0..links).map(link).collect(),
+            },
+            0,
+        )?;
+        tree.apply(
+            &Layer {
+                entries: (0..links).map(through).collect(),
+            },
+            1,
+        )
+    };
+    assert_eq!(apply(10), Ok(()));
+    assert_eq!(apply(200), Err(ApplyError::TooMuch));
+}
