@@ -62,9 +62,10 @@ impl Tree {
                     marker(entry.path.with_file_name(name))
                 }
                 Action::Opaque => marker(entry.path.join(crate::layers::OPAQUE_WHITEOUT)),
+                // What is in a directory that nobody describes was hidden, it may be, below a lower layer's file.
                 Action::Link(target) => match tree.find(target) {
-                    Some(_) => entry.clone(),
-                    None => link_marker(&entry.path, target),
+                    Some(node) if !tree.nodes[node].implicit => entry.clone(),
+                    _ => link_marker(&entry.path, target),
                 },
             };
             let hides = matches!(entry.action, Action::Whiteout | Action::Opaque);

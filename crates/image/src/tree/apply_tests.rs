@@ -1,12 +1,14 @@
 //! Applying layers is held against a map of paths, which has no inodes to share and nothing to remember.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::super::Content;
+use super::super::{Content, LINK_XATTR};
 use super::*;
 
 /// What is at a path.
@@ -191,4 +193,32 @@ fn directories_that_only_a_link_asks_for_are_bounded() {
     };
     assert_eq!(apply(10), Ok(()));
     assert_eq!(apply(200), Err(ApplyError::TooMuch));
+}
+
+#[test]
+fn a_hard_link_is_to_a_lower_file_below_whose_name_something_is_hidden() {
+    let entry = |path: &str, action| Entry {
+        path: path.into(),
+        action,
+    };
+    let lower = Layer {
+        entries: vec![entry("file", Action::Put(Arc::new(Inode::marker())))],
+    };
+    let upper = Layer {
+        entries: vec![
+            entry("file/hidden", Action::Whiteout),
+            entry("link", Action::Link("file".into())),
+        ],
+    };
+    let alone = Tree::of_one(&upper, |_| true).unwrap();
+    let mut marked = false;
+    alone.walk(|path, id| {
+        marked |=
+            path == Path::new("/link") && alone.node(id).inode.xattrs.contains_key(OsStr::new(LINK_XATTR));
+    });
+    assert!(marked);
+    let mut tree = Tree::new();
+    assert_eq!(tree.apply(&lower, 0), Ok(()));
+    assert_eq!(tree.apply(&upper, 1), Ok(()));
+    assert_eq!(tree.find(Path::new("link")), tree.find(Path::new("file")));
 }
