@@ -28,7 +28,7 @@ pub(crate) use reuse::is_gzip;
 use crate::config::FsVersion;
 use crate::layer_pool::{LayerSource, blob_path, convert_layers};
 use crate::layers::{ConvertedLayer, Names, bootstrap_error};
-use crate::merge::{MergeLayer, Merged, merge};
+use crate::merge::{MergeError, MergeLayer, Merged, merge};
 use crate::progress::{Phase, Progress};
 use crate::rafs::bootstrap::BootstrapPlan;
 use crate::rafs::chunks::Dictionary;
@@ -121,10 +121,14 @@ fn convert_to_end(
     }
     let transfers = Transfers::new(sink);
     let (made, transfer) = transfers.beside(progress, || {
-        layers.convert(source, &transfers, format, &dictionary, progress)?;
-        progress.begin(Phase::Finish, None);
-        let (layers, blobs) = layers.finish();
-        let merged = merge(&layers).map_err(|error| merge_error(error, &image))?;
+        let merged = loop {
+            layers.convert(source, &transfers, format, &dictionary, progress)?;
+            progress.begin(Phase::Finish, None);
+            if let Some(merged) = layers.merge()? {
+                break merged;
+            }
+        };
+        let blobs = layers.finish();
         stop_if_asked(progress)?;
         let bootstrap = work.path().join(crate::BOOTSTRAP_FILE);
         write_bootstrap(&merged, format, &bootstrap)?;
@@ -305,8 +309,28 @@ impl<'a> Layers<'a> {
             .then(|| Original::new(layer.digest(), layer.size()).ok_or(Unindexed::Digest))
     }
 
-    fn finish(self) -> (Vec<MergeLayer>, Vec<BlobLayer>) {
-        self.done.into_iter().flatten().unzip()
+    /// The image. None if layers that were used again have to be converted after all: those that lower layers' links lead
+    /// elsewhere, whose order is not known any more.
+    fn merge(&mut self) -> Result<Option<Merged>, ConvertError> {
+        let layers: Vec<_> = self.done.iter().flatten().map(|(layer, _)| layer).collect();
+        let merged = merge(&layers);
+        let is_reused = |at: &usize| matches!(self.done.get(*at), Some(Some((_, blob))) if blob.reused);
+        let unclear: Vec<_> = match &merged {
+            Ok(merged) => merged.through_links.iter().copied().filter(is_reused).collect(),
+            Err(MergeError::Entry { layer, .. }) => Some(*layer).into_iter().filter(is_reused).collect(),
+            Err(MergeError::TooManyBlobs) => Vec::new(),
+        };
+        if unclear.is_empty() {
+            return merged.map(Some).map_err(|error| merge_error(error, self.image));
+        }
+        for at in unclear {
+            self.done[at] = None;
+        }
+        Ok(None)
+    }
+
+    fn finish(self) -> Vec<BlobLayer> {
+        self.done.into_iter().flatten().map(|(_, layer)| layer).collect()
     }
 }
 

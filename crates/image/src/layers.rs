@@ -375,7 +375,7 @@ fn own_bootstrap(
         chunk_size: tools.format.chunk_size,
         blobs: &blobs,
         blob_indexes: &[indexes],
-        mark_implicit: true,
+        is_of_layer: true,
     };
     let made = with_nydus(|| plan.write(&path)).map_err(bootstrap_error);
     let read = made.and_then(|()| {

@@ -2,6 +2,7 @@
 //!
 //! Pure; what applying means is in `tree/apply.rs`, writing the result in `rafs/bootstrap.rs`.
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 
 use crate::layers::{ConvertedLayer, LayerError};
@@ -37,6 +38,8 @@ pub(crate) struct Merged {
     pub(crate) blobs: Vec<Blob>,
     /// For each layer, which of its blobs is which of these.
     pub(crate) blob_indexes: Vec<Vec<u32>>,
+    /// The layers that went through a link of another.
+    pub(crate) through_links: BTreeSet<usize>,
 }
 
 /// Why layers don't make an image.
@@ -51,19 +54,24 @@ pub(crate) enum MergeError {
 }
 
 /// Applies the layers, the lowest first.
-pub(crate) fn merge(layers: &[MergeLayer]) -> Result<Merged, MergeError> {
+pub(crate) fn merge(layers: &[impl Borrow<MergeLayer>]) -> Result<Merged, MergeError> {
+    let layers = || layers.iter().map(Borrow::borrow).enumerate();
     let mut tree = Tree::new();
-    for (number, layer) in layers.iter().enumerate() {
+    let mut through_links = BTreeSet::new();
+    for (number, layer) in layers() {
         tree.apply(
             &layer.layer,
             u16::try_from(number).map_err(|_| MergeError::TooManyBlobs)?,
         )
         .map_err(|error| MergeError::Entry { layer: number, error })?;
+        if tree.take_followed() {
+            through_links.insert(number);
+        }
     }
     let used = used_blobs(&tree);
     let mut blobs: Vec<Blob> = Vec::new();
     let mut blob_indexes = Vec::new();
-    for (number, layer) in layers.iter().enumerate() {
+    for (number, layer) in layers() {
         let mut indexes = Vec::new();
         for (own, blob) in layer.blobs.iter().enumerate() {
             // What nothing is stored in has no place, and is never asked for.
@@ -87,6 +95,7 @@ pub(crate) fn merge(layers: &[MergeLayer]) -> Result<Merged, MergeError> {
         tree,
         blobs,
         blob_indexes,
+        through_links,
     })
 }
 

@@ -19,6 +19,8 @@ pub(crate) const OUR_XATTRS: &[u8] = b"trusted.nydusbox.";
 pub(crate) const IMPLICIT_XATTR: &str = "trusted.nydusbox.implicit";
 /// Such a layer records a hard link to a lower layer's file as an empty file with the target in this attribute.
 pub(crate) const LINK_XATTR: &str = "trusted.nydusbox.link";
+/// The root of such a layer has this attribute if what it does to lower layers depends on the order of its entries.
+pub(crate) const ORDER_XATTR: &str = "trusted.nydusbox.order";
 
 /// Everything about a file but its names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,6 +175,10 @@ pub(crate) struct Tree {
     implied_bytes: u64,
     /// What they may take.
     implied_most: u64,
+    /// See [`Self::order_matters`].
+    order_matters: bool,
+    /// See [`Self::take_followed`].
+    followed: bool,
 }
 
 impl Tree {
@@ -192,6 +198,8 @@ impl Tree {
             nodes: vec![root],
             implied_bytes: 0,
             implied_most: apply::IMPLIED_BASE_BYTES,
+            order_matters: false,
+            followed: false,
         }
     }
 

@@ -92,7 +92,7 @@ impl<'a> Previous<'a> {
         fs::write(&boot_path, bootstrap)?;
         let loaded = with_nydus(|| load(&boot_path)).map_err(ReuseError::Bootstrap)?;
         fs::remove_file(&boot_path)?;
-        if !loaded.is_of(format) || loaded.links_to_lower() {
+        if !loaded.is_of(format) || loaded.is_ambiguous() {
             return Ok(None);
         }
         let id = blob.digest().digest();

@@ -107,7 +107,7 @@ fn own_bootstrap(blob: &Blob, format: BlobFormat, path: &Path) -> Result<Vec<u8>
         chunk_size: format.chunk_size,
         blobs: std::slice::from_ref(blob),
         blob_indexes: &[],
-        mark_implicit: true,
+        is_of_layer: true,
     };
     with_nydus(|| plan.write(&path)).map_err(bootstrap_error)?;
     let read = std::fs::read(&path).map_err(|source| LayerError::Output {

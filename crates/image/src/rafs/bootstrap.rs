@@ -28,7 +28,7 @@ use super::blob::{Blob, DIGESTER};
 use super::tail::BlobFormat;
 use crate::config::{ChunkSize, FsVersion};
 use crate::merge::Merged;
-use crate::tree::{Chunk, IMPLICIT_XATTR, Inode, Kind, NodeId, Tree};
+use crate::tree::{Chunk, IMPLICIT_XATTR, Inode, Kind, NodeId, ORDER_XATTR, Tree};
 
 /// What a bootstrap is made of.
 #[derive(Debug)]
@@ -41,8 +41,8 @@ pub(crate) struct BootstrapPlan<'a> {
     pub(crate) blobs: &'a [Blob],
     /// For each layer, which of its blobs is which in the table.
     pub(crate) blob_indexes: &'a [Vec<u32>],
-    /// Whether directories nobody described are marked: for a bootstrap of one layer only.
-    pub(crate) mark_implicit: bool,
+    /// Whether what a tree can't tell of the layer it is of is marked: for a bootstrap of one layer only.
+    pub(crate) is_of_layer: bool,
 }
 
 /// A chunk that names a blob which isn't there: the layer's bootstrap lied.
@@ -62,7 +62,7 @@ impl<'a> BootstrapPlan<'a> {
             chunk_size: format.chunk_size,
             blobs: &merged.blobs,
             blob_indexes: &merged.blob_indexes,
-            mark_implicit: false,
+            is_of_layer: false,
         }
     }
 
@@ -187,7 +187,7 @@ impl Maker<'_> {
         if let Some(digest) = own_digest(inode) {
             wrapper.set_digest(digest);
         }
-        let xattrs = self.xattrs(inode, source.implicit)?;
+        let xattrs = self.xattrs(id)?;
         wrapper.set_has_xattr(!xattrs.is_empty());
         let is_file = matches!(inode.kind, Kind::File(_));
         let number = if self.seen.insert(id) || is_file {
@@ -209,12 +209,16 @@ impl Maker<'_> {
         Ok(NydusTree::new(node))
     }
 
-    fn xattrs(&self, inode: &Inode, implicit: bool) -> Result<RafsXAttrs, NydusError> {
+    fn xattrs(&self, id: NodeId) -> Result<RafsXAttrs, NydusError> {
+        let node = self.plan.tree.node(id);
         let mut xattrs = RafsXAttrs::new();
-        for (name, value) in &inode.xattrs {
+        for (name, value) in &node.inode.xattrs {
             xattrs.add(name.clone(), value.clone())?;
         }
-        if implicit && self.plan.mark_implicit {
+        // One of the two, since nydus writes several in any order, and the same layer is to be the same blob.
+        if self.plan.is_of_layer && id == Tree::ROOT && self.plan.tree.order_matters() {
+            xattrs.add(ORDER_XATTR.into(), b"y".to_vec())?;
+        } else if self.plan.is_of_layer && node.implicit {
             xattrs.add(IMPLICIT_XATTR.into(), b"y".to_vec())?;
         }
         Ok(xattrs)

@@ -22,7 +22,9 @@ use super::bounds::{BadBlobId, BadName, Budget, PATH_MAX_BYTES, check_ids, is_fi
 use super::tail::BlobFormat;
 use crate::config::{ChunkSize, FsVersion};
 use crate::layers::{OPAQUE_WHITEOUT, WHITEOUT_PREFIX};
-use crate::tree::{Action, Chunk, Content, Entry, IMPLICIT_XATTR, Inode, Kind, LINK_XATTR, Layer};
+use crate::tree::{
+    Action, Chunk, Content, Entry, IMPLICIT_XATTR, Inode, Kind, LINK_XATTR, Layer, ORDER_XATTR,
+};
 
 /// As deep as [`crate::tree`] makes them.
 const MAX_DEPTH: usize = 2048;
@@ -120,14 +122,15 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, NydusError> {
 }
 
 impl Loaded {
-    /// Whether the layer whose own bootstrap this is links to lower layers' files: it doesn't tell what came first, and
-    /// what is linked to may be what the layer then hides or replaces, also by another path.
-    pub(crate) fn links_to_lower(&self) -> bool {
+    /// Whether the layer whose own bootstrap this is links to lower layers' files, or is marked: it doesn't tell what came
+    /// first, and what is linked to may be what the layer then hides or replaces, also by another path.
+    pub(crate) fn is_ambiguous(&self) -> bool {
         let mut inodes = self.entries.iter().filter_map(|entry| match &entry.action {
             Action::Put(inode) => Some(inode),
             Action::Link(_) | Action::Whiteout | Action::Opaque => None,
         });
-        inodes.any(|inode| inode.xattrs.contains_key(std::ffi::OsStr::new(LINK_XATTR)))
+        let marks = [LINK_XATTR, ORDER_XATTR].map(std::ffi::OsStr::new);
+        inodes.any(|inode| marks.iter().any(|mark| inode.xattrs.contains_key(*mark)))
     }
 
     /// The layer whose own bootstrap this is: what stands for whiteouts and links is them again.

@@ -63,11 +63,12 @@ impl Tree {
                 }
                 Action::Opaque => marker(entry.path.join(crate::layers::OPAQUE_WHITEOUT)),
                 // What is in a directory that nobody describes was hidden, it may be, below a lower layer's file.
-                Action::Link(target) => match tree.find(target) {
+                Action::Link(target) => match tree.find(target, 0) {
                     Some(node) if !tree.nodes[node].implicit => entry.clone(),
                     _ => link_marker(&entry.path, target),
                 },
             };
+            tree.order_matters |= tree.hides_implied(entry);
             let hides = matches!(entry.action, Action::Whiteout | Action::Opaque);
             let implied = tree.implied_bytes;
             match tree.apply_entry(&plain, 0) {
@@ -88,6 +89,28 @@ impl Tree {
         Ok(tree)
     }
 
+    /// Whether a layer, of which this is the [tree by itself](Self::of_one), did more than can be told of it: something
+    /// went through a directory that only a path asked for, and which then was hidden, replaced, described or left by
+    /// `..`: where lower layers have a link of that name, it went elsewhere. Or a directory was something else before.
+    pub(crate) fn order_matters(&self) -> bool {
+        self.order_matters
+    }
+
+    /// Whether a layer since then went through a link of another. A layer that was read back has its entries in the order
+    /// of their names, and what has two names by that link may be another's for it.
+    pub(crate) fn take_followed(&mut self) -> bool {
+        std::mem::take(&mut self.followed)
+    }
+
+    fn hides_implied(&mut self, entry: &Entry) -> bool {
+        let hides = matches!(entry.action, Action::Whiteout | Action::Opaque);
+        hides
+            && self.implied_bytes > 0
+            && self
+                .find(&entry.path, 0)
+                .is_some_and(|node| self.nodes[node].inode.is_dir())
+    }
+
     fn apply_entry(&mut self, entry: &Entry, layer: u16) -> Result<(), EntryProblem> {
         let Some(name) = entry.path.file_name() else {
             return self.apply_to_root(&entry.action, layer);
@@ -99,7 +122,7 @@ impl Tree {
                 self.put(parent, name, inode, layer)
             }
             Action::Link(target) => {
-                let target = self.find(target).ok_or(EntryProblem::LinkTarget)?;
+                let target = self.find(target, layer).ok_or(EntryProblem::LinkTarget)?;
                 if self.nodes[target].inode.is_dir() {
                     return Err(EntryProblem::LinkTarget);
                 }
@@ -108,7 +131,7 @@ impl Tree {
                 Ok(())
             }
             Action::Whiteout => {
-                if let Some(parent) = self.resolve(parent_path, None)?
+                if let Some(parent) = self.resolve(parent_path, layer, false)?
                     && let Some(child) = self.nodes[parent].children.get(name).copied()
                 {
                     self.purge(parent, name, child, layer);
@@ -116,7 +139,7 @@ impl Tree {
                 Ok(())
             }
             Action::Opaque => {
-                if let Some(dir) = self.resolve(&entry.path, None)? {
+                if let Some(dir) = self.resolve(&entry.path, layer, false)? {
                     self.purge_children(dir, layer);
                 }
                 Ok(())
@@ -152,6 +175,7 @@ impl Tree {
             && self.nodes[there.node].inode.is_dir()
         {
             let node = &mut self.nodes[there.node];
+            self.order_matters |= node.implicit;
             (node.inode, node.layer, node.implicit) = (Arc::clone(inode), layer, false);
             self.name(parent, name, there.node, layer);
             return Ok(());
@@ -195,43 +219,60 @@ impl Tree {
     /// Gives `name` to a node for a layer.
     fn name(&mut self, parent: NodeId, name: &OsStr, node: NodeId, layer: u16) {
         let child = Child { node, layer };
-        self.nodes[parent].children.insert(name.to_owned(), child);
+        let before = self.nodes[parent].children.insert(name.to_owned(), child);
+        self.order_matters |= before.is_some_and(|before| {
+            let was_dir = self.nodes[before.node].inode.is_dir();
+            match self.nodes[node].inode.is_dir() {
+                // Something of a path that went through it stays elsewhere.
+                false => was_dir && self.implied_bytes > 0,
+                // What was not a directory in between has hidden what lower layers have in it.
+                true => !was_dir,
+            }
+        });
     }
 
     /// The node at `path`, links on the way followed, one at its end not.
-    pub(crate) fn find(&mut self, path: &Path) -> Option<NodeId> {
+    fn find(&mut self, path: &Path, layer: u16) -> Option<NodeId> {
         let Some(name) = path.file_name() else {
             return Some(Self::ROOT);
         };
         let parent = path.parent().unwrap_or(Path::new(""));
-        let parent = self.resolve(parent, None).ok().flatten()?;
+        let parent = self.resolve(parent, layer, false).ok().flatten()?;
         self.nodes[parent].children.get(name).map(|child| child.node)
     }
 
     fn make_dirs(&mut self, path: &Path, layer: u16) -> Result<NodeId, EntryProblem> {
-        // With a layer to make directories for there is always an answer.
-        Ok(self.resolve(path, Some(layer))?.unwrap_or(Self::ROOT))
+        // Where directories are made there is always an answer.
+        Ok(self.resolve(path, layer, true)?.unwrap_or(Self::ROOT))
     }
 
-    /// The directory that `path` leads to, all links followed. What is missing is made for the layer `make`;
-    /// without one there is none then, nor where something else is in the way.
-    fn resolve(&mut self, path: &Path, make: Option<u16>) -> Result<Option<NodeId>, EntryProblem> {
+    /// The directory that `path` leads the layer to, all links followed. What is missing is made if it is to `make` it;
+    /// else there is none then, nor where something else is in the way.
+    fn resolve(&mut self, path: &Path, layer: u16, make: bool) -> Result<Option<NodeId>, EntryProblem> {
         let mut at = Self::ROOT;
         let mut pending: VecDeque<OsString> = steps(path).collect();
         let mut links = 0;
         while let Some(step) = pending.pop_front() {
             if step == ".." {
+                self.order_matters |= self.nodes[at].implicit && at != Self::ROOT;
                 at = self.nodes[at].parent;
                 continue;
             }
-            let Some(Child { node: child, .. }) = self.nodes[at].children.get(&step).copied() else {
-                let Some(layer) = make else { return Ok(None) };
+            let Some(Child {
+                node: child,
+                layer: named_by,
+            }) = self.nodes[at].children.get(&step).copied()
+            else {
+                if !make {
+                    return Ok(None);
+                }
                 at = self.add(at, &step, Arc::new(Inode::implicit_directory()), layer, true)?;
                 continue;
             };
             match &self.nodes[child].inode.kind {
                 Kind::Directory => at = child,
                 Kind::Symlink(target) => {
+                    self.followed |= named_by != layer;
                     links += 1;
                     if links > MAX_SYMLINKS {
                         return Err(EntryProblem::SymlinkLoop);
@@ -244,7 +285,7 @@ impl Tree {
                         pending.push_front(step);
                     }
                 }
-                _ if make.is_some() => return Err(EntryProblem::ThroughFile),
+                _ if make => return Err(EntryProblem::ThroughFile),
                 _ => return Ok(None),
             }
         }

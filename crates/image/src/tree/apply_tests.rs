@@ -220,5 +220,5 @@ fn a_hard_link_is_to_a_lower_file_below_whose_name_something_is_hidden() {
     let mut tree = Tree::new();
     assert_eq!(tree.apply(&lower, 0), Ok(()));
     assert_eq!(tree.apply(&upper, 1), Ok(()));
-    assert_eq!(tree.find(Path::new("link")), tree.find(Path::new("file")));
+    assert_eq!(tree.find(Path::new("link"), 1), tree.find(Path::new("file"), 1));
 }

@@ -9,6 +9,7 @@ use nydusbox_image::{
     Compressor, ConvertError, ConvertSummary, FsVersion, Phase, Progress, Quiet, RafsFormat,
 };
 use serde_json::Value;
+use tar::EntryType::{Directory, Regular, Symlink};
 
 use crate::nydusd::Served;
 use crate::oci::{self, Original, convert_to, layout_ref};
@@ -37,7 +38,7 @@ fn files_are_those_umoci_unpacks_and_nydusd_serves_them() {
 
 /// The layer's own bootstrap does not tell that the link came first, which is to what is hidden or replaced then.
 #[test]
-fn an_image_that_links_to_lower_layers_is_converted_again_as_before() {
+fn an_image_that_is_ambiguous_layers_is_converted_again_as_before() {
     let dir = temp_dir();
     for then in [".wh.file", "file"] {
         let mut upper = tar::Builder::new(Vec::new());
@@ -45,7 +46,7 @@ fn an_image_that_links_to_lower_layers_is_converted_again_as_before() {
         header.set_entry_type(tar::EntryType::Link);
         header.set_size(0);
         upper.append_link(&mut header, "link", "file").unwrap();
-        header.set_entry_type(tar::EntryType::Regular);
+        header.set_entry_type(Regular);
         upper.append_data(&mut header, then, &b""[..]).unwrap();
         let (lower, upper) = (
             layout::archive(&[("file", b"content")]),
@@ -65,27 +66,61 @@ fn an_image_that_links_to_lower_layers_is_converted_again_as_before() {
     }
 }
 
+/// An archive of empty files, directories and links.
+fn archive(entries: &[(tar::EntryType, &str, &str)]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (kind, name, target) in entries {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(*kind);
+        header.set_mode(0o755);
+        header.set_size(0);
+        if kind.is_symlink() {
+            archive.append_link(&mut header, name, target).unwrap();
+        } else {
+            archive.append_data(&mut header, name, &b""[..]).unwrap();
+        }
+    }
+    archive.into_inner().unwrap()
+}
+
+/// A layer's own bootstrap has neither what was below a name that the layer then makes another, nor which came last of what
+/// has two names by a lower layer's link.
+#[test]
+fn a_layer_whose_order_counts_for_lower_layers_links_is_converted_again() {
+    let dir = temp_dir();
+    let lower = archive(&[
+        (Directory, "real", ""),
+        (Regular, "real/kept", ""),
+        (Symlink, "link", "real"),
+    ]);
+    let uppers: [&[_]; 5] = [
+        &[(Regular, "link/new", ""), (Symlink, "link", "real")],
+        &[(Regular, "link/new", ""), (Directory, "link", "")],
+        &[(Regular, "link/deep/new", ""), (Regular, ".wh.link", "")],
+        &[(Regular, "real/file", ""), (Directory, "link/file", "")],
+        &[(Symlink, "own", "link/../x"), (Regular, "own/new", "")],
+    ];
+    for (number, upper) in uppers.into_iter().enumerate() {
+        let upper = archive(upper);
+        let layers = [(MediaType::ImageLayer, &*lower), (MediaType::ImageLayer, &*upper)];
+        let of = layout::write_layout(&dir.path().join(format!("of{number}")), "of", &layers);
+        let to = layout_ref(&dir.path().join(format!("out{number}")), "nydus");
+        let mut digests = Vec::new();
+        for reused in [[false, false], [true, false]] {
+            let summary = convert_to(&of, &to, &oci::config(), &Quiet).unwrap();
+            let seen: Vec<_> = summary.layers.iter().map(|layer| layer.reused).collect();
+            assert_eq!(seen, reused, "{number}");
+            digests.push(summary.digest);
+        }
+        assert_eq!(digests[0], digests[1], "{number}");
+    }
+}
+
 /// A directory that hides what lower layers have in it may have been a link to another one there, and what is in it may
 /// be below a name of which lower layers' link is hidden.
 #[test]
 fn layers_used_again_hide_what_they_hid_in_the_directories_that_they_made() {
     let dir = temp_dir();
-    let archive = |entries: &[(tar::EntryType, &str, &str)]| {
-        let mut archive = tar::Builder::new(Vec::new());
-        for (kind, name, target) in entries {
-            let mut header = tar::Header::new_ustar();
-            header.set_entry_type(*kind);
-            header.set_mode(0o755);
-            header.set_size(0);
-            if kind.is_symlink() {
-                archive.append_link(&mut header, name, target).unwrap();
-            } else {
-                archive.append_data(&mut header, name, &b""[..]).unwrap();
-            }
-        }
-        archive.into_inner().unwrap()
-    };
-    use tar::EntryType::{Directory, Regular, Symlink};
     let lower = archive(&[
         (Directory, "real", ""),
         (Regular, "real/kept", ""),
