@@ -176,9 +176,10 @@ pub(super) fn gc(args: GcArgs, state_dir: &StateDir) -> Result<(), Failure> {
         unused_for: args.unused_for.map(|days| DAY * days),
         dry_run: args.dry_run,
     };
-    if !args.dry_run {
-        claim::clear(&data_dir.runs());
-    }
+    let stay = match args.dry_run {
+        true => Vec::new(),
+        false => claim::clear(&data_dir.runs()),
+    };
     let bar = Bar::new(cancelled_by_signals()?);
     let collected = store.gc(config, &|| in_use(state_dir), &bar);
     let cache = BlobCache::new(&data_dir.cache());
@@ -195,7 +196,18 @@ pub(super) fn gc(args: GcArgs, state_dir: &StateDir) -> Result<(), Failure> {
         images: collected.map_err(|e| failure("remove what is not needed", &e))?,
         cache: shrunk.map_err(|e| failure("keep the blob cache within its quota", &e))?,
     };
-    args.output.print(&report, || report.text())
+    args.output.print(&report, || report.text())?;
+    if stay.is_empty() {
+        return Ok(());
+    }
+    let stay: Vec<_> = stay
+        .iter()
+        .map(|(dir, error)| format!("{}: {error}", dir.display()))
+        .collect();
+    Err(Failure::plain(format!(
+        "failed to remove what killed runs have left: {}",
+        stay.join("; ")
+    )))
 }
 
 /// What `gc` did.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, fstat, open};
 
-use super::places;
+use super::{places, removal};
 use crate::data_dir::DataDir;
 use crate::error::Failure;
 
@@ -92,9 +92,10 @@ impl Drop for Claim {
     }
 }
 
-/// Removes what belongs to runs that are over and were not: they were killed. What can't be removed is said, and in
+/// Removes what belongs to runs that are over and were not: they were killed. What can't be removed comes back, and is in
 /// nobody's way. What is not of a run stays as it is: the directory may be anybody's.
-pub(in crate::commands) fn clear(runs: &Path) {
+pub(in crate::commands) fn clear(runs: &Path) -> Vec<(PathBuf, io::Error)> {
+    let mut stay = Vec::new();
     let entries = fs::read_dir(runs).into_iter().flatten().flatten();
     for lock in entries.map(|entry| entry.path()) {
         let is_lock = lock.extension().is_some_and(|extension| extension == LOCK);
@@ -105,33 +106,33 @@ pub(in crate::commands) fn clear(runs: &Path) {
         // A link is not ours, and a pipe would have us wait.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         if let Ok(held) = open(&lock, flags, Mode::empty()) {
-            clear_one(&lock, &held);
+            let left = lock.with_extension("");
+            if let Err(error) = clear_one(&lock, &left, &held) {
+                tracing::warn!(?left, %error, "cannot remove what a killed run has left");
+                stay.push((left, error));
+            }
         }
     }
+    stay
 }
 
-/// `held` is a lock that was found at `lock`.
-fn clear_one(lock: &Path, held: &OwnedFd) {
+/// `held` is a lock that was found at `lock`, and is of what is `left`.
+fn clear_one(lock: &Path, left: &Path, held: &OwnedFd) -> io::Result<()> {
     if flock(held, FlockOperation::NonBlockingLockExclusive).is_err() {
-        return;
+        return Ok(());
     }
     // If it is not there any longer, its run has ended in order meanwhile: what it left it has kept.
     let is_lock = fstat(held).is_ok_and(|stat| {
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         is_file && stat.st_size == 0 && stat.st_nlink > 0
     });
-    let left = lock.with_extension("");
-    if !is_lock || !places::is_of_a_run(&left) {
-        return;
+    if !is_lock || !places::is_of_a_run(left) {
+        return Ok(());
     }
-    let removed = match fs::remove_dir_all(&left) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        Ok(()) | Err(_) => fs::remove_file(lock),
-    };
-    match removed {
-        Ok(()) => tracing::info!(?left, "removed what a killed run has left"),
-        Err(error) => tracing::warn!(?left, %error, "cannot remove what a killed run has left"),
-    }
+    removal::remove(left)?;
+    fs::remove_file(lock)?;
+    tracing::info!(?left, "removed what a killed run has left");
+    Ok(())
 }
 
 /// Whether a name is one that [`Claim::in_dir`] gives.
@@ -194,7 +195,7 @@ mod tests {
         let lock = claim.lock.clone();
         let found = open(&lock, OFlags::RDONLY, Mode::empty()).unwrap();
         drop(claim);
-        clear_one(&lock, &found);
+        clear_one(&lock, &kept, &found).unwrap();
         assert!(kept.exists());
     }
 

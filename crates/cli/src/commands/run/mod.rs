@@ -10,6 +10,7 @@ mod complaints;
 mod places;
 mod plan;
 mod process;
+mod removal;
 mod session;
 mod stdio;
 mod timeline;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nydusbox_protocol::ContainerId;
 
 use super::claim::Claim;
+use super::removal;
 use crate::data_dir::DataDir;
 use crate::error::{Failure, say};
 
@@ -93,13 +94,7 @@ impl Places {
         let Some(claim) = self.claim.take() else {
             return Ok(());
         };
-        match fs::remove_dir_all(&self.run_dir) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                claim.leave();
-                Err(e)
-            }
-            Ok(()) | Err(_) => Ok(()),
-        }
+        removal::remove(&self.run_dir).inspect_err(|_| claim.leave())
     }
 }
 
