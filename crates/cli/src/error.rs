@@ -146,5 +146,29 @@ pub(crate) fn remedy(cause: ExitCause) -> Option<&'static str> {
 
 /// Says something on stderr. That nobody reads it any longer is no reason to stop what is being done.
 pub(crate) fn say(text: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", disarmed(&text.to_string()));
+}
+
+/// Text as a terminal may be given it: names of an image's files and words of a guest can have escape sequences in them.
+pub(crate) fn disarmed(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => shown.push(c),
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_sequences_are_shown_and_not_sent() {
+        let text = "a\u{1b}[31mb\tc\nd\u{7}\u{9b}é";
+        assert_eq!(disarmed(text), "a\\u{1b}[31mb\tc\nd\\u{7}\\u{9b}é");
+    }
 }

@@ -1,12 +1,13 @@
 //! Standard output: data, as text for people or as JSON for programs. Whoever stops reading ends the command
 //! quietly.
 
-use std::io::{self, Write};
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
 
 use clap::Args;
 use serde::Serialize;
 
-use crate::error::Failure;
+use crate::error::{Failure, disarmed};
 
 /// `--json`, the same for every command.
 #[derive(Debug, Clone, Copy, Args)]
@@ -23,7 +24,7 @@ pub(crate) enum Reader {
     Gone,
 }
 
-/// Prints a line.
+/// Prints a line; a terminal gets no escape sequences.
 pub(crate) fn line(text: &str) -> Result<Reader, Failure> {
     write_line(text).map_err(|e| Failure::new("write the output", &e))
 }
@@ -31,6 +32,10 @@ pub(crate) fn line(text: &str) -> Result<Reader, Failure> {
 /// The same for those who have a failure of their own.
 pub(crate) fn write_line(text: &str) -> io::Result<Reader> {
     let mut out = io::stdout().lock();
+    let text = match out.is_terminal() {
+        true => Cow::Owned(disarmed(text)),
+        false => Cow::Borrowed(text),
+    };
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Ok(()) => Ok(Reader::Reads),
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),

@@ -96,7 +96,8 @@ impl GuestEvent {
                 };
                 Some(Self::Failed {
                     step,
-                    message: message.trim().to_owned(),
+                    // It goes to the operator's terminal, and may have an image's names in it, or what a guest likes.
+                    message: message.trim().chars().filter(|c| !c.is_control()).collect(),
                 })
             }
             _ => None,
@@ -152,6 +153,13 @@ mod tests {
                 Some(GuestEvent::Failed {
                     step: GuestStep::Share,
                     message: "mount: no such device".to_owned(),
+                }),
+            ),
+            (
+                "error share \u{1b}]0;mine\u{7}\u{1b}[31mno such file",
+                Some(GuestEvent::Failed {
+                    step: GuestStep::Share,
+                    message: "]0;mine[31mno such file".to_owned(),
                 }),
             ),
             (
