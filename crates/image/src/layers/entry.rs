@@ -78,9 +78,14 @@ fn inode(entry: TarEntry) -> Result<Inode, EntryProblem> {
         b'6' => Kind::Fifo,
         type_flag => return Err(EntryProblem::Type { type_flag }),
     };
-    Ok(Inode {
+    let mode = match kind {
+        // As Linux has it. Archives say this and that, and extractors don't look at it.
+        Kind::Symlink(_) => 0o777,
         // Archivers differ in whether they put the type in here too.
-        mode: u32::try_from(entry.mode & 0o7777).unwrap_or_default(),
+        _ => u32::try_from(entry.mode & 0o7777).unwrap_or_default(),
+    };
+    Ok(Inode {
+        mode,
         uid: id(entry.uid)?,
         gid: id(entry.gid)?,
         mtime: entry.mtime.0,

@@ -510,3 +510,23 @@ fn a_second_name_of_a_symbolic_link_is_a_link_too() {
     let image = build_layers(&[archive], &dir.path().join("image"), FsVersion::V6).unwrap();
     assert_eq!(walk::list(&image), ["/", "/link->nowhere", "/second->nowhere"]);
 }
+
+/// Whatever their header says, as for extractors.
+#[test]
+fn symbolic_links_have_all_permissions() {
+    let dir = temp_dir();
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_mode(0o4644);
+    header.set_size(0);
+    archive.append_link(&mut header, "link", "target").unwrap();
+    let layer = dir.path().join("layer");
+    fs::write(&layer, archive.into_inner().unwrap()).unwrap();
+    let extracted = dir.path().join("extracted");
+    fs::create_dir(&extracted).unwrap();
+    symlink("target", extracted.join("link")).unwrap();
+    let image = build_layers(&[layer], &dir.path().join("image"), FsVersion::V6).unwrap();
+    let mode = |files: &walk::Entries| files[Path::new("/link")].mode;
+    assert_eq!(mode(&walk::image(&image)), mode(&walk::tree(&extracted)));
+}

@@ -16,7 +16,7 @@ use nydusbox_image::ImageDir;
 /// What has to survive of a file, directory, link or device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
-    mode: u32,
+    pub(crate) mode: u32,
     owner: (u32, u32),
     /// Seconds; an archive has no more. The root's isn't kept.
     mtime: i64,
