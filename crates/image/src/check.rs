@@ -13,6 +13,7 @@ use crate::chunk_reader::{Found, Wanted, is_opaque, is_possible, is_readable};
 use crate::nydus_image::NydusImage;
 use crate::progress::{Phase, Progress};
 use crate::rafs::blob::Blob;
+use crate::shown_path;
 use crate::tree::{Action, Chunk, Kind};
 
 /// What a check found.
@@ -50,12 +51,14 @@ pub enum CheckProblem {
         /// The chunk's number in it.
         chunk: u32,
         /// A file that uses it.
+        #[serde(serialize_with = "shown_path::one")]
         file: PathBuf,
     },
     /// The bootstrap has a chunk where none can be.
     #[error("the bootstrap has a chunk of {} where none can be", file.display())]
     Bootstrap {
         /// The file.
+        #[serde(serialize_with = "shown_path::one")]
         file: PathBuf,
     },
 }

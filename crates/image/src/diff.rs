@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::nydus_image::NydusImage;
+use crate::shown_path;
 use crate::tree::{Action, Inode, Kind};
 
 /// A path at which two images differ.
@@ -16,6 +17,7 @@ use crate::tree::{Action, Inode, Kind};
 #[non_exhaustive]
 pub struct Difference {
     /// The path in the image.
+    #[serde(serialize_with = "shown_path::one")]
     pub path: PathBuf,
     /// In what way.
     pub change: Change,

@@ -58,6 +58,7 @@ mod rafs;
 mod rafs_config;
 mod registry_error;
 mod scan;
+mod shown_path;
 pub mod source;
 mod staging;
 mod store;

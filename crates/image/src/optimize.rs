@@ -38,6 +38,7 @@ use crate::rafs::bootstrap::BootstrapPlan;
 use crate::rafs::load::Loaded;
 use crate::rafs::tail::BlobFormat;
 use crate::rafs::{prefetch, with_nydus};
+use crate::shown_path;
 use crate::source::{BlobContent, Descriptor, ImageSink, ImageSource, MediaType, Platform, SourceImage};
 use crate::staging::Staging;
 use crate::summary::BuildSummary;
@@ -83,6 +84,7 @@ pub struct OptimizeSummary {
     /// Files in the prefetch table: those that are in front as a whole.
     pub files: u64,
     /// Files of the trace that the image hasn't, or that have no content.
+    #[serde(serialize_with = "shown_path::all")]
     pub missing: Vec<PathBuf>,
     /// Whether the trace is of this image, as far as it says of which it is.
     pub is_same_image: bool,

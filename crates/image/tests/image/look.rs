@@ -157,3 +157,21 @@ fn differences_are_told_by_path_and_kind() {
         ]
     );
 }
+
+#[test]
+fn a_difference_in_a_name_that_is_no_text_is_told_in_json_too() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = temp_dir();
+    let (source, name) = (
+        dir.path().join("source"),
+        std::ffi::OsStr::from_bytes(b"na\xffme"),
+    );
+    fs::create_dir(&source).unwrap();
+    let before = built(&source, &dir.path().join("before"), FsVersion::V6);
+    fs::write(source.join(name), "x").unwrap();
+    let after = built(&source, &dir.path().join("after"), FsVersion::V6);
+    let json = serde_json::to_string(&before.diff(&after)).unwrap();
+    assert!(json.contains("\"/na\u{fffd}me\""), "{json}");
+    let problem = CheckProblem::Bootstrap { file: name.into() };
+    serde_json::to_string(&problem).unwrap();
+}
