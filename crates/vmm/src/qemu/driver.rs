@@ -426,7 +426,7 @@ impl Driver {
             // QEMU is ending; its exit status is about to come, and what it said is the reason.
             Ok(
                 Ended::Ready(Err(QmpError::Closed(_)))
-                | Ended::Provided(Err(ProvideError::Qmp(QmpError::Closed(_)))),
+                | Ended::Provided(Err(ProvideError::Qmp(QmpError::Closed(_)) | ProvideError::Control(_))),
             ) => {}
             Ok(Ended::Ready(Err(error))) => {
                 let message = error.to_string();

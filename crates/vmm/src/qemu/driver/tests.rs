@@ -161,3 +161,16 @@ fn a_guest_that_does_not_stop_talking_does_not_fill_us() {
     remember(&events, &GuestEvent::Ready);
     assert!(told.has_changed().is_ok_and(|changed| !changed));
 }
+
+/// Its exit status and its own words say why, not that nobody reads what it is sent.
+#[tokio::test]
+async fn a_process_that_is_gone_before_its_guest_got_all_is_waited_for() {
+    for gone in [
+        ProvideError::Control(io::ErrorKind::BrokenPipe.into()),
+        ProvideError::Qmp(QmpError::Closed(io::ErrorKind::BrokenPipe.into())),
+    ] {
+        let mut played = played("exec sleep 1000", b"", false, LONG).await;
+        let verdict = played.driver.task_ended(Ok(Ended::Provided(Err(gone))));
+        assert!(verdict.is_none());
+    }
+}
