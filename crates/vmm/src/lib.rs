@@ -44,11 +44,10 @@ mod user;
 pub use guest::{GuestAssets, GuestAssetsError};
 pub use hostname::{Hostname, HostnameError};
 pub use initramfs::InitramfsError;
-pub use initramfs::params::DEFAULT_PATH;
 pub use qemu::{
-    Accel, AccelChoice, AccelRequest, BootError, BootStage, GuestEvent, GuestStdio, GuestStep, KvmFacts,
-    KvmUnusable, Machine, MachineConfig, MachineConfigError, MachineSpec, Origin, SharedDir, UpperDir,
-    Virtualisation, Vm, VmConfig, VmConfigError, VmOutcome, VmSpec,
+    Accel, AccelChoice, AccelRequest, BootError, BootStage, DEFAULT_PATH, GuestEvent, GuestStdio, GuestStep,
+    KvmFacts, KvmUnusable, Machine, MachineConfig, MachineConfigError, MachineSpec, Origin, SharedDir,
+    UpperDir, Virtualisation, Vm, VmConfig, VmConfigError, VmOutcome, VmSpec,
 };
 pub use template::Templates;
 pub use user::{ContainerUser, ContainerUserError};

@@ -31,7 +31,7 @@ mod stream;
 mod tail;
 
 pub use accel::{Accel, AccelChoice, AccelRequest, KvmFacts, KvmUnusable, Virtualisation};
-pub use config::{SharedDir, UpperDir, VmConfig, VmConfigError, VmSpec};
+pub use config::{DEFAULT_PATH, SharedDir, UpperDir, VmConfig, VmConfigError, VmSpec};
 pub use event::{GuestEvent, GuestStep};
 pub use machine::{BootError, GuestStdio, Machine, Origin, Vm};
 pub use machine_config::{MachineConfig, MachineConfigError, MachineSpec};

@@ -12,7 +12,7 @@ use crate::qemu::{UpperDir, VmSpec};
 pub(crate) const MEMORY_UPPER: (&str, &str) = ("/run/nydusbox/upper/fs", "/run/nydusbox/upper/work");
 
 /// Where a command is looked for whose environment has no `PATH`, as execvp(3) does: directories, separated by colons.
-pub const DEFAULT_PATH: &str = "/bin:/usr/bin";
+const PATHLESS_PATH: &str = "/bin:/usr/bin";
 
 /// So much may the guest's clock be behind, in microseconds: it takes about as long until the guest has set it.
 const CLOCK_LAG_US: u32 = 20_000;
@@ -46,7 +46,7 @@ pub(crate) fn write(spec: &VmSpec, marker: &str, now: Duration) -> Vec<u8> {
     let path = spec.env.iter().rfind(|(name, _)| name == "PATH");
     out.variable(
         "NB_PATH",
-        path.map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value),
+        path.map_or(OsStr::new(PATHLESS_PATH), |(_, value)| value),
     );
     let (program, arguments) = spec.command.split_first().unzip();
     out.variable("NB_PROGRAM", program.map_or(OsStr::new(""), OsString::as_os_str));

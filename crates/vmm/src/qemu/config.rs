@@ -58,19 +58,16 @@ pub struct VmSpec {
     pub hostname: Hostname,
 }
 
+/// The `PATH` of a command, unless its environment has another: directories, separated by colons.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 impl VmSpec {
     /// With the defaults: `/` as working directory, writes in the share, the user 0, and an environment of `PATH` and
     /// `TERM`.
     #[must_use]
     pub fn new(share: ShareDevice, rootfs: OverlayPlan, command: Vec<OsString>) -> Self {
         let path = |text| GuestPath::new(text).expect("constants are valid guest paths");
-        let env = [
-            (
-                "PATH",
-                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            ),
-            ("TERM", "dumb"),
-        ];
+        let env = [("PATH", DEFAULT_PATH), ("TERM", "dumb")];
         Self {
             share,
             share_mount: path(nydusbox_rootfs::layout::GUEST_SHARE),

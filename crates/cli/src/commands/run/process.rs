@@ -259,7 +259,18 @@ mod tests {
     fn a_program_is_looked_for_where_the_guest_looks() {
         let programs = |config: &Value| process(config, Overrides::default()).programs();
         assert_eq!(programs(&json!({ "Cmd": ["/bin/x"] })), ["/bin/x"]);
-        assert_eq!(programs(&json!({ "Cmd": ["x"] })), ["/bin/x", "/usr/bin/x"]);
+        let unset = [
+            "/usr/local/sbin",
+            "/usr/local/bin",
+            "/usr/sbin",
+            "/usr/bin",
+            "/sbin",
+            "/bin",
+        ];
+        assert_eq!(
+            programs(&json!({ "Cmd": ["x"] })),
+            unset.map(|dir| format!("{dir}/x"))
+        );
         let here = json!({ "Cmd": ["./x"], "WorkingDir": "/srv" });
         assert_eq!(programs(&here), ["/srv/./x"]);
         let path = json!({ "Cmd": ["x"], "WorkingDir": "/srv", "Env": ["PATH=/opt/bin:tools::/bin"] });
