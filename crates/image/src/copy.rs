@@ -91,7 +91,7 @@ fn copy_to_end(
         add(&mut blobs, blob);
     }
     let place = if refers(&image) {
-        let nydus = NydusImage::open_source(source, platform)?;
+        let nydus = NydusImage::open_image(source, &image)?;
         for original in nydus
             .originals()
             .map_err(|source| CopyError::Original { source })?

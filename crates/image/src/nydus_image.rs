@@ -84,7 +84,16 @@ impl NydusImage {
     /// # Errors
     /// See [`NydusImageError`]. The blobs aren't looked at.
     pub fn open_source(source: Box<dyn ImageSource>, platform: &Platform) -> Result<Self, NydusImageError> {
-        let layers = source.image(platform)?.layers().to_vec();
+        let image = source.image(platform)?;
+        Self::open_image(source, &image)
+    }
+
+    /// The same of an image that `source` has told: asked again by its name, it might tell of another one.
+    pub(crate) fn open_image(
+        source: Box<dyn ImageSource>,
+        image: &SourceImage,
+    ) -> Result<Self, NydusImageError> {
+        let layers = image.layers().to_vec();
         let layer = bootstrap_layer(&layers).ok_or(NydusImageError::NotNydus)?;
         let failed = |source| NydusImageError::BootstrapLayer { source };
         // Without a name: a signal that ends us leaves nothing. nydus wants one, though.

@@ -119,7 +119,7 @@ fn optimize_to_end(
     progress: &dyn Progress,
 ) -> Result<OptimizeSummary, OptimizeError> {
     let described = source.image(&config.platform)?;
-    let image = NydusImage::open_source(source, &config.platform)?;
+    let image = NydusImage::open_image(source, &described)?;
     let parent = config.work_dir.clone().unwrap_or_else(std::env::temp_dir);
     let work = tempfile::Builder::new()
         .prefix("nydusbox-optimize-")

@@ -1,13 +1,18 @@
 //! Images whose start-up finds what it reads in front.
 
 use std::fs::{self, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use nydusbox_image::source::{AccessOptions, ImageRef, Platform, open_sink, open_source};
+use nydusbox_image::source::{
+    AccessOptions, Descriptor, ImageRef, ImageSource, Platform, SourceError, SourceImage, open_sink,
+    open_source,
+};
 use nydusbox_image::{
     BuildConfig, ChunkSize, FsVersion, ImageDir, Mode, NydusImage, OptimizeConfig, OptimizeError,
-    OptimizeSummary, Quiet, RafsFormat, Source, StartupTrace, TraceRead, build, optimize, optimize_dir,
+    OptimizeSummary, Quiet, RafsFormat, Source, StartupTrace, TraceRead, build, copy, optimize, optimize_dir,
 };
 
 use crate::oci::{self, Original, layout_ref};
@@ -114,7 +119,7 @@ fn what_cannot_be_optimized_leaves_nothing() {
     assert_eq!(names(dir.path()), ["image", "source"]);
 }
 
-fn source_of(reference: &ImageRef) -> Box<dyn nydusbox_image::source::ImageSource> {
+fn source_of(reference: &ImageRef) -> Box<dyn ImageSource> {
     open_source(reference, &AccessOptions::default()).unwrap()
 }
 
@@ -122,6 +127,43 @@ fn optimized(from: &ImageRef, to: &ImageRef, trace: &StartupTrace) -> OptimizeSu
     let sink = open_sink(to, &AccessOptions::default()).unwrap();
     let config = OptimizeConfig::new(Platform::default());
     optimize(source_of(from), &*sink, trace, &config, &Quiet).unwrap()
+}
+
+/// A place where the image of a name is another one as soon as it was asked for.
+#[derive(Debug)]
+struct Moving {
+    place: Box<dyn ImageSource>,
+    asked: AtomicBool,
+}
+
+impl ImageSource for Moving {
+    fn image(&self, platform: &Platform) -> Result<SourceImage, SourceError> {
+        assert!(!self.asked.swap(true, Ordering::Relaxed), "asked twice");
+        self.place.image(platform)
+    }
+
+    fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, SourceError> {
+        self.place.blob(descriptor)
+    }
+}
+
+#[test]
+fn an_image_whose_name_moves_meanwhile_is_the_one_that_was_there_first() {
+    let Some(original) = Original::make() else { return };
+    let (converted, other) = (original.path("converted"), original.path("other"));
+    let from = layout_ref(&converted, "nydus");
+    original
+        .convert(&from, &oci::config().mode(Mode::Reference))
+        .unwrap();
+    let moving = || {
+        let (place, asked) = (source_of(&from), AtomicBool::new(false));
+        Box::new(Moving { place, asked })
+    };
+    let sink = |name| open_sink(&layout_ref(&other, name), &AccessOptions::default()).unwrap();
+    let config = OptimizeConfig::new(Platform::default());
+    let trace = trace(vec![read("/etc/text", 0, None)]);
+    optimize(moving(), &*sink("fast"), &trace, &config, &Quiet).unwrap();
+    copy(moving(), &*sink("copy"), &Platform::default(), &Quiet).unwrap();
 }
 
 #[test]
