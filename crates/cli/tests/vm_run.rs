@@ -153,11 +153,11 @@ fn vm_goes_in_order_when_its_terminal_does() {
     run.arg("--report").arg(&report);
     run.args(["--", "sh", "-c", "echo started; sleep 600"]);
     let mut child = with_hangup("--default-signal=HUP", &run)
-        .stdout(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut line = [0; 8];
-    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
     assert_eq!(&line, b"started\n");
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
@@ -173,12 +173,12 @@ fn vm_of_a_command_whose_reader_has_left_ends() {
     let mut child = machine
         .run()
         .args(["--", "sh", "-c", "while :; do echo again; done"])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let mut line = [0; 6];
-    std::io::Read::read_exact(&mut child.stdout.take().unwrap(), &mut line).unwrap();
+    child.stdout.take().unwrap().read_exact(&mut line).unwrap();
     assert_eq!(&line, b"again\n");
     let (code, _, err) = told(&child.wait_with_output().unwrap());
     assert_eq!((code, &*err), (141, ""));
@@ -194,7 +194,7 @@ fn vm_streams_that_would_block_are_waited_for() {
     for flags in [input.as_fd(), output.as_fd()] {
         rustix::fs::fcntl_setfl(flags, rustix::fs::OFlags::NONBLOCK).unwrap();
     }
-    let mut child = machine
+    let child = machine
         .run()
         .args(["--", "sh", "-c", "echo ready; cat; seq 1 30000"])
         .stdin(input)

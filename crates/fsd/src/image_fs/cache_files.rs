@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::layout_note::LayoutNote;
-use super::range_lock::{self, RangeLock};
+use super::range_lock::{self, PATIENCE, RangeLock, in_time};
 use super::settled::{self, Boot, HEADER};
 
 /// How much of a map's header is not zero, in bytes.
@@ -213,15 +213,20 @@ impl CacheFiles {
             return Err(ErrorKind::InvalidInput.into());
         }
         let at = HEADER + u64::from(chunk / 8);
-        let _ours = self.map_change.lock().unwrap_or_else(PoisonError::into_inner);
-        let _theirs = RangeLock::take(&self.map, at, 1)?;
-        let mut byte = [0];
-        read_as_far_as_it_goes(&self.map, &mut byte, at)?;
-        let changed = byte[0] | bit(chunk);
-        if changed != byte[0] {
-            self.map.write_all_at(&[changed], at)?;
-        }
-        Ok(())
+        // Whoever waits for another process keeps no other thread from the map.
+        in_time(PATIENCE, || {
+            let _ours = self.map_change.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(_theirs) = RangeLock::try_take(&self.map, at, 1)? else {
+                return Ok(None);
+            };
+            let mut byte = [0];
+            read_as_far_as_it_goes(&self.map, &mut byte, at)?;
+            let changed = byte[0] | bit(chunk);
+            if changed != byte[0] {
+                self.map.write_all_at(&[changed], at)?;
+            }
+            Ok(Some(()))
+        })
     }
 
     /// Takes the files' names away, if they have them still: whoever opens the blob's cache next makes new ones. In the

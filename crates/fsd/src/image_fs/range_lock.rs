@@ -6,6 +6,8 @@
 
 use std::fs::File;
 use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -32,18 +34,33 @@ impl<'a> RangeLock<'a> {
         }
     }
 
-    /// Takes the lock, waiting for it. For parts that are held for a moment only.
+    /// Takes the lock, waiting for it. For parts that are held for a moment only, unless who holds one has been stopped.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// What the kernel said; [`io::ErrorKind::TimedOut`] after [`PATIENCE`].
     pub(super) fn take(file: &'a File, start: u64, length: u64) -> io::Result<Self> {
-        let lock = description(libc::F_WRLCK, start, length)?;
-        loop {
-            match fcntl(file, FcntlArg::F_OFD_SETLKW(&lock)) {
-                Ok(_) => return Ok(Self { file, start, length }),
-                Err(Errno::EINTR) => {}
-                Err(e) => return Err(e.into()),
-            }
+        in_time(PATIENCE, || Self::try_take(file, start, length))
+    }
+}
+
+/// How long whoever holds a lock for a moment is waited for.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(1);
+
+/// What `attempt` gives, as soon as it gives something. The kernel would wait without end.
+///
+/// # Errors
+/// The attempt's; [`io::ErrorKind::TimedOut`] after `patience`.
+pub(super) fn in_time<T>(
+    patience: Duration,
+    mut attempt: impl FnMut() -> io::Result<Option<T>>,
+) -> io::Result<T> {
+    let begun = Instant::now();
+    loop {
+        match attempt()? {
+            Some(done) => return Ok(done),
+            None if begun.elapsed() < patience => thread::sleep(LOOK),
+            None => return Err(io::ErrorKind::TimedOut.into()),
         }
     }
 }
@@ -59,17 +76,14 @@ impl Drop for RangeLock<'_> {
 /// the last byte that a file could have, which no chunk has, is locked, shared. Waits for one who is removing it.
 ///
 /// # Errors
-/// What the kernel said; file systems without locks say so here.
+/// What the kernel said, file systems without locks say so here; [`io::ErrorKind::TimedOut`] after [`PATIENCE`].
 pub(super) fn announce(file: &File) -> io::Result<()> {
     let last = u64::try_from(libc::off_t::MAX - 1).map_err(io::Error::other)?;
-    let lock = description(libc::F_RDLCK, last, 1)?;
-    loop {
-        match fcntl(file, FcntlArg::F_OFD_SETLKW(&lock)) {
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
+    in_time(PATIENCE, || match set(file, libc::F_RDLCK, last, 1) {
+        Ok(()) => Ok(Some(())),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+        Err(e) => Err(e.into()),
+    })
 }
 
 fn set(file: &File, kind: libc::c_int, start: u64, length: u64) -> Result<(), Errno> {
@@ -120,6 +134,17 @@ mod tests {
         assert!(RangeLock::try_take(&theirs, 0, 1 << 40).unwrap().is_some());
         drop(ours);
         assert!(RangeLock::try_take(&theirs, last, 1).unwrap().is_some());
+    }
+
+    #[test]
+    fn whoever_does_not_let_go_is_not_waited_for_without_end() {
+        let (ours, theirs) = open_twice();
+        let held = RangeLock::try_take(&theirs, 0, 1).unwrap().unwrap();
+        let take = || RangeLock::try_take(&ours, 0, 1);
+        let given_up = in_time(Duration::ZERO, take).unwrap_err();
+        assert_eq!(given_up.kind(), io::ErrorKind::TimedOut);
+        drop(held);
+        in_time(Duration::ZERO, take).unwrap();
     }
 
     #[test]

@@ -221,6 +221,13 @@ impl Shared {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
+    /// For a worker that will take requests: if one of them blocks, somebody has to see it.
+    pub(super) fn rouse_monitor(&self) {
+        if self.monitor_asleep.load(Ordering::SeqCst) {
+            self.wake_monitor();
+        }
+    }
+
     pub(super) fn wake_monitor(&self) {
         if let Some(thread) = &*self.monitor.lock().unwrap_or_else(PoisonError::into_inner) {
             self.monitor_asleep.store(false, Ordering::SeqCst);

@@ -86,9 +86,7 @@ impl Worker<'_> {
         }];
         // The worker may have been started because others left requests behind.
         while !shared.stopped.load(Ordering::SeqCst) {
-            if shared.monitor_asleep.load(Ordering::SeqCst) {
-                shared.wake_monitor();
-            }
+            shared.rouse_monitor();
             self.serve();
             let surplus = shared.headcount.now().threads > shared.base;
             let got = epoll::wait(&shared.epoll, &mut events, surplus.then_some(&RETIRE_AFTER));
@@ -137,6 +135,8 @@ impl Worker<'_> {
                         return;
                     }
                     shared.headcount.wake();
+                    // It may have found everybody idle just now.
+                    shared.rouse_monitor();
                 }
                 Ended::Changed => {}
                 Ended::Stopped => {
