@@ -2,6 +2,7 @@
 //!
 //! Owns the default place, the names inside, and who may write there: whoever does decides what guests run.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -83,10 +84,13 @@ fn usual() -> Option<PathBuf> {
     if geteuid().is_root() {
         return Some("/var/lib/nydusbox".into());
     }
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
-    let data = std::env::var_os("XDG_DATA_HOME")
-        .map(PathBuf::from)
-        .or_else(home)?;
+    of_a_user(std::env::var_os("XDG_DATA_HOME"), std::env::var_os("HOME"))
+}
+
+/// By the XDG rule, a directory that is not absolute counts as none.
+fn of_a_user(data_home: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let absolute = |dir: Option<OsString>| dir.map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let data = absolute(data_home).or_else(|| absolute(home).map(|home| home.join(".local/share")))?;
     Some(data.join("nydusbox"))
 }
 
@@ -144,6 +148,22 @@ mod tests {
 
     fn set_mode(path: &Path, mode: u32) {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_is_not_absolute_counts_as_none() {
+        let is = |data_home: Option<&str>, home: Option<&str>| {
+            of_a_user(data_home.map(OsString::from), home.map(OsString::from))
+        };
+        assert_eq!(is(Some("/d"), Some("/h")), Some("/d/nydusbox".into()));
+        for given in [None, Some(""), Some("d"), Some("./d")] {
+            assert_eq!(
+                is(given, Some("/h")),
+                Some("/h/.local/share/nydusbox".into()),
+                "{given:?}"
+            );
+            assert_eq!(is(given, given), None, "{given:?}");
+        }
     }
 
     #[test]

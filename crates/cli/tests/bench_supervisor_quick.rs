@@ -14,7 +14,7 @@ fn the_benchmark_runs_and_measures_every_row() {
     plan.nydusd = require(Peer::Nydusd).ok();
     let report = run(&plan).unwrap_or_else(|e| panic!("{e}"));
     let contenders = 1 + usize::from(plan.nydusd.is_some());
-    assert_eq!(report.rows.len(), 20 * contenders + 1, "{report:?}");
+    assert_eq!(report.rows.len(), 21 * contenders + 1, "{report:?}");
     for row in &report.rows {
         assert!(
             !row.values.is_empty() && row.values.iter().all(|v| v.is_finite()),
