@@ -13,6 +13,7 @@ use std::process::Stdio;
 
 use common::{peer, told, with_hangup};
 use nydusbox_testkit::machine::run::{Machine, checksums, parse_checksums};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 fn machine() -> Option<Machine> {
     Machine::new(env!("CARGO_BIN_EXE_nydusbox"))
@@ -194,6 +195,7 @@ fn vm_streams_that_would_block_are_waited_for() {
     for flags in [input.as_fd(), output.as_fd()] {
         rustix::fs::fcntl_setfl(flags, rustix::fs::OFlags::NONBLOCK).unwrap();
     }
+    let full = output.try_clone().unwrap();
     let child = machine
         .run()
         .args(["--", "sh", "-c", "echo ready; cat; seq 1 30000"])
@@ -206,9 +208,15 @@ fn vm_streams_that_would_block_are_waited_for() {
     slow.read_exact(&mut ready).unwrap();
     late.write_all(b"late\n").unwrap();
     drop(late);
-    while rustix::io::ioctl_fionread(&slow).unwrap() < 65536 {
+    // Until the pipe is full.
+    let takes_more = || {
+        let mut end = [PollFd::new(&full, PollFlags::OUT)];
+        poll(&mut end, Some(&Timespec::default())).unwrap() == 1
+    };
+    while takes_more() {
         std::thread::yield_now();
     }
+    drop(full);
     let mut rest = String::new();
     slow.read_to_string(&mut rest).unwrap();
     let numbers: String = (1..=30000).map(|n| format!("{n}\n")).collect();
