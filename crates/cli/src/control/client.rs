@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::presence::{Presence, no_answer, owner_of};
 use super::wire::{self, ControlError};
@@ -22,6 +22,10 @@ use crate::state_dir::StateDir;
 
 /// How long a supervisor may take to answer anything at all.
 pub(crate) const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the kernel may take to close all that a killed supervisor had open.
+const DIES_WITHIN: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A connection to one supervisor.
 #[derive(Debug)]
@@ -185,13 +189,23 @@ impl Client {
         })
     }
 
-    /// The connection broke: most likely its supervisor is gone, and then that is what to say.
+    /// The connection broke: most likely its supervisor is gone, and then that is what to say. One that is being killed
+    /// still listens, or has its lock, for a moment.
     async fn broken(&self, error: &hyper::Error) -> Failure {
-        match Presence::of(&self.state_dir, &self.id).await {
-            Presence::Live(_) => {
-                Failure::new(&format!("hear from the supervisor of sandbox {}", self.id), error)
+        let until = Instant::now() + DIES_WITHIN;
+        loop {
+            let presence = Presence::of(&self.state_dir, &self.id).await;
+            let is_there = matches!(presence, Presence::Live(_) | Presence::Busy { .. });
+            if is_there && Instant::now() < until {
+                sleep(LOOK).await;
+                continue;
             }
-            other => other.failure(&self.state_dir, &self.id),
+            return match presence {
+                Presence::Live(_) => {
+                    Failure::new(&format!("hear from the supervisor of sandbox {}", self.id), error)
+                }
+                other => other.failure(&self.state_dir, &self.id),
+            };
         }
     }
 }
