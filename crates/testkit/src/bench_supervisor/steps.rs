@@ -15,7 +15,7 @@ use super::{BenchError, Plan, Row, by_hand, ms};
 const START_MS: f64 = 10.0;
 /// The same with nydusd, beyond what it takes itself.
 const START_BEYOND_MS: f64 = 2.0;
-/// A mount beside the bare call by an HTTP library.
+/// A mount beside the bare call.
 const MOUNT_TIMES: f64 = 1.2;
 /// What each way leaves for later (the daemon's lines of log, what nobody waits for) is not done in the time of the
 /// next.
@@ -59,21 +59,21 @@ pub(super) async fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
         } else {
             bare.median() + START_BEYOND_MS
         };
-        let mount_http = row(
-            "mount by a library for HTTP",
-            "by hyper on the library's runtime: mount of an image",
-        );
-        let mount_limit = mount_http.median() * MOUNT_TIMES;
+        let mount_bare = row("mount by hand", "by hand: mount of an image");
+        let mount_limit = mount_bare.median() * MOUNT_TIMES;
         rows.extend([
             answers,
             bare,
             start.at_most(limit),
-            row("mount by hand", "by hand: mount of an image"),
+            mount_bare,
             row(
                 "mount on the runtime",
                 "by hand on the library's runtime: mount of an image",
             ),
-            mount_http,
+            row(
+                "mount by a library for HTTP",
+                "by hyper on the library's runtime: mount of an image",
+            ),
             row("mount", "library: mount of an image").at_most(mount_limit),
             row("stop", "library: stop").at_most(STOP_MS),
             row("notice", "library: daemon killed, until the status says so").at_most(NOTICE_MS),
