@@ -105,7 +105,9 @@ pub enum VmConfigError {
         name: OsString,
     },
     /// A share shown at the container's root, or in place of what every container has.
-    #[error("a share cannot be shown at {target}")]
+    #[error(
+        "a share cannot be shown at {target}, where every container has something of its own: choose another place"
+    )]
     ShareTarget {
         /// The target.
         target: GuestPath,
